@@ -1,0 +1,6 @@
+"""See ``docs/``. Stands at the top of the repository; imported as ``pdc_fx.passes`` and under no other name."""
+
+if __name__ != "pdc_fx.passes":
+    raise ImportError(
+        f"this package was imported as {__name__!r}; import it as 'pdc_fx.passes' (run 'pip install -e .' in the repository first)"
+    )
