@@ -1,0 +1,82 @@
+"""Plan -> tensor axes: which position of which axis stands for which.
+
+Tying, rewriting and the residual all read the plan through this table, so they cannot disagree about it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from pdc_fx.errors import InputError
+from pdc_fx.ir import ClusterPlan, Integers, Role
+
+
+@dataclass(frozen=True)
+class MergedAxis:
+    """One axis of one tensor under a plan.
+
+    Attributes:
+        stand_in: shape ``(size,)``; the position that represents each position. Those that represent themselves remain.
+        groups: name of the group that owns the axis (the first, where several do).
+    """
+
+    tensor: str
+    dim: int
+    role: Role
+    group: str
+    stand_in: Integers
+
+    @property
+    def kept(self) -> Integers:
+        return np.flatnonzero(self.stand_in == np.arange(len(self.stand_in)))
+
+    @property
+    def cluster(self) -> Integers:
+        """Shape ``(size,)``; the position of each one's representative among those kept."""
+        index = np.zeros(len(self.stand_in), dtype=np.int64)
+        index[self.kept] = np.arange(len(self.kept))
+        return index[self.stand_in]
+
+
+def merged_axes(plan: ClusterPlan) -> list[MergedAxis]:
+    """Every axis on which at least two positions become one, in the order of tensors and axes."""
+    stand_ins: dict[tuple[str, int], Integers] = {}
+    owner: dict[tuple[str, int], tuple[Role, str]] = {}
+    for group, clusters in zip(plan.groups.groups, plan.clusters, strict=True):
+        representative = np.unique(clusters, return_index=True)[1][clusters]
+        for member in group.members:
+            key = member.tensor, member.dim
+            if key not in stand_ins:
+                stand_ins[key] = np.arange(plan.groups.shapes[member.tensor][member.dim])
+                owner[key] = member.role, group.name
+            stand_ins[key][member.positions] = member.positions[representative]
+    axes = [MergedAxis(tensor, dim, *owner[tensor, dim], stand_in) for (tensor, dim), stand_in in sorted(stand_ins.items())]
+    return [axis for axis in axes if len(axis.kept) < len(axis.stand_in)]
+
+
+def by_tensor(axes: list[MergedAxis]) -> dict[str, list[MergedAxis]]:
+    """The axes of each tensor."""
+    table: dict[str, list[MergedAxis]] = defaultdict(list)
+    for axis in axes:
+        table[axis.tensor].append(axis)
+    return dict(table)
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by every name they have."""
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def tensor_of(tensors: Mapping[str, Tensor], axis: MergedAxis) -> Tensor:
+    tensor = tensors.get(axis.tensor)
+    if tensor is None or tensor.dim() <= axis.dim or tensor.shape[axis.dim] != len(axis.stand_in):
+        shape = "missing" if tensor is None else tuple(tensor.shape)
+        raise InputError(
+            "the plan does not belong to this model", where=f"'{axis.tensor}': {shape}, axis {axis.dim} should hold {len(axis.stand_in)}"
+        )
+    return tensor

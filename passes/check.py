@@ -1,0 +1,136 @@
+"""The dry run: can this model be merged exactly? No data, no training.
+
+Half of the channels of every group are merged at random in float64, after statistics and constant parameters have been drawn at
+random (a zero-initialised head or a layer scale of 1e-6 would make any two models look equal). The certificate says how far
+the compact model is from the tied one, and refuses to say anything where the outputs did not feel the tie at all.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from pdc_fx.errors import ExactnessError, InputError, NothingToMergeError
+from pdc_fx.ir import Certificate, ChannelGroups, ClusterPlan, Integers, first_appearance
+from pdc_fx.passes.compare import compare
+from pdc_fx.passes.dependency import AnalyzeDependencies
+from pdc_fx.passes.rewrite import describe, merge_channels
+from pdc_fx.passes.tie import Tying
+from pdc_fx.trace import Inputs, as_arguments, record
+
+TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
+
+
+def random_halves(groups: ChannelGroups, seed: int) -> ClusterPlan:
+    """A plan that puts the channels of every group into random clusters, half as many as channels."""
+    generator = np.random.default_rng(seed)
+
+    def halves(channels: int) -> Integers:
+        width = max(1, channels // 2)
+        labels = np.concatenate([np.arange(width), generator.integers(0, width, channels - width)])
+        return first_appearance(generator.permutation(labels))
+
+    return ClusterPlan(groups, tuple(halves(g.channels) for g in groups.groups), "random", {"seed": seed})
+
+
+@torch.no_grad()
+def randomize_statistics(model: nn.Module, seed: int) -> None:
+    """Draw normalisation statistics, and every parameter that is constant, at random."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(tensor: Tensor, low: float, high: float) -> None:
+        tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * (high - low) + low)
+
+    for module in model.modules():
+        if isinstance(module, _NormBase) and module.running_mean is not None and module.running_var is not None:
+            uniform(module.running_mean, -0.2, 0.2)
+            uniform(module.running_var, 0.8, 1.2)
+    for parameter in model.parameters():
+        if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
+            base = 1.0 if float(parameter.flatten()[0]) == 1.0 else 0.0
+            uniform(parameter, base - 0.2, base + 0.2)
+
+
+def check(model: nn.Module, example_inputs: Inputs, *, seed: int = 0, dtype: torch.dtype = torch.float64, name: str = "", frozen: tuple[str, ...] = ()) -> Certificate:  # fmt: skip
+    """Merge half of the channels at random on a copy of ``model``, and measure what that changes.
+
+    Args:
+        model: any module; it is not changed.
+        example_inputs: a tensor or a tuple of call arguments.
+        seed: of the partition, of the statistics and of the inputs.
+        dtype: ``float64`` (tolerance 1e-9 relative), or ``float32`` (1e-4) for models too large for that.
+
+    Raises:
+        NothingToMergeError: no two channels may be merged.
+        ExactnessError: the outputs do not depend on what was merged, so that nothing could be shown.
+
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> certificate = check(net, torch.zeros(1, 3, 8, 8))
+    >>> certificate.passed, certificate.mergeable_channels
+    (True, 8)
+    """
+    dtype_name = str(dtype).removeprefix("torch.")
+    if dtype_name not in TOLERANCES:
+        raise InputError(f"a check runs in float64 or float32, not in {dtype_name}")
+    seconds: dict[str, float] = {}
+    inputs = tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in as_arguments(example_inputs))
+    original = copy.deepcopy(model).to(dtype).requires_grad_(False)
+    randomize_statistics(original, seed)
+    with _timed(seconds, "trace"):
+        recording = record(original, inputs)
+    with _timed(seconds, "analyze"):
+        groups = AnalyzeDependencies(frozen)(recording)
+    if not groups.groups:
+        reasons = "; ".join(f"{f.channels} channels of '{f.module}': {f.reason}" for f in groups.frozen[:3])
+        raise NothingToMergeError("no two channels of this model may be merged", where=reasons, hint="'pdc-fx inspect' lists all reasons")
+    plan = random_halves(groups, seed)
+    with _timed(seconds, "tie"):
+        tied = copy.deepcopy(original)
+        Tying(tied, plan, "hard").snap()
+    with _timed(seconds, "rewrite"):
+        compact = merge_channels(tied, plan, inputs)
+    tolerance = TOLERANCES[dtype_name]
+    with _timed(seconds, "compare"):
+        found = compare(tied, compact, inputs, tolerance=tolerance, seed=seed)
+        felt = compare(original, tied, inputs, tolerance=tolerance, seed=seed)
+    if felt.max_rel_error <= 100 * tolerance or found.constant:
+        raise ExactnessError(
+            "the check says nothing: the outputs do not depend on the merged channels, or are constant",
+            hint="give example inputs on which the model is alive, or another --seed",
+        )
+    return Certificate(
+        model=name or type(model).__name__,
+        passed=found.passed,
+        max_abs_error=found.max_abs_error,
+        max_rel_error=found.max_rel_error,
+        tolerance=tolerance,
+        dtype=dtype_name,
+        seed=seed,
+        macs_before=plan.macs_before,
+        macs_after=plan.macs_after,
+        params_before=plan.params_before,
+        params_after=sum(p.numel() for p in compact.parameters()),
+        channels=groups.channels,
+        mergeable_channels=groups.mergeable_channels,
+        groups=len(groups.groups),
+        frozen=groups.frozen,
+        unreached=groups.unreached,
+        seconds=seconds,
+        result_type=describe(compact),
+        first_difference=found.first_difference,
+    )
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[phase] = round(time.perf_counter() - start, 4)

@@ -1,0 +1,98 @@
+"""Two modules that must compute the same: run both on the same random inputs and measure how far apart they are."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten_with_path, tree_map
+
+from pdc_fx.errors import TraceError
+from pdc_fx.trace import Inputs, as_arguments, evaluating
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was measured.
+
+    Attributes:
+        passed: every output within ``tolerance``, finite, of the same shape.
+        max_abs_error: over all outputs.
+        max_rel_error: the largest, over outputs, of the absolute error over the largest magnitude of the reference.
+        first_difference: the first output that differs, or None.
+        constant: an output of the reference does not vary at all, so that the comparison says little.
+    """
+
+    passed: bool
+    max_abs_error: float
+    max_rel_error: float
+    tolerance: float
+    first_difference: str | None = None
+    constant: bool = False
+
+
+def in_float64(model: nn.Module, example_inputs: Inputs) -> tuple[nn.Module, tuple[Any, ...]]:
+    """Copies in double precision; integer inputs stay as they are."""
+    inputs = tree_map(lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, as_arguments(example_inputs))
+    return copy.deepcopy(model).double(), inputs
+
+
+def random_inputs(example_inputs: Inputs, seed: int) -> tuple[Any, ...]:
+    """Standard normal tensors in place of floating inputs, all else as given."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
+        return leaf
+
+    return tuple(tree_map(draw, as_arguments(example_inputs)))
+
+
+def named_outputs(output: Any) -> dict[str, Tensor]:
+    """The tensors in an output by their place in it."""
+    flat, _ = tree_flatten_with_path(output)
+    return {"output" + "".join(str(key) for key in path): leaf for path, leaf in flat if isinstance(leaf, Tensor)}
+
+
+def compare(reference: nn.Module, other: nn.Module, example_inputs: Inputs, *, tolerance: float, seed: int = 0) -> Comparison:
+    """Run both in eval mode on the same random inputs.
+
+    Raises:
+        TraceError: one of them raises.
+    """
+    inputs = random_inputs(example_inputs, seed)
+    expected, actual = (named_outputs(_run(model, inputs)) for model in (reference, other))
+    if list(expected) != list(actual):
+        return Comparison(False, float("inf"), float("inf"), tolerance, f"outputs {list(actual)} instead of {list(expected)}")
+    absolute = relative = 0.0
+    first: str | None = None
+    constant = False
+    for name, want in expected.items():
+        error, scale, varies = _distance(want, actual[name])
+        constant |= not varies
+        ratio = error / scale if scale > 0 else error
+        if not ratio <= tolerance and first is None:
+            first = name
+        absolute, relative = max(absolute, error), max(relative, ratio)
+    return Comparison(first is None, absolute, relative, tolerance, first, constant)
+
+
+def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    with evaluating(model):
+        try:
+            return model(*inputs)
+        except Exception as error:
+            raise TraceError(f"{type(model).__name__} raised {type(error).__name__} while it was compared: {error}") from error
+
+
+def _distance(want: Tensor, got: Tensor) -> tuple[float, float, bool]:
+    if want.shape != got.shape or not bool(torch.isfinite(want).all()) or not bool(torch.isfinite(got).all()):
+        return float("inf"), 1.0, True
+    if not want.numel():
+        return 0.0, 1.0, True
+    want, got = want.double(), got.double()
+    return float((want - got).abs().max()), float(want.abs().max()), bool(want.numel() == 1 or (want != want.flatten()[0]).any())

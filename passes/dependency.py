@@ -1,0 +1,232 @@
+"""Recording -> channel groups: which channels must live and go together, and which may replace each other.
+
+1. Every node of the recording is given to its rule (:mod:`pdc_fx.rules`), in order. Out come pairs of labels that are one
+   channel, the axes of tensors that hold labels, and labels that must stay.
+2. The pairs are solved once: a *channel* is a connected component of labels.
+3. A channel's *signature* is the multiset of (tensor axis, role, path) at which it is held. Channels of equal signature form a
+   group. A channel that meets one axis twice under the same path cannot be matched place by place and is frozen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from pdc_fx.ir import ChannelGroup, ChannelGroups, FrozenChannels, Integers, Member, Role
+from pdc_fx.passes.base import Pass
+from pdc_fx.rules import Channels, Flow, Site, Weight, apply_rule
+from pdc_fx.rules.base import FIXED, mix
+from pdc_fx.trace import Recording
+
+
+class AnalyzeDependencies(Pass[Recording, ChannelGroups]):
+    """The analysis as a pass."""
+
+    def __init__(self, frozen: tuple[str, ...] = ()) -> None:
+        self.frozen = frozen
+
+    def call(self, value: Recording) -> ChannelGroups:
+        return solve(flow_of(value), self.frozen).groups
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Groups, and what is needed to tell for any label which channel of which group it is."""
+
+    groups: ChannelGroups
+    flow: Flow
+    unit: Integers  # label -> channel number
+    group: Integers  # channel number -> group number, or -1
+    row: Integers  # channel number -> its row in the group, or -1
+
+
+def flow_of(recording: Recording) -> Flow:
+    """Run every rule over the recording."""
+    flow = Flow(recording)
+    for key, node in enumerate(recording.graph.nodes):
+        site = Site(flow, node, key)
+        if node.op == "placeholder":
+            flow.values[node] = Channels.fixed(node.meta["shape"])
+        elif node.op == "get_attr":
+            known = not node.meta["unknown"]
+            flow.values[node] = Weight(node.target, node.meta["shape"]) if known else Channels.fixed(node.meta["shape"])
+        elif node.op == "output":
+            site.freeze(list(node.args), "is an output of the model")
+        else:
+            flow.values[node] = apply_rule(site)
+    return flow
+
+
+def solve(flow: Flow, frozen_names: tuple[str, ...] = ()) -> Solution:
+    """Connected components, signatures, groups."""
+    unit = _components(flow)
+    slots = _slots(flow, unit)
+    count = int(unit.max()) + 1 if len(unit) else 0
+    reasons = _frozen_units(flow, unit, slots, frozen_names)
+    signature = _signatures(slots, count)
+    held = np.zeros(count, dtype=bool)
+    held[slots.unit] = True
+    candidates = held.copy()
+    candidates[list(reasons)] = False
+
+    group_of, row_of = np.full(count, -1), np.full(count, -1)
+    groups: list[ChannelGroup] = []
+    order = _first_labels(unit, count)
+    maker = _makers(flow)
+    members = np.flatnonzero(candidates)
+    members = members[np.argsort(order[members], kind="stable")]
+    by_signature: dict[bytes, list[int]] = {}
+    for index in members:
+        by_signature.setdefault(signature[index].tobytes(), []).append(int(index))
+    slots_by_unit = slots.sorted_by_unit(count)
+    for units in by_signature.values():
+        if len(units) == 1:
+            reasons[units[0]] = "no other channel is used in the same way"
+            continue
+        row_of[units], group_of[units] = np.arange(len(units)), len(groups)
+        groups.append(_group(flow, slots_by_unit, np.asarray(units), maker(order[units[0]])))
+    recording = flow.recording
+    result = ChannelGroups(
+        groups=tuple(groups),
+        frozen=_summary(reasons, held, order, maker),
+        unreached=recording.unreached,
+        sites=tuple(flow.sites),
+        fixed_macs=flow.fixed_macs,
+        shapes=recording.shapes,
+        parameters=recording.parameters,
+        inputs=recording.inputs,
+        frozen_names=frozen_names,
+    )
+    return Solution(result, flow, unit, group_of, row_of)
+
+
+def _components(flow: Flow) -> Integers:
+    if not flow.labels:
+        return np.zeros(0, dtype=np.int64)
+    a = torch.cat([p[0] for p in flow.pairs]).numpy() if flow.pairs else np.zeros(0, dtype=np.int64)
+    b = torch.cat([p[1] for p in flow.pairs]).numpy() if flow.pairs else np.zeros(0, dtype=np.int64)
+    graph = coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(flow.labels, flow.labels))
+    return connected_components(graph, directed=False)[1].astype(np.int64)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """All places at which tensor axes hold channels, as parallel arrays."""
+
+    axes: list[tuple[str, int, Role]]
+    unit: Integers
+    axis: Integers
+    position: Integers
+    path: Integers
+
+    def sorted_by_unit(self, count: int) -> tuple[_Slots, Integers]:
+        """Sorted by channel, then axis, then path; and where each channel starts."""
+        order = np.lexsort((self.path, self.axis, self.unit))
+        ordered = _Slots(self.axes, self.unit[order], self.axis[order], self.position[order], self.path[order])
+        return ordered, np.searchsorted(ordered.unit, np.arange(count + 1))
+
+
+def _slots(flow: Flow, unit: Integers) -> _Slots:
+    tags = torch.zeros(flow.labels + 1, dtype=torch.int64)
+    for labels, places in flow.tags:
+        tags[labels] = mix(tags[labels], places)
+    names: list[tuple[str, int, Role]] = []
+    columns: list[tuple[torch.Tensor, ...]] = []
+    for (tensor, dim), axis in flow.axes.items():
+        at = torch.nonzero(axis.label != FIXED).reshape(-1)
+        if len(at):
+            label = axis.label[at]
+            columns.append((label, torch.full_like(label, len(names)), at, mix(axis.path.expand_as(axis.label)[at], tags[label])))
+            names.append((tensor, dim, axis.role))
+    label, number, position, path = (torch.cat(c).numpy() if columns else np.zeros(0, np.int64) for c in (zip(*columns, strict=True) if columns else [[]] * 4))  # fmt: skip
+    return _Slots(names, unit[label], number, position, path)
+
+
+def _signatures(slots: _Slots, count: int) -> Integers:
+    """A 128-bit hash per channel of the multiset of its (axis, path)."""
+    axis, path = torch.from_numpy(slots.axis), torch.from_numpy(slots.path)
+    total = torch.zeros(count, 2, dtype=torch.int64)
+    for column in range(2):
+        total[:, column].index_add_(0, torch.from_numpy(slots.unit), mix(axis, path, column + 1))
+    result: Integers = total.numpy()
+    return result
+
+
+def _frozen_units(flow: Flow, unit: Integers, slots: _Slots, names: tuple[str, ...]) -> dict[int, str]:
+    """Channel number -> why it must stay. The first reason stands."""
+    reasons: dict[int, str] = {}
+    for tensor, dim in flow.axes:
+        module = tensor.rpartition(".")[0]
+        if any(_matches(module, name) for name in names):
+            flow.freeze(flow.axes[tensor, dim].label, "was frozen by request", module)
+    for labels, reason, module in flow.frozen:
+        for index in np.unique(unit[labels.numpy()]):
+            reasons.setdefault(int(index), f"{reason} (at '{module}')" if module else reason)
+    ordered, _ = slots.sorted_by_unit(0)
+    twice = (np.diff(ordered.unit) == 0) & (np.diff(ordered.axis) == 0) & (np.diff(ordered.path) == 0)
+    for index in np.unique(ordered.unit[1:][twice]):
+        reasons.setdefault(int(index), "meets itself at another position, so that its places cannot be told apart")
+    for value in flow.values.values():
+        for index in _spread(value, unit):
+            reasons.setdefault(int(index), "is spread over several axes of a tensor")
+    return reasons
+
+
+def _matches(module: str, pattern: str) -> bool:
+    from fnmatch import fnmatchcase
+
+    return fnmatchcase(module, pattern) or module.startswith(pattern + ".")
+
+
+def _spread(value: object, unit: Integers) -> Integers:
+    """Channels of a value whose axes cannot shrink one by one, since the channel depends on several of them at once."""
+    if isinstance(value, (list, tuple)):
+        parts = [_spread(v, unit) for v in value]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+    if not isinstance(value, Channels) or len(value.varying) < 2:
+        return np.zeros(0, dtype=np.int64)
+    label = value.label.numpy()
+    units = np.where(label == FIXED, -1, unit[label])
+    varying = [d for d in range(units.ndim) if (units != np.take(units, [0], d)).any()]
+    return np.unique(units[units >= 0]) if len(varying) > 1 else np.zeros(0, dtype=np.int64)
+
+
+def _first_labels(unit: Integers, count: int) -> Integers:
+    first = np.full(count, len(unit))
+    np.minimum.at(first, unit, np.arange(len(unit)))
+    return first
+
+
+def _makers(flow: Flow):  # type: ignore[no-untyped-def]
+    """A function from a label to the module that made it."""
+    starts = np.asarray([start for start, _ in flow.makers])
+
+    def maker(label: int) -> str:
+        return flow.makers[int(np.searchsorted(starts, label, side="right")) - 1][1]
+
+    return maker
+
+
+def _group(flow: Flow, slots_by_unit: tuple[_Slots, Integers], units: Integers, name: str) -> ChannelGroup:
+    slots, starts = slots_by_unit
+    per_unit = starts[units[0] + 1] - starts[units[0]]
+    rows = starts[units][:, None] + np.arange(per_unit)
+    axes, positions = slots.axis[rows[0]], slots.position[rows]
+    members = []
+    for axis in np.unique(axes):
+        tensor, dim, role = slots.axes[axis]
+        members.append(Member(tensor, dim, role, positions[:, axes == axis]))
+    return ChannelGroup(name, len(units), tuple(members))
+
+
+def _summary(reasons: dict[int, str], held: np.ndarray, order: Integers, maker) -> tuple[FrozenChannels, ...]:  # type: ignore[no-untyped-def,type-arg]
+    counted: Counter[tuple[str, str]] = Counter()
+    for index in sorted(reasons, key=lambda i: order[i]):
+        if held[index]:
+            counted[maker(order[index]), reasons[index]] += 1
+    return tuple(FrozenChannels(n, module, reason) for (module, reason), n in counted.items())

@@ -1,0 +1,203 @@
+"""Plan -> tied module: members of a cluster are made, and kept, identical while the network trains at full width.
+
+Let ``F_1 .. F_m`` be the filters of a cluster (with their batch-norm entries and all that rides on the channel). Tying projects
+each onto the centroid ``(F_1 + ... + F_m) / m``. Since the projection is linear and the members start equal, projecting the
+weights after a step of SGD is the same as averaging the gradients inside clusters before it (Ding et al., Centripetal SGD, CVPR
+2019, eq. 3 with infinite strength); momentum included.
+
+Modes:
+
+- ``hard``: clusters are those of the plan from the first step on; gradients are averaged inside them as they arrive.
+- ``pdc``: filters train freely and are reconstructed from clusters at intervals, the removed share rising on a schedule to its
+  final value; from then on as ``hard`` (Niu et al., PDC, 2023, by its abstract and its siblings; the schedule is ours).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pdc_fx.errors import ExactnessError, InputError
+from pdc_fx.ir import ClusterPlan
+from pdc_fx.passes.axes import MergedAxis, merged_axes, named_tensors, tensor_of
+from pdc_fx.passes.cluster import recluster
+
+Mode = Literal["pdc", "hard"]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The largest deviation inside any cluster: relative to the tensor's largest magnitude, and where it is."""
+
+    value: float
+    group: str = ""
+    tensor: str = ""
+    index: int = -1
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} at position {self.index} of '{self.tensor}' in group '{self.group}'" if self.tensor else "0"
+
+
+def residual(model: nn.Module, plan: ClusterPlan) -> Residual:
+    """How far ``model`` is from being tied by ``plan``; exactly 0 where it is."""
+    tensors = named_tensors(model)
+    worst = Residual(0.0)
+    for axis in merged_axes(plan):
+        if axis.role == "consumer":
+            continue
+        tensor = tensor_of(tensors, axis).detach()
+        deviation = (tensor - tensor.index_select(axis.dim, _index(axis.stand_in, tensor))).abs()
+        scale = max(float(tensor.abs().max()), torch.finfo(tensor.dtype).tiny)
+        per_position = deviation.movedim(axis.dim, 0).reshape(len(axis.stand_in), -1).amax(1)
+        value = float(per_position.max()) / scale
+        if not value <= worst.value:
+            worst = Residual(value, axis.group, axis.tensor, int(per_position.argmax()))
+    return worst
+
+
+def require_tied(model: nn.Module, plan: ClusterPlan) -> None:
+    """Raise :class:`ExactnessError` unless the members of every cluster are identical, bit for bit."""
+    found = residual(model, plan)
+    if found.value != 0:
+        raise ExactnessError(
+            f"the model is not tied: relative residual {found.value:.3g} in group '{found.group}'",
+            where=f"'{found.tensor}', position {found.index}",
+            hint="call tying.snap() before the rewrite, and change no weight in between",
+        )
+
+
+def _index(values: object, like: Tensor) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.int64, device=like.device)
+
+
+class _Projection:
+    """Averages the positions of each cluster along one axis of one tensor."""
+
+    def __init__(self, axis: MergedAxis, tensor: Tensor) -> None:
+        self.dim = axis.dim
+        self.cluster = _index(axis.cluster, tensor)
+        sizes = torch.bincount(self.cluster).to(tensor.dtype)
+        shape = [1] * tensor.dim()
+        shape[axis.dim] = -1
+        self.sizes = sizes.reshape(shape)
+
+    def __call__(self, tensor: Tensor) -> None:
+        shape = list(tensor.shape)
+        shape[self.dim] = self.sizes.numel()
+        total = tensor.new_zeros(shape).index_add_(self.dim, self.cluster, tensor)
+        tensor.copy_((total / self.sizes).index_select(self.dim, self.cluster))
+
+
+class Tying:
+    """Keeps a live module tied. Shapes never change, so optimizer, EMA, DDP and checkpoints go on as they are.
+
+    Made by :func:`pdc_fx.tie`. Call :meth:`step` after each optimizer step, :meth:`snap` once before the rewrite.
+
+    Attributes:
+        plan: the plan in force; in mode ``pdc`` its clusters follow the weights until they are final.
+    """
+
+    def __init__(
+        self, model: nn.Module, plan: ClusterPlan, mode: Mode = "pdc", *, total_steps: int | None = None, settled: float = 0.4, rounds: int = 10
+    ) -> None:  # fmt: skip
+        if mode not in ("pdc", "hard"):
+            raise InputError(f"unknown tying mode {mode!r}", hint="use 'pdc' or 'hard'")
+        if mode == "pdc" and (total_steps is None or total_steps < 1):
+            raise InputError("mode 'pdc' spreads its reconstruction over the run and needs its length", hint="pass total_steps=")
+        self.plan, self.mode = plan, mode
+        self._model = model
+        self._steps = 0
+        self._hooks: list[Callable[[], None]] = []
+        self._projections: list[tuple[str, _Projection]] = []
+        self._schedule = _reconstruction_steps(total_steps or 0, settled, rounds) if mode == "pdc" else {}
+        self._final = mode == "hard"
+        if self._final:
+            self._bind()
+            self._project()
+
+    @property
+    def final(self) -> bool:
+        """Whether the clusters are fixed and held."""
+        return self._final
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Call after every ``optimizer.step()``."""
+        self._steps += 1
+        share = self._schedule.get(self._steps)
+        if share is not None:
+            self._reconstruct(share)
+        elif self._final:
+            self._project()
+
+    @torch.no_grad()
+    def snap(self) -> ClusterPlan:
+        """Make every cluster identical, bit for bit, and give the plan that is now exact."""
+        if not self._final:
+            self._reconstruct(1.0)
+        self._project()
+        require_tied(self._model, self.plan)
+        return self.plan
+
+    def residual(self) -> Residual:
+        """How far the model is from being tied by the plan."""
+        return residual(self._model, self.plan)
+
+    def close(self) -> None:
+        """Stop averaging gradients."""
+        for remove in self._hooks:
+            remove()
+        self._hooks.clear()
+
+    def _reconstruct(self, share: float) -> None:
+        """Cluster the present weights, ``share`` of the way to the final widths, and set each filter to its centroid."""
+        now = recluster(self._model, self.plan, share)
+        if share >= 1.0:
+            self.plan, self._final = now, True
+            self._bind()
+            self._project()
+            return
+        tensors = named_tensors(self._model)
+        for axis in merged_axes(now):
+            if axis.role != "consumer":
+                tensor = tensor_of(tensors, axis)
+                _Projection(axis, tensor)(tensor)
+
+    def _bind(self) -> None:
+        self.close()
+        tensors = named_tensors(self._model)
+        axes = [axis for axis in merged_axes(self.plan) if axis.role != "consumer"]
+        self._projections = [(axis.tensor, _Projection(axis, tensor_of(tensors, axis))) for axis in axes]
+        for name, projection in self._projections:
+            tensor = tensors[name]
+            if tensor.requires_grad and tensor.is_leaf:
+                handle = tensor.register_post_accumulate_grad_hook(_averaging(projection))
+                self._hooks.append(handle.remove)
+
+    def _project(self) -> None:
+        tensors = named_tensors(self._model)
+        for name, projection in self._projections:
+            projection(tensors[name])
+
+
+def _averaging(projection: _Projection) -> Callable[[Tensor], None]:
+    def average(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            with torch.no_grad():
+                projection(parameter.grad)
+
+    return average
+
+
+def _reconstruction_steps(total: int, settled: float, rounds: int) -> dict[int, float]:
+    """Step -> share of the channels to remove then: ``rounds`` equal intervals up to ``settled`` of the run.
+
+    >>> _reconstruction_steps(100, 0.4, 4)
+    {10: 0.25, 20: 0.5, 30: 0.75, 40: 1.0}
+    """
+    last = max(1, round(total * settled))
+    return {max(1, round(last * i / rounds)): i / rounds for i in range(1, rounds + 1)}

@@ -1,0 +1,99 @@
+"""Element-wise operations: channels that meet are one channel.
+
+``y[n, c, ...] = f(a[n, c, ...], b[n, c, ...])`` equals ``y[n, c', ...]`` whenever ``a`` and ``b`` do so, hence the labels of all
+operands are unified position by position. An operand that is broadcast along the channel axis (a spatial gate, a scalar)
+gives every channel the same and couples nothing; which gate it was goes into the path.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from pdc_fx.rules.base import Channels, Declined, Shape, Site, Value, Weight, mix, rule
+
+UNARY = """
+relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh sigmoid logsigmoid softplus softsign tanh
+tanhshrink softshrink hardshrink threshold abs neg sign exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square sin cos tan
+asin acos atan sinh cosh asinh acosh atanh erf erfc floor ceil round trunc frac reciprocal positive nan_to_num isnan isinf
+isfinite logical_not bitwise_not clamp clamp_min clamp_max clip contiguous clone detach to float double half bfloat16 type_as
+cpu cuda
+"""
+BINARY = """
+add sub rsub mul div true_divide floor_divide floordiv truediv pow remainder fmod maximum minimum fmax fmin atan2 eq ne lt le gt ge
+logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor where lerp addcmul addcdiv masked_fill and or xor
+"""
+
+
+@rule(UNARY, torch.Tensor.data.__get__)
+def unary(site: Site) -> Value:
+    return site.channels(site.argument(0, "input")).then(site.key)
+
+
+@rule("dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d rrelu")
+def random_in_training(site: Site) -> Value:
+    if site.node.kwargs.get("training", site.node.args[2:3] == (True,)):
+        raise Declined("draws random numbers although the model is in eval mode")
+    return unary(site)
+
+
+@rule(BINARY)
+def nary(site: Site) -> Value:
+    return combine(site, [a for a in (*site.node.args, *site.node.kwargs.values()) if isinstance(a, fx.Node)])
+
+
+@rule("prelu")
+def prelu(site: Site) -> Value:
+    x = site.channels(site.argument(0, "input"))
+    slope = site.argument(1, "weight")
+    if (weight := site.weight(slope)) is None or weight.shape != (1,):
+        label, path = site.along(x, 1)
+        site.ride(slope, 0, label, path)
+    return x.then(site.key)
+
+
+def combine(site: Site, nodes: list[fx.Node]) -> Channels:
+    """The element-wise combination of tensors that broadcast against each other."""
+    shape = site.shape
+    values = [site.value(node) for node in nodes]
+    varying = {d + len(shape) - len(v.shape) for v in values if isinstance(v, Channels) for d in v.varying}
+    operands = [_aligned(site, node, shape, varying) for node in nodes]
+    sizes = [size if d in varying else 1 for d, size in enumerate(shape)]
+    joined: Tensor | None = None
+    path = torch.tensor(site.key)
+    for value in operands:
+        differing = {d for d in varying if value.size(d) > 1}
+        if set(value.varying) == varying and (varying or not value.same.issuperset(range(len(shape)))):
+            if joined is not None:
+                site.flow.unify(joined, value.label, site.module, "is combined with")
+            joined = value.label if joined is None else joined
+            path = mix(path, value.path)
+            continue
+        # not every channel has a position of its own here: a gate, a scalar, a constant
+        if value.varying:
+            site.flow.freeze(value.label, "is shared by channels that vary in another direction", site.module)
+        if differing - set(value.varying):
+            for other in operands:
+                site.flow.freeze(other.label, "is combined with values that differ by channel and cannot shrink", site.module)
+        path = mix(path, value.path, value.label)
+    if joined is None:
+        return Channels.fixed(shape)
+    return Channels(shape, joined.expand(sizes), path.expand(sizes))
+
+
+def _aligned(site: Site, node: fx.Node, shape: Shape, varying: set[int]) -> Channels:
+    """The operand with as many axes as the result; a parameter takes part along the axis in which channels vary."""
+    value = site.value(node)
+    missing = len(shape) - len(node.meta["shape"])
+    if isinstance(value, Weight) and varying:
+        own = [d for d, size in enumerate(value.shape) if size > 1 and d + missing in varying]
+        value = site.riding(value, own) if own else Channels.fixed(value.shape, same=range(len(value.shape)))
+    else:
+        value = site.channels(node)
+    ones = (1,) * missing
+    return Channels(
+        ones + value.shape,
+        value.label.reshape(ones + value.label.shape),
+        value.path.reshape(ones + value.path.shape),
+        frozenset({*range(missing), *(d + missing for d in value.same)}),
+    )

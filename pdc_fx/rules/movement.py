@@ -1,0 +1,328 @@
+"""Data movement: executed on the labels themselves.
+
+A view, a slice or a concat moves values without changing them, so the label at a position of the result is the label at the
+position it came from: the torch function is run on the label tensor. Axes along which the channel does not vary stay at
+size 1 unless the operation mixes them with the channel axis (a flatten), in which case the label is first written out
+along them and each of the places gets a path of its own.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from pdc_fx.rules.base import FIXED, Channels, Declined, Edit, Shape, Site, Value, literal, mix, rule
+
+
+@rule(operator.getitem)
+def item_of_results(site: Site) -> Value:
+    """One of several results."""
+    value, index = site.value(site.node.args[0]), site.node.args[1]
+    if not isinstance(value, (tuple, list)) or not isinstance(index, int):
+        return Channels.fixed(site.node.meta["shape"]) if "shape" in site.node.meta else None
+    result: Value = value[index]
+    return result
+
+
+def segments(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]]:
+    """Split a reshape into the smallest runs of axes with equal products.
+
+    >>> segments((2, 8, 3, 4), (2, 96))
+    [([0], [0]), ([1, 2, 3], [1])]
+    >>> segments((2, 12, 5), (2, 3, 4, 5))
+    [([0], [0]), ([1], [1, 2]), ([2], [3])]
+    """
+    runs: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        ins, outs, a, b = [], [], 1, 1
+        if i < len(before):
+            ins, a, i = [i], before[i], i + 1
+        if j < len(after) and (a != 1 or after[j] == 1 or not ins):
+            outs, b, j = [j], after[j], j + 1
+        while a != b:
+            if a < b and i < len(before):
+                ins.append(i)
+                a, i = a * before[i], i + 1
+            elif j < len(after):
+                outs.append(j)
+                b, j = b * after[j], j + 1
+            else:
+                raise Declined(f"reshapes {before} to {after}, which do not hold the same number of elements")
+        runs.append((ins, outs))
+    return runs
+
+
+def reshaped(x: Channels, shape: Shape) -> Channels:
+    """The channels of ``x`` seen through a reshape to ``shape``."""
+    if 0 in x.shape:
+        raise Declined("works on an empty tensor")
+    mixed: list[int] = []
+    sizes: list[int] = [1] * len(shape)
+    for ins, outs in segments(x.shape, shape):
+        if set(ins) & set(x.varying):
+            mixed.extend(ins)
+            for d in outs:
+                sizes[d] = shape[d]
+    wide = x.expanded(mixed)
+    return Channels(shape, wide.label.reshape(sizes), wide.path.reshape(sizes)).collapsed()
+
+
+@rule("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel")
+def reshape(site: Site) -> Value:
+    x = site.channels(site.argument(0, "input"))
+    if "shape" not in site.node.meta or prod(x.shape) != prod(site.shape) or isinstance(site.argument(1, "dtype"), torch.dtype):
+        raise Declined("reinterprets its elements")
+    return reshaped(x, site.shape).then(site.key)
+
+
+@literal("view reshape")
+def edit_sizes(edit: Edit) -> None:
+    """``view(x, *sizes)`` or ``view(x, sizes)``; an entry of -1 finds its size by itself."""
+    nested = len(edit.node.args) < 2 or isinstance(edit.node.args[1], (tuple, list))
+    sizes = list(edit.get(1, "shape") if nested else edit.node.args[1:])
+    for dim, size in edit.changed.items():
+        sizes[dim] = size if sizes[dim] != -1 else -1
+    if nested:
+        edit.set(1, "shape", tuple(sizes))
+    else:
+        edit.node.args = (edit.node.args[0], *sizes)
+
+
+@rule("permute transpose t swapaxes swapdims movedim moveaxis adjoint", torch.Tensor.T.__get__, torch.Tensor.mT.__get__)
+def permute(site: Site) -> Value:
+    """The order of the axes is read off by running the function on a tensor whose strides tell its axes apart."""
+    x = site.channels(site.argument(0, "input"))
+    probe = torch.empty([d + 2 for d in range(len(x.shape))], device="meta")
+    target, args = site.node.target, [probe, *site.node.args[1:]]
+    moved = target(*args, **{k: v for k, v in site.node.kwargs.items() if k != "input"}) if callable(target) else probe
+    order = [size - 2 for size in moved.shape]
+    return Channels(site.shape, x.label.permute(order), x.path.permute(order)).then(site.key)
+
+
+@rule("cat concat concatenate")
+def cat(site: Site) -> Value:
+    parts = [site.channels(node) for node in site.argument(0, "tensors")]
+    parts = [p for p in parts if p.shape != (0,)]
+    dim = int(site.argument(1, "dim", site.node.kwargs.get("axis", 0))) % len(site.shape)
+    return joined(site, parts, dim)
+
+
+@rule("stack")
+def stack(site: Site) -> Value:
+    parts = [site.channels(node) for node in site.argument(0, "tensors")]
+    dim = int(site.argument(1, "dim", 0)) % len(site.shape)
+    return joined(site, [reshaped(p, p.shape[:dim] + (1,) + p.shape[dim:]) for p in parts], dim)
+
+
+def joined(site: Site, parts: list[Channels], dim: int) -> Channels:
+    """Parts laid behind each other along ``dim``; what is no channel (zeros) gets labels of its own, so that it can follow
+    the channels that it meets later."""
+    across = {d for p in parts for d in p.varying if d != dim}
+    if not across and not any(dim in p.varying for p in parts) and len({int(p.label.reshape(-1)[0]) for p in parts}) == 1:
+        # joined along an axis in which no part varies: space or batch
+        return Channels(site.shape, parts[0].label, mix(*(p.path for p in parts), site.key))
+    labels, paths = [], []
+    for part in parts:
+        if not part.varying and part.same.issuperset({dim, *across}) and bool((part.label == FIXED).all()):
+            part = _minted(site, part, {dim, *across})
+        wide = part.expanded([dim, *across])
+        labels.append(wide.label)
+        paths.append(wide.path)
+    return Channels(site.shape, torch.cat(labels, dim), torch.cat(paths, dim)).collapsed()
+
+
+def _minted(site: Site, part: Channels, dims: set[int]) -> Channels:
+    """Labels for a constant that is the same everywhere."""
+    sizes = [size if d in dims else 1 for d, size in enumerate(part.shape)]
+    label = site.flow.mint(prod(sizes), site.module).reshape(sizes)
+    return Channels(part.shape, label, mix(torch.zeros_like(label), site.key))
+
+
+@rule("pad constant_pad_nd")
+def pad(site: Site) -> Value:
+    """``pad(x, (left of the last axis, right of it, left of the one before, ...))``."""
+    x = site.channels(site.argument(0, "input"))
+    widths: Sequence[int] = site.argument(1, "pad")
+    rank = len(x.shape)
+    padded = {rank - 1 - i // 2 for i, width in enumerate(widths) if width}
+    result = x.then(site.key, site.shape) if padded - set(x.varying) else replace(x, shape=site.shape)
+    for dim in sorted(padded & set(x.varying)):
+        if site.argument(2, "mode", "constant") != "constant":
+            raise Declined("pads along the channels with copies of them")
+        left, right = widths[2 * (rank - 1 - dim)], widths[2 * (rank - 1 - dim) + 1]
+        if left < 0 or right < 0:
+            raise Declined("crops the channels with a negative padding")
+        result = _padded(site, result, dim, left, right)
+    return replace(result, shape=site.shape)
+
+
+def _padded(site: Site, x: Channels, dim: int, left: int, right: int) -> Channels:
+    def border(size: int) -> tuple[Tensor, Tensor]:
+        sizes = [*x.label.shape[:dim], size, *x.label.shape[dim + 1 :]]
+        label = site.flow.mint(prod(sizes), site.module).reshape(sizes)
+        return label, mix(torch.zeros_like(label), site.key)
+
+    (before, path_before), (after, path_after) = border(left), border(right)
+    return Channels(site.shape, torch.cat([before, x.label, after], dim), torch.cat([path_before, x.path, path_after], dim))
+
+
+@literal("pad constant_pad_nd")
+def edit_padding(edit: Edit) -> None:
+    widths = list(edit.get(1, "pad"))
+    rank = len(edit.source)
+    for dim in edit.changed:
+        mask, at = edit.kept_out[dim], 2 * (rank - 1 - dim)
+        if mask is not None and at < len(widths):
+            widths[at : at + 2] = [int(mask[: widths[at]].sum()), int(mask[len(mask) - widths[at + 1] :].sum())]
+    edit.set(1, "pad", tuple(widths))
+
+
+@rule("chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split unbind hsplit vsplit dsplit")
+def split(site: Site) -> Value:
+    """Run on the labels where the axis carries channels; otherwise every part has all of them."""
+    x = site.channels(site.argument(0, "input"))
+    parts = sorted((u for u in site.node.users if u.target is operator.getitem), key=lambda u: u.args[1])
+    shapes = [u.meta["shape"] for u in parts]
+    changed = {d for s in shapes for d in range(len(x.shape)) if len(s) != len(x.shape) or s[d] != x.shape[d]}
+    removes = any(len(s) != len(x.shape) for s in shapes)
+    dim = _unbound_dim(site) % len(x.shape) if removes else next(iter(changed), 0)
+    if dim not in x.varying:
+        pick = (lambda t: t.squeeze(dim)) if removes else (lambda t: t)
+        return [Channels(s, pick(x.label), mix(pick(x.path), site.key, i)) for i, s in enumerate(shapes)]
+    offsets = [0]
+    for s in shapes:
+        offsets.append(offsets[-1] + (1 if removes else s[dim]))
+    found = []
+    for shape, start in zip(shapes, offsets[:-1], strict=True):
+        label, path = (t.narrow(dim, start, 1 if removes else shape[dim]) for t in (x.label, x.path))
+        if removes:
+            label, path = label.squeeze(dim), path.squeeze(dim)
+        found.append(Channels(shape, label, path).collapsed())
+    return found
+
+
+def _unbound_dim(site: Site) -> int:
+    return int(site.argument(1, "dim", 0))
+
+
+@rule(torch.Tensor.__getitem__)
+def getitem(site: Site) -> Value:
+    """Slices, integers, ``None`` and ``...``; indexing by tensors only away from the channels."""
+    x = site.channels(site.node.args[0])
+    index = site.node.args[1]
+    items = list(index) if isinstance(index, tuple) else [index]
+    consumed = sum(1 for i in items if i is not None and i is not Ellipsis)
+    if Ellipsis not in items:
+        items.append(Ellipsis)
+    at = items.index(Ellipsis)
+    items[at : at + 1] = [slice(None)] * (len(x.shape) - consumed)
+    return indexed(site, x, items)
+
+
+@literal(torch.Tensor.__getitem__)
+def edit_slices(edit: Edit) -> None:
+    """A slice along an axis that shrinks takes those of its positions that remain, which lie at new places."""
+    index = edit.node.args[1]
+    items: list[Any] = list(index) if isinstance(index, tuple) else [index]
+    dim = 0
+    for at, item in enumerate(items):
+        if item is None:
+            continue
+        if item is Ellipsis:
+            dim = len(edit.source) - sum(1 for i in items[at + 1 :] if i is not None)
+            continue
+        kept = edit.kept_in[dim]
+        if kept is not None and not bool(kept.all()):
+            items[at] = _moved(kept, range(len(kept))[item] if isinstance(item, slice) else [item % len(kept)], item)
+        dim += 1
+    edit.node.update_arg(1, tuple(items) if isinstance(index, tuple) else items[0])
+
+
+def _moved(kept: Tensor, taken: Sequence[int], item: Any) -> Any:
+    """The index of the positions ``taken`` among those that remain.
+
+    >>> _moved(torch.tensor([True, False, True, True]), range(0, 3), slice(0, 3))
+    slice(0, 2, 1)
+    """
+    places = torch.cumsum(kept, 0) - 1
+    now = [int(places[i]) for i in taken if bool(kept[i])]
+    if isinstance(item, int):
+        return now[0]
+    step = now[1] - now[0] if len(now) > 1 else 1
+    if now and now == list(range(now[0], now[0] + step * len(now), step)) and step > 0:
+        return slice(now[0], now[-1] + 1, step)
+    return now
+
+
+def indexed(site: Site, x: Channels, items: list[Any]) -> Channels:
+    """Apply one index per axis (``None`` for a new one)."""
+    picks: list[Any] = []
+    plain, dim = True, 0
+    for item in items:
+        if item is None:
+            picks.append(None)
+            continue
+        varying = x.label.shape[dim] > 1
+        if isinstance(item, fx.Node) or not isinstance(item, (int, slice)) or isinstance(item, bool):
+            raise Declined("indexes with a tensor or a list")
+        if isinstance(item, slice) and any(isinstance(p, fx.Node) for p in (item.start, item.stop, item.step)):
+            raise Declined("slices at a position that is computed")
+        whole = isinstance(item, slice) and len(range(x.shape[dim])[item]) == x.shape[dim] and item.step in (None, 1)
+        plain &= varying or whole
+        picks.append(item if varying else (slice(None) if isinstance(item, slice) else 0))
+        dim += 1
+    label, path = x.label[tuple(picks)], x.path[tuple(picks)]
+    return Channels(site.shape, label, path if plain else mix(path, site.key)).collapsed()
+
+
+@rule("narrow")
+def narrow(site: Site) -> Value:
+    x = site.channels(site.argument(0, "input"))
+    dim, start, length = (site.argument(i, n) for i, n in enumerate(("dim", "start", "length"), 1))
+    if isinstance(start, fx.Node):
+        raise Declined("starts at a position that is computed")
+    items: list[Any] = [slice(None)] * len(x.shape)
+    start = start % x.shape[dim]
+    items[dim] = slice(start, start + length)
+    return indexed(site, x, items)
+
+
+@rule("select")
+def select(site: Site) -> Value:
+    x = site.channels(site.argument(0, "input"))
+    items: list[Any] = [slice(None)] * len(x.shape)
+    items[site.argument(1, "dim")] = site.argument(2, "index")
+    return indexed(site, x, items)
+
+
+@literal("expand broadcast_to")
+def edit_expand(edit: Edit) -> None:
+    edit_sizes(edit)
+
+
+@rule("expand expand_as broadcast_to")
+def expand(site: Site) -> Value:
+    """Axes of size 1 are repeated: the channels are where they were."""
+    x = site.channels(site.argument(0, "input"))
+    ones = (1,) * (len(site.shape) - len(x.shape))
+    was = ones + x.shape
+    same = {d for d, size in enumerate(site.shape) if was[d] != size} | {d + len(ones) for d in x.same} | set(range(len(ones)))
+    return Channels(site.shape, x.label.reshape(ones + x.label.shape), x.path.reshape(ones + x.path.shape), frozenset(same))
+
+
+@rule("roll flip fliplr flipud")
+def shuffle_along(site: Site) -> Value:
+    """Positions change places along some axes; run on the labels where these carry channels."""
+    x = site.channels(site.argument(0, "input"))
+    target = site.node.target
+    if not x.varying or not callable(target):
+        return x.then(site.key)
+    rest, named = site.node.args[1:], {k: v for k, v in site.node.kwargs.items() if k != "input"}
+    return Channels(site.shape, target(x.label, *rest, **named), target(x.path, *rest, **named)).then(site.key)

@@ -1,0 +1,51 @@
+"""Module attributes that repeat the size of a tensor, and must follow when it shrinks. One row per module class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+Resize = Callable[[nn.Module, tuple[int, ...]], None]
+
+
+def _conv(module: nn.Module, before: tuple[int, ...]) -> None:
+    assert isinstance(module, _ConvNd)
+    if module.groups > 1 and module.groups == module.in_channels:
+        module.groups = module.weight.shape[0] * module.groups // before[0]
+    module.out_channels = module.weight.shape[0]
+    module.in_channels = module.weight.shape[1] * module.groups
+
+
+def _linear(module: nn.Module, before: tuple[int, ...]) -> None:
+    assert isinstance(module, nn.Linear)
+    module.out_features, module.in_features = module.weight.shape
+
+
+def _norm(module: nn.Module, before: tuple[int, ...]) -> None:
+    assert isinstance(module, _NormBase)
+    sized = next(t for t in (module.weight, module.running_mean) if t is not None)
+    module.num_features = sized.shape[0]
+
+
+def _prelu(module: nn.Module, before: tuple[int, ...]) -> None:
+    assert isinstance(module, nn.PReLU)
+    module.num_parameters = module.weight.shape[0]
+
+
+TABLE: tuple[tuple[type[nn.Module], Resize], ...] = (
+    (_ConvNd, _conv),
+    (nn.Linear, _linear),
+    (_NormBase, _norm),
+    (nn.PReLU, _prelu),
+)
+
+
+def resize(module: nn.Module, before: tuple[int, ...]) -> None:
+    """Bring the size attributes of ``module`` in line with its tensors; ``before`` is the old shape of its main tensor."""
+    for kind, update in TABLE:
+        if isinstance(module, kind):
+            update(module, before)
+            return
