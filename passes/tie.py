@@ -16,14 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pdc_fx.errors import ExactnessError, InputError
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.axes import MergedAxis, merged_axes, named_tensors, tensor_of
+from pdc_fx.passes.base import Pass
 from pdc_fx.passes.cluster import recluster
 
 Mode = Literal["pdc", "hard"]
@@ -40,6 +42,9 @@ class Residual:
 
     def __str__(self) -> str:
         return f"{self.value:.3g} at position {self.index} of '{self.tensor}' in group '{self.group}'" if self.tensor else "0"
+
+    def __float__(self) -> float:
+        return self.value
 
 
 def residual(model: nn.Module, plan: ClusterPlan) -> Residual:
@@ -92,13 +97,35 @@ class _Projection:
         tensor.copy_((total / self.sizes).index_select(self.dim, self.cluster))
 
 
+@dataclass(frozen=True)
+class TieClusters(Pass[nn.Module, "Tying"]):
+    """Tying as a pass: module -> the :class:`Tying` that keeps it tied."""
+
+    plan: ClusterPlan
+    mode: Mode = "pdc"
+    total_steps: int | None = None
+
+    def requires(self, value: nn.Module) -> None:
+        tensors = named_tensors(value)
+        for axis in merged_axes(self.plan):
+            tensor_of(tensors, axis)
+
+    def call(self, value: nn.Module) -> Tying:
+        return Tying(value, self.plan, self.mode, total_steps=self.total_steps)
+
+    def ensures(self, value: nn.Module, result: Tying) -> None:
+        if result.final:
+            require_tied(value, self.plan)
+
+
 class Tying:
     """Keeps a live module tied. Shapes never change, so optimizer, EMA, DDP and checkpoints go on as they are.
 
     Made by :func:`pdc_fx.tie`. Call :meth:`step` after each optimizer step, :meth:`snap` once before the rewrite.
 
     Attributes:
-        plan: the plan in force; in mode ``pdc`` its clusters follow the weights until they are final.
+        plan: the plan to reach; in mode ``pdc`` its clusters are formed anew from the weights until they are final.
+        current: the plan of the last reconstruction (everything separate before the first).
     """
 
     def __init__(
@@ -109,6 +136,7 @@ class Tying:
         if mode == "pdc" and (total_steps is None or total_steps < 1):
             raise InputError("mode 'pdc' spreads its reconstruction over the run and needs its length", hint="pass total_steps=")
         self.plan, self.mode = plan, mode
+        self.current = plan if mode == "hard" else plan.with_clusters(np.arange(g.channels) for g in plan.groups.groups)
         self._model = model
         self._steps = 0
         self._hooks: list[Callable[[], None]] = []
@@ -124,7 +152,6 @@ class Tying:
         """Whether the clusters are fixed and held."""
         return self._final
 
-    @torch.no_grad()
     def step(self) -> None:
         """Call after every ``optimizer.step()``."""
         self._steps += 1
@@ -134,7 +161,6 @@ class Tying:
         elif self._final:
             self._project()
 
-    @torch.no_grad()
     def snap(self) -> ClusterPlan:
         """Make every cluster identical, bit for bit, and give the plan that is now exact."""
         if not self._final:
@@ -147,15 +173,27 @@ class Tying:
         """How far the model is from being tied by the plan."""
         return residual(self._model, self.plan)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the schedule stands and which clusters are held; plain values, for a checkpoint."""
+        return {"steps": self._steps, "final": self._final, "plan": self.plan.to_json(), "current": self.current.to_json()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken; the model's own state must have been restored before."""
+        self._steps, self._final = state["steps"], state["final"]
+        self.plan, self.current = ClusterPlan.from_json(state["plan"]), ClusterPlan.from_json(state["current"])
+        if self._final:
+            self._bind()
+
     def close(self) -> None:
         """Stop averaging gradients."""
         for remove in self._hooks:
             remove()
         self._hooks.clear()
 
+    @torch.no_grad()
     def _reconstruct(self, share: float) -> None:
         """Cluster the present weights, ``share`` of the way to the final widths, and set each filter to its centroid."""
-        now = recluster(self._model, self.plan, share)
+        self.current = now = recluster(self._model, self.plan, share)
         if share >= 1.0:
             self.plan, self._final = now, True
             self._bind()
@@ -178,6 +216,7 @@ class Tying:
                 handle = tensor.register_post_accumulate_grad_hook(_averaging(projection))
                 self._hooks.append(handle.remove)
 
+    @torch.no_grad()
     def _project(self) -> None:
         tensors = named_tensors(self._model)
         for name, projection in self._projections:

@@ -1,0 +1,178 @@
+"""What a model is called with and what it returns, as flat lists of named tensors.
+
+Export, verification and timing must agree on which tensor is called what: a single input is ``input`` and a single
+output ``output``; several inputs take the parameter names of ``forward``; the members of a tuple are numbered, those
+of a dict or named tuple take their keys.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pdc_fx.errors import InputError, TraceError
+
+
+def call_arguments(example_inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
+    """The positional arguments meant by ``example_inputs``: a tensor, or a tuple of call arguments.
+
+    Raises:
+        InputError: there is no tensor among them.
+
+    >>> [tuple(tensor.shape) for tensor in call_arguments(torch.zeros(1, 3, 8, 8))]
+    [(1, 3, 8, 8)]
+    """
+    args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if not named_tensors("input", args):
+        raise InputError("the example inputs hold no tensor", hint="pass a tensor or a tuple of call arguments")
+    return args
+
+
+def named_tensors(name: str, value: Any) -> dict[str, Tensor]:
+    """All tensors in a nest of tuples, lists and mappings, in order, each named by ``name`` and the way to it.
+
+    >>> list(named_tensors("output", {"logits": torch.zeros(1), "maps": [torch.zeros(2), torch.zeros(3)]}))
+    ['output_logits', 'output_maps_0', 'output_maps_1']
+    """
+    if isinstance(value, Tensor):
+        return {name: value}
+    return {
+        key: leaf for step, child in _children(value) for key, leaf in named_tensors(f"{name}_{step}", child).items()
+    }
+
+
+def _children(value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [(str(key), child) for key, child in value.items()]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=True))
+    if isinstance(value, (tuple, list)):
+        return [(str(index), child) for index, child in enumerate(value)]
+    return []
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """``value`` with ``function`` applied to each tensor in its nest of tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(function, child) for key, child in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(function, child) for child in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_tensors(function, child) for child in value)
+    return value
+
+
+def input_tensors(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Tensor]:
+    """The input tensors of one call by their ONNX names: ``input`` if there is one, else the names in ``forward``."""
+    leaves = named_tensors("input", args)
+    if len(leaves) == 1:
+        return {"input": next(iter(leaves.values()))}
+    named: dict[str, Tensor] = {}
+    for index, arg in enumerate(args):
+        named |= named_tensors(_parameter_name(model, index), arg)
+    return named
+
+
+def _parameter_name(model: nn.Module, index: int) -> str:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in kinds]
+    return names[index] if index < len(names) else f"input_{index}"
+
+
+def output_tensors(result: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The output tensors of one call by their ONNX names.
+
+    >>> list(output_tensors({"logits": torch.zeros(1), "maps": torch.zeros(1)}, {}))
+    ['logits', 'maps']
+    >>> list(output_tensors((torch.zeros(1), torch.zeros(1)), {}))
+    ['output_0', 'output_1']
+    """
+    leaves = named_tensors("output", result)
+    if not isinstance(result, Mapping) and not hasattr(result, "_fields"):
+        return leaves if len(leaves) != 1 else {"output": next(iter(leaves.values()))}
+    short = {name.removeprefix("output_"): leaf for name, leaf in leaves.items()}
+    return leaves if short.keys() & inputs.keys() else short  # a value's name is unique in an ONNX graph
+
+
+def batch_size(inputs: Mapping[str, Tensor]) -> int | None:
+    """The size of the first dimension of the first input that has one; None if all are scalars."""
+    return next((tensor.shape[0] for tensor in inputs.values() if tensor.dim()), None)
+
+
+def is_batched(tensor: Tensor, batch: int | None) -> bool:
+    """Whether the first dimension of ``tensor`` is taken to be the batch: it has the size of the batch."""
+    return tensor.dim() > 0 and tensor.shape[0] == batch
+
+
+def resized(args: tuple[Any, ...], batch: int, example_batch: int | None) -> tuple[Any, ...]:
+    """``args`` with ``batch`` samples, by repeating those there are; tensors without a batch dimension stay."""
+
+    def resize(tensor: Tensor) -> Tensor:
+        if not is_batched(tensor, example_batch):
+            return tensor
+        return tensor[torch.arange(batch, device=tensor.device) % tensor.shape[0]]
+
+    return tuple(map_tensors(resize, arg) for arg in args)
+
+
+def randomized(args: tuple[Any, ...], generator: torch.Generator) -> tuple[Any, ...]:
+    """``args`` with standard normal numbers in place of floating-point values; integers and booleans stay."""
+
+    def draw(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return torch.randn(tensor.shape, generator=generator).to(dtype=tensor.dtype, device=tensor.device)
+
+    return tuple(map_tensors(draw, arg) for arg in args)
+
+
+def on_device_of(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """``args`` moved to where the model's first parameter is."""
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        return args
+    return tuple(map_tensors(lambda tensor: tensor.to(parameter.device), arg) for arg in args)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` into eval mode, without gradients, and give each sub-module its own ``training`` flag back.
+
+    >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
+    >>> with evaluating(model):
+    ...     model.training
+    False
+    >>> model.training, model[0].training, model[1].training
+    (True, True, False)
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def run_model(model: nn.Module, args: tuple[Any, ...]) -> Any:
+    """One forward call in full float32 precision (no TF32).
+
+    Raises:
+        TraceError: the model does not run on these arguments.
+    """
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return model(*args)
+    except Exception as error:
+        shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in named_tensors("input", args).values())
+        raise TraceError(
+            f"the model does not run on the example inputs: {error}", where=f"{type(model).__name__}({shapes})"
+        ) from error

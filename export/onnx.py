@@ -1,0 +1,381 @@
+"""A PyTorch model as an ONNX file: folded, optimised, checked, with a dynamic batch dimension.
+
+The work is done by ``torch.onnx.export`` on top of ``torch.export``, whose optimizer (onnxscript) folds batch norms
+into the convolutions before them. What is added here: names and shapes a user can rely on, folding where a weight is
+shared, a full check, a file that is either whole or absent, silence, errors that say which module and operator stood
+in the way, and a file free of the paths of the machine it was made on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import logging
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pdc_fx.errors import ExportError, InputError
+from pdc_fx.export.fold import fold_batch_norms
+from pdc_fx.export.inputs import (
+    batch_size,
+    call_arguments,
+    evaluating,
+    input_tensors,
+    is_batched,
+    on_device_of,
+    output_tensors,
+    resized,
+    run_model,
+)
+
+DEFAULT_OPSET = 18
+"""The opset the exporter's operator library is written in: no conversion, and every recent runtime reads it."""
+OPSETS = range(18, 26)
+"""The opsets the exporter reaches without the conversion routines of the C library, which fail on many models."""
+
+BATCH = "batch"
+"""Name of the dynamic first dimension in the ONNX file."""
+
+NAME_SCOPES = "pkg.torch.onnx.name_scopes"
+"""Key of a node's metadata that holds the path of PyTorch modules it came from, as a Python list of strings."""
+
+_KEPT_METADATA = (NAME_SCOPES, "namespace")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, ONNX element type and shape of an input or output; a dimension is a number or a symbol's name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class OnnxInfo:
+    """What was written.
+
+    ``nodes`` counts operators by type; ``exporter`` is ``torch.export``, or ``torchscript`` where only the older
+    exporter knows an operator, and then ``notes`` says which.
+    """
+
+    path: Path
+    bytes: int
+    sha256: str
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    nodes: Mapping[str, int]
+    exporter: str
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain values, for ``json.dumps``."""
+        return dataclasses.asdict(self) | {"path": str(self.path), "nodes": dict(self.nodes)}
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One export: the model, its arguments, and what its tensors are to be called."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+    opset: int
+    batch: int | None  # None: all sizes are fixed
+
+
+def export_onnx(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...],
+    path: str | os.PathLike[str],
+    *,
+    opset: int = DEFAULT_OPSET,
+    dynamic_batch: bool = True,
+    metadata: Mapping[str, str] | None = None,
+) -> OnnxInfo:
+    """Write ``model`` in eval mode to an ONNX file. The model itself is left as it was.
+
+    Args:
+        model: any module, a ``torch.fx.GraphModule`` included.
+        example_inputs: a tensor (``N x ...``) or a tuple of call arguments; other values than tensors become constants.
+        path: the file; its directory must exist. An existing file is replaced only by a complete and checked one.
+        opset: version of ONNX's operator set, one of :data:`OPSETS`.
+        dynamic_batch: let the batch vary: the first dimension of every input that has the first input's batch size.
+        metadata: strings to store in the file.
+
+    Raises:
+        InputError: an opset out of range, or a path that cannot be written.
+        TraceError: the model does not run on the example inputs.
+        ExportError: the model cannot be expressed in ONNX; the message names operator and module where they are known.
+
+    >>> import tempfile
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     info = export_onnx(model, torch.zeros(1, 3, 8, 8), Path(directory) / "model.onnx")
+    >>> dict(info.nodes), info.outputs
+    ({'Conv': 1, 'Relu': 1}, (TensorSpec(name='output', dtype='FLOAT', shape=('batch', 4, 6, 6)),))
+    """
+    if opset not in OPSETS:
+        raise InputError(f"opset {opset} is out of range", hint=f"choose one from {OPSETS[0]} to {OPSETS[-1]}")
+    target = _writable(Path(path))
+    args = on_device_of(model, call_arguments(example_inputs))
+    with evaluating(model):
+        call = _prepare(model, args, opset, dynamic_batch)
+        graph, exporter, notes = _capture(call)
+        fold_batch_norms(graph)
+    proto = _checked(graph, call, metadata or {})
+    data = proto.SerializeToString(deterministic=True)
+    _write(target, data)
+    return OnnxInfo(
+        path=target,
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        opset=opset,
+        inputs=tuple(_spec(value) for value in proto.graph.input),
+        outputs=tuple(_spec(value) for value in proto.graph.output),
+        nodes=dict(sorted(Counter(node.op_type for node in proto.graph.node).items())),
+        exporter=exporter,
+        notes=notes,
+    )
+
+
+def _prepare(model: nn.Module, args: tuple[Any, ...], opset: int, dynamic_batch: bool) -> _Call:
+    """Run the model once, to learn what it returns. A batch of 1 is doubled: torch.export takes a 1 for a constant."""
+    batch = batch_size(input_tensors(model, args)) if dynamic_batch else None
+    if batch is not None and batch < 2:
+        args = resized(args, 2, batch)
+        batch = 2
+    inputs = input_tensors(model, args)
+    outputs = output_tensors(run_model(model, args), inputs)
+    if not outputs:
+        raise ExportError("the model returns no tensor", where=type(model).__name__)
+    return _Call(model, args, inputs, outputs, opset, batch)
+
+
+# --------------------------------------------------------------------------------------------- the two exporters
+
+
+def _capture(call: _Call) -> tuple[Any, str, tuple[str, ...]]:
+    """The optimised ``onnx_ir.Model``, the exporter that made it, and notes.
+
+    The older exporter is tried only for an operator the newer one has no translation for. It is never tried where
+    *capturing* failed: it would record the branch taken by the example inputs and so write another function.
+    """
+    from torch.onnx import OnnxExporterError
+
+    options: dict[str, Any] = {
+        "input_names": list(call.inputs),
+        "output_names": list(call.outputs),
+        "opset_version": call.opset,
+        "verbose": False,
+    }
+    try:
+        with _quiet():
+            program = torch.onnx.export(call.model, call.args, dynamo=True, dynamic_shapes=_dynamic(call), **options)
+        assert program is not None  # typed as optional for the older exporter's sake
+        return program.model, "torch.export", ()
+    except (OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        reason = _reason(error)
+        missing = reason.startswith("No ONNX function found")
+        failure = ExportError(
+            f"the model cannot be exported to ONNX: {reason}", where=_origin(error), hint="" if missing else _hint(call)
+        )
+        if not missing:
+            raise failure from error
+        cause = error
+    try:
+        return _capture_torchscript(call, options), "torchscript", (f"{failure.what} [{failure.where}]",)
+    except (OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        failure.add_note(f"the older exporter failed as well: {_reason(error)}")
+        raise failure from cause
+
+
+def _dynamic(call: _Call) -> tuple[Any, ...] | None:
+    """The ``dynamic_shapes`` of torch.export: the arguments' nest with an axis dict for each tensor, else None."""
+
+    def axes(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return _axes(value, call.batch)
+        if isinstance(value, Mapping):
+            return {key: axes(child) for key, child in value.items()}
+        return [axes(child) for child in value] if isinstance(value, (tuple, list)) else None
+
+    return None if call.batch is None else tuple(axes(arg) for arg in call.args)
+
+
+def _axes(tensor: Tensor, batch: int | None) -> dict[int, str]:
+    return {0: BATCH} if is_batched(tensor, batch) else {}
+
+
+def _capture_torchscript(call: _Call, options: Mapping[str, Any]) -> Any:
+    import onnx
+    import onnx_ir
+    import onnxscript.optimizer
+
+    buffer: Any = io.BytesIO()  # the older exporter takes one, whatever the annotation says
+    tensors = {**call.inputs, **call.outputs}
+    axes = {name: _axes(tensor, call.batch) for name, tensor in tensors.items()} if call.batch is not None else None
+    with _quiet() as caught:
+        torch.onnx.export(call.model, call.args, buffer, dynamo=False, dynamic_axes=axes, **options)
+        graph = onnx_ir.from_proto(onnx.load_from_string(buffer.getvalue()))
+        onnxscript.optimizer.optimize_ir(graph)
+    baked = [str(warning.message) for warning in caught if warning.category.__name__ == "TracerWarning"]
+    if baked:
+        raise RuntimeError(f"it would have fixed a value that depends on the input: {baked[0].splitlines()[0]}")
+    return graph
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[list[warnings.WarningMessage]]:
+    """Nothing printed, logged or warned about inside reaches the user; the warnings are handed over."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    sink = io.StringIO()
+    try:
+        with (
+            contextlib.redirect_stdout(sink),
+            contextlib.redirect_stderr(sink),
+            warnings.catch_warnings(record=True) as caught,
+        ):
+            warnings.simplefilter("always")
+            yield caught
+    finally:
+        logging.disable(disabled)
+
+
+# --------------------------------------------------------------------------------------------- what went wrong, where
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    return [error, *(_chain(error.__cause__) if error.__cause__ is not None else [])]
+
+
+def _reason(error: BaseException) -> str:
+    """The first sentence of the innermost error: the outer ones only say in which step of the exporter it happened."""
+    text = str(_chain(error)[-1]).strip() or type(error).__name__
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+def _origin(error: BaseException) -> str:
+    """Operator and module in which the exporter gave up.
+
+    Its errors carry the text of the node only; the node itself, which knows its module, is in the frame that raised.
+    """
+    for link in reversed(_chain(error)):
+        traceback = link.__traceback__
+        while traceback is not None:
+            node = traceback.tb_frame.f_locals.get("node")
+            if isinstance(node, torch.fx.Node) and node.op == "call_function":
+                stack = node.meta.get("nn_module_stack") or {}
+                modules = [path for path, _ in stack.values() if path]
+                return f"{node.target} in {modules[-1] if modules else 'the model itself'}"
+            traceback = traceback.tb_next
+    return ""
+
+
+def _hint(call: _Call) -> str:
+    return "if the model works for one batch size only, pass dynamic_batch=False" if call.batch is not None else ""
+
+
+# --------------------------------------------------------------------------------------------- check and write
+
+
+def _checked(graph: Any, call: _Call, metadata: Mapping[str, str]) -> Any:
+    """The ``onnx.ModelProto``, stripped of the exporter's stack traces, complete in its names, and valid."""
+    import onnx
+    import onnx_ir
+
+    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values())
+    if size > onnx.checker.MAXIMUM_PROTOBUF:
+        raise ExportError("the model is larger than the 2 GiB one ONNX file may hold", where=f"{size} bytes of weights")
+    proto = onnx_ir.to_proto(graph)
+    _strip(proto)
+    onnx.helper.set_model_props(proto, dict(metadata))
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported model is not valid ONNX: {str(error).splitlines()[0]}") from error
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    if versions.get("") != call.opset:
+        raise ExportError(f"the exporter wrote opset {versions.get('')}, not {call.opset}", hint="choose another opset")
+    _require_names("inputs", call.inputs, proto.graph.input)
+    _require_names("outputs", call.outputs, proto.graph.output)
+    fixed = [
+        value.name
+        for value in proto.graph.input
+        if is_batched(call.inputs[value.name], call.batch) and not value.type.tensor_type.shape.dim[0].dim_param
+    ]
+    if fixed:
+        raise ExportError("the model fixes its batch size", where=", ".join(fixed), hint=_hint(call))
+    return proto
+
+
+def _require_names(kind: str, expected: Mapping[str, Tensor], values: Sequence[Any]) -> None:
+    names = [value.name for value in values]
+    if names != list(expected):
+        raise ExportError(f"the exported model's {kind} are {names}, expected {list(expected)}")
+
+
+def _strip(proto: Any) -> None:
+    """Drop doc strings and metadata that hold source lines and paths; keep from which module each node came."""
+    del proto.metadata_props[:]
+    proto.ClearField("doc_string")
+    pending = [proto.graph, *proto.functions]
+    while pending:
+        scope = pending.pop()
+        for item in (scope, *scope.node, *scope.value_info, *getattr(scope, "initializer", ())):
+            kept = [(prop.key, prop.value) for prop in item.metadata_props if prop.key in _KEPT_METADATA]
+            del item.metadata_props[:]
+            for key, value in kept:
+                item.metadata_props.add(key=key, value=value)
+            item.ClearField("doc_string")
+        for value in (*scope.input, *scope.output):
+            if not isinstance(value, str):
+                del value.metadata_props[:]
+        for attribute in (attribute for node in scope.node for attribute in node.attribute):
+            pending += [attribute.g] if attribute.HasField("g") else []
+            pending += attribute.graphs
+
+
+def _spec(value: Any) -> TensorSpec:
+    import onnx
+
+    tensor = value.type.tensor_type
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim)
+    return TensorSpec(value.name, onnx.TensorProto.DataType.Name(tensor.elem_type), shape)
+
+
+def _writable(path: Path) -> Path:
+    if not path.parent.is_dir():
+        raise InputError("the directory of the ONNX file does not exist", where=str(path.parent), hint="create it")
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError("the ONNX file cannot be written", where=str(path), hint="choose another path")
+    return path
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write beside, then rename: whoever looks sees the old file or the whole new one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        raise InputError(f"the ONNX file cannot be written: {error.strerror}", where=str(path)) from error
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,301 @@
+"""What a compression leaves on disk, without a pickle, and how it is read back.
+
+    model.safetensors   weights of the compact model
+    recipe.json         how to rebuild its shapes: model spec, inputs, cluster plan
+    model.onnx          for deployment
+    certificate.json    what was measured, and the SHA-256 of the files
+    metrics.jsonl       one line per epoch
+    report.html         all of it for people
+
+A directory is made complete beside its place and then renamed, so that under its name there is either nothing or all of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pdc_fx.errors import ArtifactError, InputError
+from pdc_fx.ir import ClusterPlan
+from pdc_fx.passes.compare import Comparison
+from pdc_fx.passes.rewrite import describe, merge_channels
+from pdc_fx.trace import Inputs, as_arguments
+
+FORMAT = 1
+WEIGHTS, RECIPE, ONNX, CERTIFICATE, METRICS, REPORT = (
+    "model.safetensors", "recipe.json", "model.onnx", "certificate.json", "metrics.jsonl", "report.html",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """The result of a compression.
+
+    Attributes:
+        model: the compact network, in eval mode.
+        tied: the network at full width that computes the same.
+        plan: the clusters that were merged.
+        example_inputs: what both were run on.
+        exactness: tied against compact in float64.
+        accuracy: top-1, 0 to 1, by name (``teacher``, ``tied``, ``compact``; ``onnx`` in a certificate); empty without data.
+        metrics: one record per epoch.
+        source: the model spec, the number of classes, the data and the command line, as far as known.
+    """
+
+    model: nn.Module
+    tied: nn.Module
+    plan: ClusterPlan
+    example_inputs: Inputs
+    exactness: Comparison
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    metrics: Sequence[Mapping[str, Any]] = ()
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+
+def package_version() -> str:
+    """Version of the installed distribution."""
+    try:
+        return version("pdc-fx")
+    except PackageNotFoundError:  # run from a source tree
+        return "0+source"
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file.read())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Staging:
+    """A directory under construction: ``.NAME.partial`` beside the final place, renamed by :meth:`publish`.
+
+    Args:
+        directory: the final place.
+        overwrite: replace what is there.
+        resume: go on in what an interrupted run left.
+
+    Raises:
+        InputError: the place is taken, or cannot be written.
+    """
+
+    def __init__(self, directory: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+        self.final = directory.absolute()
+        self.path = self.final.with_name(f".{self.final.name}.partial")
+        self._overwrite = overwrite
+        if self.final.exists() and not overwrite:
+            raise InputError("the output directory exists", where=str(directory), hint="choose another, or pass --overwrite")
+        if self.path.exists() and not resume and not overwrite:
+            raise InputError(
+                "an interrupted run left its state here", where=str(self.path), hint="continue it with --resume, or discard it with --overwrite"
+            )
+        if overwrite and not resume:
+            shutil.rmtree(self.path, ignore_errors=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".probe"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise InputError(f"the output directory cannot be written: {error.strerror}", where=str(directory), hint="choose another with -o") from error
+
+    def publish(self) -> Path:
+        """Rename to the final place; what stood there before goes only now."""
+        shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+        old = self.final.with_name(f".{self.final.name}.old")
+        if self._overwrite and self.final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(self.final, old)
+        os.replace(self.path, self.final)
+        shutil.rmtree(old, ignore_errors=True)
+        return self.final
+
+    def discard(self) -> None:
+        """Remove the construction site."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, then rename."""
+    beside = path.with_name(path.name + ".writing")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def write_model(compressed: Compressed, directory: Path) -> None:
+    """Write weights and recipe into ``directory``."""
+    from safetensors.torch import save_model
+
+    save_model(compressed.model, str(directory / WEIGHTS), metadata={"format": "pt", "pdc_fx": package_version()})
+    recipe = {
+        "format": FORMAT,
+        "pdc_fx": package_version(),
+        "result_type": describe(compressed.model),
+        **compressed.source,
+        "plan": compressed.plan.to_dict(),
+    }
+    write_text(directory / RECIPE, json.dumps(recipe, indent=1))
+
+
+def deliver(compressed: Compressed, directory: Path, onnx_accuracy: Callable[[Path], float] | None = None) -> dict[str, Any]:
+    """Write every file of an output directory into ``directory``, which exists, and give the certificate.
+
+    ``onnx_accuracy`` measures the ONNX file on the task's data. The certificate tells whether all comparisons passed; nothing is
+    raised where one did not, so that the caller can keep the evidence.
+    """
+    from pdc_fx.export.onnx import export_onnx
+    from pdc_fx.export.report import render_report
+    from pdc_fx.export.verify import verify_onnx
+
+    write_model(compressed, directory)
+    metadata = {
+        "pdc_fx_version": package_version(),
+        "recipe_sha256": sha256(directory / RECIPE),
+        "macs": str(compressed.plan.macs_after),
+        "tied_vs_compact": f"{compressed.exactness.max_rel_error:.3g} relative, float64",
+    }
+    info = export_onnx(compressed.model, compressed.example_inputs, directory / ONNX, metadata=metadata)
+    onnx = verify_onnx(compressed.model, directory / ONNX, compressed.example_inputs)
+    accuracy = dict(compressed.accuracy)
+    if onnx_accuracy is not None:
+        accuracy["onnx"] = onnx_accuracy(directory / ONNX)
+    plan = compressed.plan
+    certificate = {
+        "passed": compressed.exactness.passed and onnx.passed,
+        "tied_vs_compact": {"dtype": "float64", **asdict(compressed.exactness)},
+        "compact_vs_onnx": {"dtype": "float32", "exporter": info.exporter, "notes": list(info.notes), **onnx.to_json()},
+        "accuracy": accuracy,
+        "macs_before": plan.macs_before,
+        "macs_after": plan.macs_after,
+        "params_before": plan.params_before,
+        "params_after": sum(p.numel() for p in compressed.model.parameters()),
+        "result_type": describe(compressed.model),
+        "versions": {"pdc_fx": package_version(), "torch": torch.__version__},
+        "files": {name: sha256(directory / name) for name in (WEIGHTS, RECIPE, ONNX)},
+    }
+    write_text(directory / CERTIFICATE, json.dumps(certificate, indent=1))
+    page = render_report(
+        plan,
+        title=str(compressed.source.get("model") or type(compressed.tied).__name__),
+        accuracy=accuracy,
+        metrics=list(compressed.metrics),
+        certificate=certificate,
+        command=str(compressed.source.get("command", "")),
+    )
+    write_text(directory / REPORT, page)
+    if not (directory / METRICS).exists():
+        write_text(directory / METRICS, "".join(json.dumps(m) + "\n" for m in compressed.metrics))
+    return certificate
+
+
+def save(compressed: Compressed, directory: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Write a complete output directory: weights, recipe, ONNX file, certificate, metrics, report.
+
+    Raises:
+        InputError: the directory exists, or cannot be written.
+        VerificationError: the ONNX file does not compute what the model does; nothing is left then.
+    """
+    from pdc_fx.errors import VerificationError
+
+    staging = Staging(Path(directory), overwrite=overwrite)
+    try:
+        certificate = deliver(compressed, staging.path)
+        if not certificate["passed"]:
+            raise VerificationError("the verification failed", where=str(certificate["compact_vs_onnx"]["first_difference"]))
+    except BaseException:
+        staging.discard()
+        raise
+    return staging.publish()
+
+
+def read_json(directory: Path, name: str) -> dict[str, Any]:
+    """A JSON object of an output directory.
+
+    Raises:
+        ArtifactError: it is missing, or is not a JSON object.
+    """
+    path = directory / name
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError("this is no output directory of pdc-fx: a file is missing", where=str(path)) from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"the file cannot be read: {error}", where=str(path)) from error
+    if not isinstance(data, dict):
+        raise ArtifactError("the file does not hold a JSON object", where=str(path))
+    return data
+
+
+def read_plan(recipe: Mapping[str, Any], directory: Path) -> ClusterPlan:
+    """The plan in a recipe.
+
+    Raises:
+        ArtifactError: it is missing or malformed.
+    """
+    if recipe.get("format") != FORMAT:
+        raise ArtifactError(f"recipe format {recipe.get('format')!r} is not known", where=str(directory / RECIPE), hint=f"this version reads format {FORMAT}")
+    try:
+        return ClusterPlan.from_dict(recipe["plan"])
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ArtifactError(f"the recipe's plan is malformed: {type(error).__name__} {error}", where=str(directory / RECIPE)) from error
+
+
+def example_inputs(plan: ClusterPlan) -> tuple[Tensor, ...]:
+    """Zeros of the shapes and dtypes that the plan was made on."""
+    return tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in plan.groups.inputs)
+
+
+def changed_files(directory: Path) -> list[str]:
+    """Names of files whose SHA-256 is not that of the certificate.
+
+    Raises:
+        ArtifactError: one is missing.
+    """
+    recorded = read_json(directory, CERTIFICATE).get("files", {})
+    for name in (WEIGHTS, RECIPE, ONNX):
+        if not (directory / name).is_file():
+            raise ArtifactError("a file is missing", where=str(directory / name))
+    return [name for name in (WEIGHTS, RECIPE, ONNX) if recorded.get(name) != sha256(directory / name)]
+
+
+def load(model_or_factory: nn.Module | Callable[[], nn.Module], directory: str | os.PathLike[str], *, check_files: bool = True) -> nn.Module:
+    """Rebuild the compact model: the original architecture, shrunk by the recipe, with the saved weights.
+
+    Args:
+        model_or_factory: the original model (its weights do not matter; it is not changed), or a function that makes it.
+        directory: as written by :func:`save` or ``pdc-fx compress``.
+        check_files: refuse files that changed since they were certified.
+
+    Raises:
+        ArtifactError: a file is missing, damaged or changed, or the recipe does not fit the model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_model
+
+    folder = Path(directory)
+    recipe = read_json(folder, RECIPE)
+    plan = read_plan(recipe, folder)
+    if check_files and (changed := changed_files(folder)):
+        raise ArtifactError(f"changed since the directory was certified: {', '.join(changed)}", where=str(folder), hint="'pdc-fx verify' tells what differs")
+    model = model_or_factory if isinstance(model_or_factory, nn.Module) else model_or_factory()
+    compact = merge_channels(model, plan, as_arguments(example_inputs(plan)))
+    try:
+        missing, unexpected = load_model(compact, str(folder / WEIGHTS), strict=False)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ArtifactError(f"the weights cannot be read: {error}", where=str(folder / WEIGHTS)) from error
+    if missing or unexpected:
+        raise ArtifactError(f"the weights do not fit: missing {sorted(missing)[:3]}, unexpected {sorted(unexpected)[:3]}", where=str(folder / WEIGHTS))
+    return compact.eval()

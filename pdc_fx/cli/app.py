@@ -1,0 +1,338 @@
+"""The commands. Each reads its arguments, calls the library, and shows what came back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+
+from pdc_fx.errors import InputError, PdcError, VerificationError
+
+app = typer.Typer(
+    name="pdc-fx",
+    help="Make a trained CNN smaller by clustering its filters under distillation and adding identical channels, exactly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done and verified; 1 a verification failed; 2 bad input or usage; 3 nothing in the model can be merged.",
+)
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="torchvision:NAME, timm:NAME or path/to/file.py:factory (the factory's code is run).")
+]
+Weights = Annotated[Path | None, typer.Option("--weights", help="A safetensors file, or a checkpoint that loads with weights_only=True.")]
+Classes = Annotated[int | None, typer.Option("--num-classes", min=1, help="Number of classes the factory is asked for.")]
+Shape = Annotated[str | None, typer.Option("--input", metavar="1x3x224x224", help="Shape of the input (batch x channels x height x width).")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
+Frozen = Annotated[list[str] | None, typer.Option("--freeze", help="Name or pattern of modules whose channels stay, e.g. 'layer4.*'. May be repeated.")]  # fmt: skip
+Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", help="digits, parquet:DIR, folder:DIR, cifar10:DIR, cifar100:DIR or fashionmnist:DIR."),
+]
+Download = Annotated[bool, typer.Option("--download", help="Allow torchvision to fetch the data set into DIR.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output's place.")]
+
+Function = TypeVar("Function", bound=Callable[..., None])
+
+
+def reported(command: Function) -> Function:
+    """Turn a :class:`PdcError` into one message on standard error and its exit code."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except PdcError as error:
+            from pdc_fx.cli.render import print_error
+
+            print_error(str(error))
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted; 'compress --resume' continues a run after its last complete epoch\n")
+            raise typer.Exit(130) from None
+
+    return run  # type: ignore[return-value]
+
+
+def _open_model(spec: str, weights: Path | None, classes: int | None, shape: str | None) -> tuple[Any, Any]:
+    """The model and example inputs of zeros."""
+    import torch
+
+    from pdc_fx.models import build_model, default_input, parse_shape
+
+    size = parse_shape(shape) if shape else None
+    loaded = build_model(spec, weights=weights, num_classes=classes)
+    return loaded, torch.zeros(size or default_input(loaded))
+
+
+@app.command()
+@reported
+def inspect(
+    model: Model, weights: Weights = None, num_classes: Classes = None, input: Shape = None, freeze: Frozen = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show every group.")] = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Show which channels are coupled, which can be merged, and what is frozen and why."""
+    from pdc_fx.cli.render import print_groups, print_json
+    from pdc_fx.pipeline import analyze
+
+    loaded, example = _open_model(model, weights, num_classes, input)
+    groups = analyze(loaded.model, example, frozen=freeze or ())
+    if json:
+        print_json({"model": model, "macs": groups.macs(), "params": groups.params(), **groups.to_dict()})
+    else:
+        print_groups(model, groups, everything=everything)
+
+
+@app.command()
+@reported
+def check(
+    model: Model, weights: Weights = None, num_classes: Classes = None, input: Shape = None, freeze: Frozen = None, seed: Seed = 0,
+    dtype: Annotated[Literal["float64", "float32"], typer.Option(help="float32 for models too large for float64.")] = "float64",
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Can this model be merged exactly? Ties and merges a random half of its channels and measures what that changes.
+
+    Needs no data and no training; the model is not changed.
+    """
+    import torch
+
+    from pdc_fx.cli.render import print_certificate, print_json
+    from pdc_fx.passes.check import check as run_check
+
+    loaded, example = _open_model(model, weights, num_classes, input)
+    certificate = run_check(loaded.model, example, seed=seed, dtype=getattr(torch, dtype), name=model, frozen=tuple(freeze or ()))
+    if json:
+        print_json(certificate.to_dict())
+    else:
+        print_certificate(certificate)
+    if not certificate.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+@reported
+def compress(
+    model: Model,
+    data: Annotated[str, typer.Option("--data", help="digits, parquet:DIR, folder:DIR, cifar10:DIR, cifar100:DIR or fashionmnist:DIR.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Output directory; it must not exist yet.")],
+    weights: Weights = None, num_classes: Classes = None, input: Shape = None, freeze: Frozen = None,
+    flops_reduction: Annotated[float | None, typer.Option(help="Share of the MACs to remove, 0 to 1.")] = None,
+    params_reduction: Annotated[float | None, typer.Option(help="Share of the parameters to remove, instead.")] = None,
+    allocation: Annotated[Literal["global", "uniform"], typer.Option(help="Spread the budget where it costs least, or evenly.")] = "global",
+    round_to: Annotated[int, typer.Option(min=1, help="Keep widths at multiples of this.")] = 1,
+    mode: Annotated[Literal["pdc", "hard"], typer.Option(help="Reconstruct from clusters at a rising rate, or tie from the start.")] = "pdc",
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 5,
+    batch_size: Annotated[int, typer.Option("-b", "--batch-size", min=1)] = 128,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
+    alpha: Annotated[float, typer.Option(help="Weight of the distillation term, 0 to 1.")] = 0.9,
+    temperature: Annotated[float, typer.Option(help="Temperature of the distillation term.")] = 4.0,
+    amp: Annotated[Literal["bf16", "no"], typer.Option(help="Train in bfloat16 autocast, or in float32.")] = "bf16",
+    channels_last: Annotated[bool, typer.Option(help="Memory format while training.")] = True,
+    teacher_model: Annotated[str | None, typer.Option(help="Another teacher: a MODEL; the model itself by default.")] = None,
+    teacher_weights: Annotated[Path | None, typer.Option(help="Weights of --teacher-model.")] = None,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run after its last complete epoch.")] = False,
+    overwrite: Overwrite = False, download: Download = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Train the model tied under distillation, merge its channels exactly, export to ONNX and verify."""
+    from pdc_fx.artifacts import Staging, deliver
+    from pdc_fx.cli.render import TrainingProgress, delivery_rows, out, print_comparisons, print_json, result_table
+    from pdc_fx.distill import TrainOptions
+    from pdc_fx.models import build_model
+    from pdc_fx.pipeline import compress as run_compress
+
+    options = TrainOptions(
+        epochs=epochs, batch_size=batch_size, lr=lr, alpha=alpha, temperature=temperature, amp=amp, channels_last=channels_last, seed=seed
+    )  # fmt: skip
+    if (flops_reduction is None) == (params_reduction is None):
+        raise InputError("say how much to remove", hint="give one of --flops-reduction and --params-reduction")
+    if teacher_weights is not None and teacher_model is None:
+        teacher_model = model
+    loaded, example = _open_model(model, weights, num_classes, input)
+    teacher = build_model(teacher_model, weights=teacher_weights, num_classes=num_classes).model if teacher_model else None
+    images = _open_data(data, loaded, example, download)
+    source = {"model": model, "num_classes": num_classes, "data": data, "command": "pdc-fx " + " ".join(sys.argv[1:]), "mean": list(images.mean), "std": list(images.std)}  # fmt: skip
+    staging = Staging(output, overwrite=overwrite, resume=resume)
+    with _kept_if_resumable(staging), TrainingProgress(epochs) as progress:
+        compressed = run_compress(
+            loaded.model, example, images, flops_reduction=flops_reduction, params_reduction=params_reduction, allocation=allocation,
+            round_to=round_to, frozen=freeze or (), mode=mode, teacher=teacher, options=options, directory=staging.path, resume=resume,
+            observer=progress, source=source,
+        )  # fmt: skip
+    with _removed_on_error(staging):
+        certificate = deliver(compressed, staging.path, _onnx_accuracy(images))
+        if not certificate["passed"]:
+            raise VerificationError("the verification failed", where=str(certificate["compact_vs_onnx"]["first_difference"]))
+        staging.publish()
+    if json:
+        print_json({"directory": str(output), **certificate})
+        return
+    out.print(result_table(delivery_rows(certificate), f"{model} -> {output}"))
+    print_comparisons(certificate)
+
+
+@contextmanager
+def _kept_if_resumable(staging: Any) -> Iterator[None]:
+    """After an error keep the directory only if a checkpoint is in it."""
+    try:
+        yield
+    except BaseException:
+        if not (staging.path / "checkpoint").exists():
+            staging.discard()
+        raise
+
+
+@contextmanager
+def _removed_on_error(staging: Any) -> Iterator[None]:
+    try:
+        yield
+    except PdcError:
+        staging.discard()
+        raise
+
+
+def _open_data(spec: str, loaded: Any, example: Any, download: bool) -> Any:
+    """The data, prepared as the model was trained where its weights say so."""
+    from pdc_fx.data import open_data
+
+    shape = tuple(example.shape[1:])
+    if len(shape) != 3:
+        raise InputError("training needs a model of images", where=f"input {tuple(example.shape)}")
+    images = open_data(spec, input_shape=shape if spec.startswith("folder:") else None, download=download)
+    return images.with_normalization(*loaded.normalization) if loaded.normalization else images
+
+
+def _onnx_accuracy(images: Any) -> Callable[[Path], float]:
+    from pdc_fx.distill import batches
+    from pdc_fx.export.verify import accuracy_onnx
+
+    return lambda path: accuracy_onnx(path, ((x.numpy(), y.numpy()) for x, y in batches(images.test, 500, images)))
+
+
+@app.command()
+@reported
+def export(
+    source: Annotated[str, typer.Argument(metavar="DIR|MODEL", help="An output directory of 'compress', or a MODEL.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The ONNX file to write.")],
+    weights: Weights = None, num_classes: Classes = None, input: Shape = None,
+    opset: Annotated[int | None, typer.Option(help="Version of ONNX's operator set.")] = None,
+    static: Annotated[bool, typer.Option("--static", help="Fix the batch size.")] = False,
+    overwrite: Overwrite = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Write an ONNX file with batch norms folded, and verify it against PyTorch."""
+    from pdc_fx.cli.render import out, print_json, quantity
+    from pdc_fx.export.onnx import DEFAULT_OPSET, export_onnx
+    from pdc_fx.export.verify import verify_onnx
+
+    if output.exists() and not overwrite:
+        raise InputError("the file exists", where=str(output), hint="choose another, or pass --overwrite")
+    if Path(source).is_dir():
+        module, example = _open_directory(Path(source), None)
+    else:
+        loaded, tensor = _open_model(source, weights, num_classes, input)
+        module, example = loaded.model, (tensor,)
+    info = export_onnx(module, example, output, opset=opset or DEFAULT_OPSET, dynamic_batch=not static)
+    found = verify_onnx(module, output, example, batch_sizes=(example[0].shape[0],) if static else (1, 3))
+    if json:
+        print_json({**info.to_json(), "verification": found.to_json()})
+    else:
+        out.print(f"{output}: {quantity(info.bytes)}B, opset {info.opset}, {sum(info.nodes.values())} nodes, {info.exporter}")
+        out.print(f"against PyTorch: {'passed' if found.passed else 'FAILED'}, relative error {found.max_rel_error:.2g}")
+    found.ensure()
+
+
+def _open_directory(directory: Path, model: str | None, *, check_files: bool = True) -> tuple[Any, Any]:
+    """The compact model of an output directory, and example inputs."""
+    from pdc_fx.artifacts import RECIPE, example_inputs, load, read_json, read_plan
+    from pdc_fx.models import factory
+
+    recipe = read_json(directory, RECIPE)
+    spec = model or recipe.get("model")
+    if not spec:
+        raise InputError("the recipe does not say which model it belongs to", where=str(directory / RECIPE), hint="pass --model")
+    plan = read_plan(recipe, directory)
+    return load(factory(spec, recipe.get("num_classes")), directory, check_files=check_files), example_inputs(plan)
+
+
+@app.command()
+@reported
+def verify(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An output directory of 'compress'.")],
+    model: Annotated[str | None, typer.Option("--model", help="The original MODEL, where the recipe's path no longer holds.")] = None,
+    data: DataOption = None,
+    no_data: Annotated[bool, typer.Option("--no-data", help="Leave the accuracy on the test images out.")] = False,
+    json: Json = False,
+) -> None:
+    """Check an output directory again, from disk: hashes, compact against ONNX Runtime, accuracy on the test images."""
+    from pdc_fx.artifacts import CERTIFICATE, ONNX, RECIPE, changed_files, read_json
+    from pdc_fx.cli.render import out, percent, print_json
+    from pdc_fx.data import open_data
+    from pdc_fx.distill import accuracy
+    from pdc_fx.export.verify import verify_onnx
+
+    if not directory.is_dir():
+        raise InputError("there is no such directory", where=str(directory))
+    recipe, certificate = read_json(directory, RECIPE), read_json(directory, CERTIFICATE)
+    changed = changed_files(directory)
+    compact, example = _open_directory(directory, model, check_files=False)
+    found = verify_onnx(compact, directory / ONNX, example)
+    measured: dict[str, float] = {}
+    spec = data or recipe.get("data")
+    if found.passed and spec and not no_data:
+        images = open_data(spec, input_shape=tuple(example[0].shape[1:]) if spec.startswith("folder:") else None)
+        if recipe.get("mean"):
+            images = images.with_normalization(recipe["mean"], recipe["std"])
+        measured = {"compact": accuracy(compact, images.test, images), "onnx": _onnx_accuracy(images)(directory / ONNX)}
+    passed = found.passed and not changed
+    result = {"directory": str(directory), "passed": passed, "changed": changed, "compact_vs_onnx": found.to_json(), "accuracy": measured}
+    if json:
+        print_json(result)
+    else:
+        out.print(f"compact against ONNX Runtime: relative error {found.max_rel_error:.2g} (allowed {found.tolerance:g}, float32)")
+        for name, value in measured.items():
+            out.print(f"test accuracy, {name}: {percent(value)} (certified: {percent(certificate.get('accuracy', {}).get(name))})")
+    found.ensure()
+    if changed:
+        raise VerificationError(f"changed since the directory was certified: {', '.join(changed)}", where=str(directory))
+    if not json:
+        out.print("[bold green]passed[/]")
+
+
+@app.command()
+@reported
+def demo(
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Keep the output directory here.")] = None,
+    overwrite: Overwrite = False, seed: Seed = 0, json: Json = False,
+) -> None:  # fmt: skip
+    """The whole pipeline on scikit-learn's bundled digits, in about a minute on two cores."""
+    from pdc_fx import demo as demonstration
+    from pdc_fx.cli.render import TrainingProgress, delivery_rows, err, out, percent, print_comparisons, print_json, quantity, result_table
+
+    err.print("training a teacher on 1,437 digits, then compressing it to a third of its MACs ...")
+    with TrainingProgress(demonstration.EPOCHS) if err.is_terminal else nullcontext() as progress:
+        result = demonstration.run(output, progress, overwrite=overwrite, seed=seed)
+    timing = result.timing.timings[0]
+    if json:
+        print_json({**result.certificate, "latency": result.timing.to_json()})
+        return
+    rows = delivery_rows(result.certificate)
+    rows.insert(1, ("accuracy, ONNX Runtime", percent(result.dense_onnx_accuracy), percent(result.certificate["accuracy"]["onnx"])))
+    rows.append(("ONNX file", f"{quantity(result.dense_bytes)}B", f"{quantity(result.compact_bytes)}B"))
+    rows.append(("latency, batch 1", f"{timing.dense.median_ms:.3f} ms", f"{timing.compact.median_ms:.3f} ms"))
+    out.print(result_table(rows, "digits: teacher and compact network"))
+    print_comparisons(result.certificate)
+    if output is not None:
+        out.print(f"kept in {output}")
+    if not result.certificate["passed"]:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of the ``pdc-fx`` script."""
+    app()

@@ -1,0 +1,186 @@
+"""What the command line shows: tables of at most 80 columns, progress bars, one line per epoch where there is no terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pdc_fx.distill import StepReport
+from pdc_fx.ir import Certificate, ChannelGroups
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """One JSON object on standard output, and nothing else there."""
+    sys.stdout.write(json.dumps(data, default=str) + "\n")
+
+
+def quantity(value: float) -> str:
+    """A number with three significant digits and its prefix.
+
+    >>> quantity(4_089_184_256), quantity(862), quantity(25_557)
+    ('4.09 G', '862', '25.6 k')
+    """
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g} {prefix}"
+    return f"{value:.0f}"
+
+
+def share(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def print_error(message: str) -> None:
+    err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+
+
+def groups_table(groups: ChannelGroups, limit: int | None = None) -> Table:
+    """One row per channel group, largest first."""
+    table = Table(title="channel groups", title_justify="left", expand=False)
+    table.add_column("made by", overflow="fold", max_width=34)
+    table.add_column("channels", justify="right")
+    table.add_column("producers", justify="right")
+    table.add_column("readers", justify="right")
+    table.add_column("tensors", justify="right")
+    ordered = sorted(groups.groups, key=lambda g: -g.channels * len(g.members))
+    for group in ordered[:limit]:
+        readers = sum(m.role == "consumer" for m in group.members)
+        table.add_row(escape(group.name), str(group.channels), str(len(group.producers)), str(readers), str(len(group.members)))
+    if limit is not None and len(ordered) > limit:
+        table.caption = f"and {len(ordered) - limit} more (--all shows them)"
+    return table
+
+
+def frozen_table(groups: ChannelGroups) -> Table:
+    table = Table(title="frozen", title_justify="left")
+    table.add_column("channels", justify="right")
+    table.add_column("made by", overflow="fold", max_width=24)
+    table.add_column("why", overflow="fold")
+    for entry in groups.frozen:
+        table.add_row(str(entry.channels), escape(entry.module), escape(entry.reason))
+    return table
+
+
+def print_groups(name: str, groups: ChannelGroups, *, everything: bool) -> None:
+    """The dependency report for a terminal."""
+    macs = groups.macs()
+    out.print(f"[bold]{escape(name)}[/]: {quantity(macs)} MACs, {quantity(groups.params())} parameters")
+    out.print(
+        f"{groups.mergeable_channels} of {groups.channels} channels in {len(groups.groups)} groups can be merged; "
+        f"{share(groups.mergeable_macs(), macs)} of the MACs are in layers that can shrink"
+    )
+    if groups.groups:
+        out.print(groups_table(groups, None if everything else 20))
+    if groups.frozen:
+        out.print(frozen_table(groups))
+    for module in groups.unreached:
+        out.print(f"not reached by the example inputs: {escape(module)}")
+
+
+def print_certificate(certificate: Certificate) -> None:
+    verdict = "[bold green]passed[/]" if certificate.passed else "[bold red]FAILED[/]"
+    out.print(
+        f"[bold]{escape(certificate.model)}[/]: {verdict}, relative error {certificate.max_rel_error:.2g} "
+        f"(allowed {certificate.tolerance:g}, {certificate.dtype}, seed {certificate.seed})"
+    )
+    out.print(
+        f"half of the channels merged at random: MACs {quantity(certificate.macs_before)} -> {quantity(certificate.macs_after)}, "
+        f"parameters {quantity(certificate.params_before)} -> {quantity(certificate.params_after)}; "
+        f"{certificate.mergeable_channels} of {certificate.channels} channels in {certificate.groups} groups; result: {certificate.result_type}"
+    )
+    if certificate.first_difference:
+        out.print(f"first difference: {escape(certificate.first_difference)}")
+    for entry in certificate.frozen:
+        out.print(f"frozen: {entry.channels} channels of '{escape(entry.module)}': {escape(entry.reason)}")
+    for module in certificate.unreached:
+        out.print(f"not reached: {escape(module)}")
+    out.print("seconds: " + ", ".join(f"{phase} {value:.2f}" for phase, value in certificate.seconds.items()))
+
+
+def result_table(rows: list[tuple[str, str, str]], title: str) -> Table:
+    """Before and after."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def delivery_rows(certificate: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Accuracy, multiply-accumulates and parameters of an output directory's certificate."""
+    accuracy = certificate["accuracy"]
+    rows = [("accuracy, PyTorch", percent(accuracy.get("teacher")), percent(accuracy.get("compact")))] if accuracy else []
+    rows.append(("MACs", quantity(certificate["macs_before"]), f"{quantity(certificate['macs_after'])} ({share(certificate['macs_after'], certificate['macs_before'])})"))  # fmt: skip
+    rows.append(("parameters", quantity(certificate["params_before"]), f"{quantity(certificate['params_after'])} ({share(certificate['params_after'], certificate['params_before'])})"))  # fmt: skip
+    return rows
+
+
+def print_comparisons(certificate: Mapping[str, Any]) -> None:
+    for key, title in (("tied_vs_compact", "tied against compact"), ("compact_vs_onnx", "compact against ONNX Runtime")):
+        part = certificate[key]
+        verdict = "[green]passed[/]" if part["passed"] else "[bold red]FAILED[/]"
+        error = "not finite" if part["max_rel_error"] is None else f"{part['max_rel_error']:.2g}"
+        out.print(f"{title}: {verdict}, relative error {error} (allowed {part['tolerance']:g}, {part['dtype']})")
+    accuracy = certificate["accuracy"]
+    if accuracy:
+        out.print("test accuracy: " + ", ".join(f"{name} {percent(value)}" for name, value in accuracy.items()))
+
+
+class TrainingProgress:
+    """A bar on a terminal, plain lines elsewhere; always on standard error."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(compact=True),
+            console=err,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=None, epoch=f"1/{epochs}", status="starting")
+
+    def __enter__(self) -> TrainingProgress:
+        if err.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if err.is_terminal:
+            self._progress.stop()
+
+    def on_step(self, report: StepReport) -> None:
+        status = f"loss {report.loss:.3f} acc {report.accuracy:.1%} MACs {quantity(report.macs)}"
+        if report.residual is not None:
+            status += f" residual {report.residual:.0e}"
+        self._progress.update(
+            self._task,
+            total=self.epochs * report.steps,
+            completed=report.epoch * report.steps + report.step,
+            epoch=f"{report.epoch + 1}/{self.epochs}",
+            status=status,
+        )
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        err.print(
+            f"epoch {record['epoch']}/{self.epochs}: loss {record['loss']:.4f}, held-out accuracy {percent(record['accuracy'])}, "
+            f"MACs {quantity(record['macs'])}, tie residual {record['residual']:.2g}, {record['seconds']:.0f} s",
+            soft_wrap=True,
+        )

@@ -1,0 +1,116 @@
+"""The demonstration: train a real teacher on scikit-learn's digits, compress it, export and verify it, in about a minute."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pdc_fx.artifacts import ONNX, Compressed, Staging, deliver
+from pdc_fx.data import ImageData, open_data
+from pdc_fx.distill import Observer, TrainOptions, batches, distillation_loss, warm_cosine
+from pdc_fx.export.benchmark import BenchmarkReport, benchmark
+from pdc_fx.export.onnx import export_onnx
+from pdc_fx.export.verify import accuracy_onnx
+from pdc_fx.pipeline import compress
+
+INPUT = (1, 1, 8, 8)
+REDUCTION = 0.65
+EPOCHS = 30
+
+
+class DigitNet(nn.Module):
+    """A small residual network for 8 x 8 grey images: 0.19 M parameters."""
+
+    def __init__(self, width: int = 48, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.block1 = self._branch(width)
+        self.block2 = self._branch(width)
+        self.pool = nn.MaxPool2d(2)
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(width * 16, classes))
+
+    @staticmethod
+    def _branch(width: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.relu(x + self.block1(x))
+        x = self.pool(torch.relu(x + self.block2(x)))
+        scores: Tensor = self.head(x)
+        return scores
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the closing table shows."""
+
+    compressed: Compressed
+    certificate: dict[str, Any]
+    timing: BenchmarkReport
+    dense_bytes: int
+    compact_bytes: int
+    dense_onnx_accuracy: float
+    directory: Path | None
+
+
+def train_teacher(data: ImageData, seed: int = 0, epochs: int = 30) -> nn.Module:
+    """A teacher trained from scratch on the labels alone."""
+    torch.manual_seed(seed)
+    model = DigitNet()
+    steps = len(data.train) // 64
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps, epochs))
+    for epoch in range(epochs):
+        for images, labels in batches(data.train, 64, data, shuffle_seed=seed + epoch):
+            logits = model(images)
+            loss = distillation_loss(logits, logits.detach(), labels, alpha=0.0, temperature=1.0)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+def run(directory: Path | None, observer: Observer | None, *, overwrite: bool = False, seed: int = 0) -> DemoResult:
+    """Run the demonstration; keep its output in ``directory`` if one is given."""
+    data = open_data("digits")
+    with tempfile.TemporaryDirectory() as scratch:
+        staging = Staging(directory or Path(scratch) / "digits", overwrite=overwrite)
+        try:
+            result = _run(data, staging, directory, observer, seed, Path(scratch))
+        except BaseException:
+            staging.discard()
+            raise
+        staging.publish()
+        return result
+
+
+def _run(data: ImageData, staging: Staging, directory: Path | None, observer: Observer | None, seed: int, scratch: Path) -> DemoResult:
+    teacher = train_teacher(data, seed)
+    options = TrainOptions(epochs=EPOCHS, batch_size=64, lr=0.05, alpha=0.7, amp="no", channels_last=False, seed=seed)
+    source = {"model": "pdc_fx.demo:DigitNet", "data": "digits", "command": "pdc-fx demo"}
+    example = torch.zeros(INPUT)
+    compressed = compress(
+        teacher, example, data, flops_reduction=REDUCTION, options=options, directory=staging.path, observer=observer, source=source
+    )  # fmt: skip
+
+    def onnx_accuracy(path: Path) -> float:
+        return accuracy_onnx(path, ((x.numpy(), y.numpy()) for x, y in batches(data.test, 500, data)))
+
+    certificate = deliver(compressed, staging.path, onnx_accuracy)
+    dense = export_onnx(teacher, example, scratch / "dense.onnx")
+    compact = staging.path / ONNX
+    timing = benchmark(dense.path, compact, batch_sizes=(1,))
+    return DemoResult(compressed, certificate, timing, dense.bytes, compact.stat().st_size, onnx_accuracy(dense.path), directory)

@@ -1,0 +1,212 @@
+"""The passes put together: what ``import pdc_fx`` offers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pdc_fx.artifacts import Compressed
+from pdc_fx.data import ImageData
+from pdc_fx.distill import Observer, TiedTraining, TrainOptions, accuracy, logits_of
+from pdc_fx.errors import InputError, TraceError
+from pdc_fx.ir import ChannelGroups, ClusterPlan
+from pdc_fx.passes.cluster import Allocation, PlanClusters
+from pdc_fx.passes.dependency import AnalyzeDependencies
+from pdc_fx.passes.rewrite import ChannelAddition
+from pdc_fx.passes.tie import Mode, TieClusters, Tying
+from pdc_fx.trace import Inputs, as_arguments, evaluating, record
+
+
+def analyze(model: nn.Module, example_inputs: Inputs, *, frozen: Iterable[str] = ()) -> ChannelGroups:
+    """Find out which channels are coupled, which may replace each other, and which must stay and why.
+
+    Args:
+        model: any module; it runs once in eval mode and is not changed.
+        example_inputs: a tensor, or a tuple of call arguments.
+        frozen: names or patterns (``layer4.*``) of modules whose channels stay.
+
+    Raises:
+        TraceError: the model does not run on these inputs.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> groups = analyze(net, torch.zeros(1, 3, 8, 8))
+    >>> [(g.name, g.channels) for g in groups.groups], groups.frozen[0].reason
+    ([('0', 8)], "is an output of the model (at '')")
+    """
+    return AnalyzeDependencies(tuple(frozen))(record(model, example_inputs))
+
+
+def plan(
+    model: nn.Module,
+    groups: ChannelGroups,
+    *,
+    flops_reduction: float | None = None,
+    params_reduction: float | None = None,
+    allocation: Allocation = "global",
+    round_to: int = 1,
+    min_channels: int = 1,
+) -> ClusterPlan:
+    """Decide which channels of each group become one.
+
+    Args:
+        groups: the result of :func:`analyze` for this model.
+        flops_reduction: share of multiply-accumulates to remove, 0 to 1; met within 0.01.
+        params_reduction: the same for parameters; give one of the two.
+        allocation: ``global`` merges where it costs least per multiply-accumulate saved, ``uniform`` keeps the same share
+            of every group.
+        round_to: widths are multiples of this where a group is large enough.
+        min_channels: no group gets smaller.
+
+    Raises:
+        PlanError: the reduction cannot be met; the message says the largest that can.
+        NothingToMergeError: there is no group.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> plan(net, analyze(net, torch.zeros(1, 3, 8, 8)), flops_reduction=0.5).widths
+    {0: 4}
+    """
+    planner = PlanClusters(
+        model,
+        flops_reduction=flops_reduction,
+        params_reduction=params_reduction,
+        allocation=allocation,
+        round_to=round_to,
+        min_channels=min_channels,
+    )
+    return planner(groups)
+
+
+def tie(model: nn.Module, plan: ClusterPlan, *, mode: Mode = "pdc", total_steps: int | None = None) -> Tying:
+    """Keep ``model`` tied while *your* loop trains it: call ``.step()`` after each ``optimizer.step()``, ``.snap()`` at the end.
+
+    Args:
+        mode: ``hard`` ties from the start; ``pdc`` reconstructs filters from clusters at intervals, at a rising rate, and needs
+            ``total_steps``, the number of optimizer steps in the run.
+
+    Raises:
+        InputError: the plan does not belong to this model.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> tying = tie(net, plan(net, analyze(net, torch.zeros(1, 3, 8, 8)), flops_reduction=0.5), mode="hard")
+    >>> float(tying.residual())
+    0.0
+    """
+    return TieClusters(plan, mode, total_steps)(model)
+
+
+def rewrite(model: nn.Module, plan: ClusterPlan, example_inputs: Inputs, *, verify: bool = True) -> nn.Module:
+    """Remove all but one channel of each cluster, exactly: the readers' input slices are summed.
+
+    Args:
+        model: tied by ``plan`` (``plan = tying.snap()``); it is not changed.
+        verify: compare tied and compact in float64 and refuse above a relative error of 1e-9.
+
+    Returns:
+        The smaller network: of the same class where its forward works at the new widths, else a ``torch.fx.GraphModule``.
+
+    Raises:
+        ExactnessError: the model is not tied, or the measured error is too large.
+        RewriteError: a size is written into the forward pass where it cannot be edited.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> example = torch.zeros(1, 3, 8, 8)
+    >>> clusters = tie(net, plan(net, analyze(net, example), flops_reduction=0.5), mode="hard").snap()
+    >>> rewrite(net, clusters, example)[2]
+    Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1))
+    """
+    return ChannelAddition(plan, example_inputs, verify)(model)
+
+
+def compress(
+    model: nn.Module,
+    example_inputs: Inputs,
+    train_data: ImageData,
+    *,
+    flops_reduction: float | None = None,
+    params_reduction: float | None = None,
+    allocation: Allocation = "global",
+    round_to: int = 1,
+    frozen: Iterable[str] = (),
+    mode: Mode = "pdc",
+    teacher: nn.Module | None = None,
+    options: TrainOptions | None = None,
+    hold_out: int | None = None,
+    directory: Path | None = None,
+    resume: bool = False,
+    observer: Observer | None = None,
+    source: dict[str, Any] | None = None,
+) -> Compressed:
+    """The whole way: analyse, plan, train tied under distillation, rewrite, measure.
+
+    Args:
+        model: a trained classifier of images; it is not changed.
+        train_data: as :func:`pdc_fx.data.open_data` gives it. Its test images are looked at once, at the end.
+        teacher: gives the soft targets; ``model`` itself where not given.
+        hold_out: training images kept aside for the accuracy after each epoch (a tenth, at most 5,000, by default).
+        directory: where ``metrics.jsonl`` and a checkpoint are written while training.
+        resume: go on from that checkpoint.
+        source: remembered in the recipe of :func:`pdc_fx.save`.
+
+    Raises:
+        InputError: the model's outputs do not fit the data's classes.
+        PdcError: as its parts do.
+    """
+    options = options or TrainOptions()
+    inputs = as_arguments(example_inputs)
+    require_classes(model, inputs, train_data)
+    tied = copy.deepcopy(model)
+    teacher = copy.deepcopy(model) if teacher is None else teacher
+    budget = plan(
+        tied,
+        analyze(tied, inputs, frozen=frozen),
+        flops_reduction=flops_reduction,
+        params_reduction=params_reduction,
+        allocation=allocation,
+        round_to=round_to,
+    )
+    kept_aside = min(5000, len(train_data.train) // 10) if hold_out is None else hold_out
+    data, held_out = train_data.hold_out(kept_aside) if kept_aside else (train_data, None)
+    training = TiedTraining(tied, teacher, budget, data, held_out, options, mode, directory)
+    if observer is not None:
+        training.observer = observer
+    final, metrics = training.run(resume=resume)
+    tied = tied.cpu().eval()
+    addition = ChannelAddition(final, inputs)
+    compact = addition(tied).eval()
+    assert addition.comparison is not None
+    return Compressed(
+        model=compact,
+        tied=tied,
+        plan=final,
+        example_inputs=inputs,
+        exactness=addition.comparison,
+        accuracy={name: accuracy(m, data.test, data) for name, m in (("teacher", teacher.cpu()), ("tied", tied), ("compact", compact))},
+        metrics=metrics,
+        source=source or {},
+    )
+
+
+def require_classes(model: nn.Module, inputs: tuple[Any, ...], data: ImageData) -> None:
+    """Raise :class:`InputError` unless model and data speak of the same images and classes."""
+    image = next((a for a in inputs if isinstance(a, Tensor)), None)
+    if image is not None and tuple(image.shape[1:]) != data.image_shape:
+        raise InputError(
+            f"the images are {'x'.join(map(str, data.image_shape))}, the model's input is {'x'.join(map(str, image.shape[1:]))}",
+            where=data.name,
+            hint="pass --input with the shape of the images",
+        )
+    with evaluating(model):
+        try:
+            logits = logits_of(model(*inputs))
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise TraceError(f"the model does not take this input: {error}", hint="pass --input with the shape it was trained on") from error
+    if logits.dim() != 2 or logits.shape[1] != len(data.classes):
+        raise InputError(
+            f"the model gives {tuple(logits.shape)[1:]} scores per image, the data has {len(data.classes)} classes",
+            where=data.name,
+            hint=f"pass --num-classes {len(data.classes)}, or other data",
+        )
