@@ -56,6 +56,17 @@ def _children(value: Any) -> list[tuple[str, Any]]:
     return []
 
 
+def other_values(value: Any) -> list[str]:
+    """Types of what is neither a tensor nor None in a nest of tuples, lists and mappings.
+
+    >>> other_values((torch.zeros(1), None, [3]))
+    ['int']
+    """
+    if isinstance(value, (tuple, list, Mapping)):
+        return [name for _, child in _children(value) for name in other_values(child)]
+    return [] if value is None or isinstance(value, Tensor) else [type(value).__name__]
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """``value`` with ``function`` applied to each tensor in its nest of tuples, lists and dicts."""
     if isinstance(value, Tensor):

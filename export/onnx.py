@@ -8,43 +8,26 @@ in the way, and a file free of the paths of the machine it was made on.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import io
-import logging
 import os
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pdc_fx.errors import ExportError, InputError
+from pdc_fx.export.capture import FIXED_BATCH_HINT, Call, capture, prepare
 from pdc_fx.export.fold import fold_batch_norms
-from pdc_fx.export.inputs import (
-    batch_size,
-    call_arguments,
-    evaluating,
-    input_tensors,
-    is_batched,
-    on_device_of,
-    output_tensors,
-    resized,
-    run_model,
-)
+from pdc_fx.export.inputs import call_arguments, evaluating, is_batched, on_device_of
 
 DEFAULT_OPSET = 18
 """The opset the exporter's operator library is written in: no conversion, and every recent runtime reads it."""
 OPSETS = range(18, 26)
 """The opsets the exporter reaches without the conversion routines of the C library, which fail on many models."""
-
-BATCH = "batch"
-"""Name of the dynamic first dimension in the ONNX file."""
 
 NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 """Key of a node's metadata that holds the path of PyTorch modules it came from, as a Python list of strings."""
@@ -84,18 +67,6 @@ class OnnxInfo:
         return dataclasses.asdict(self) | {"path": str(self.path), "nodes": dict(self.nodes)}
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One export: the model, its arguments, and what its tensors are to be called."""
-
-    model: nn.Module
-    args: tuple[Any, ...]
-    inputs: Mapping[str, Tensor]
-    outputs: Mapping[str, Tensor]
-    opset: int
-    batch: int | None  # None: all sizes are fixed
-
-
 def export_onnx(
     model: nn.Module,
     example_inputs: Tensor | tuple[Any, ...],
@@ -120,7 +91,7 @@ def export_onnx(
         TraceError: the model does not run on the example inputs.
         ExportError: the model cannot be expressed in ONNX; the message names operator and module where they are known.
 
-    >>> import tempfile
+    >>> import tempfile, torch
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     info = export_onnx(model, torch.zeros(1, 3, 8, 8), Path(directory) / "model.onnx")
@@ -132,10 +103,10 @@ def export_onnx(
     target = _writable(Path(path))
     args = on_device_of(model, call_arguments(example_inputs))
     with evaluating(model):
-        call = _prepare(model, args, opset, dynamic_batch)
-        graph, exporter, notes = _capture(call)
-        fold_batch_norms(graph)
-    proto = _checked(graph, call, metadata or {})
+        call = prepare(model, args, opset, dynamic_batch)
+        captured = capture(call)
+        fold_batch_norms(captured.graph)
+    proto = _checked(captured.graph, call, metadata or {})
     data = proto.SerializeToString(deterministic=True)
     _write(target, data)
     return OnnxInfo(
@@ -146,154 +117,15 @@ def export_onnx(
         inputs=tuple(_spec(value) for value in proto.graph.input),
         outputs=tuple(_spec(value) for value in proto.graph.output),
         nodes=dict(sorted(Counter(node.op_type for node in proto.graph.node).items())),
-        exporter=exporter,
-        notes=notes,
+        exporter=captured.exporter,
+        notes=captured.notes,
     )
-
-
-def _prepare(model: nn.Module, args: tuple[Any, ...], opset: int, dynamic_batch: bool) -> _Call:
-    """Run the model once, to learn what it returns. A batch of 1 is doubled: torch.export takes a 1 for a constant."""
-    batch = batch_size(input_tensors(model, args)) if dynamic_batch else None
-    if batch is not None and batch < 2:
-        args = resized(args, 2, batch)
-        batch = 2
-    inputs = input_tensors(model, args)
-    outputs = output_tensors(run_model(model, args), inputs)
-    if not outputs:
-        raise ExportError("the model returns no tensor", where=type(model).__name__)
-    return _Call(model, args, inputs, outputs, opset, batch)
-
-
-# --------------------------------------------------------------------------------------------- the two exporters
-
-
-def _capture(call: _Call) -> tuple[Any, str, tuple[str, ...]]:
-    """The optimised ``onnx_ir.Model``, the exporter that made it, and notes.
-
-    The older exporter is tried only for an operator the newer one has no translation for. It is never tried where
-    *capturing* failed: it would record the branch taken by the example inputs and so write another function.
-    """
-    from torch.onnx import OnnxExporterError
-
-    options: dict[str, Any] = {
-        "input_names": list(call.inputs),
-        "output_names": list(call.outputs),
-        "opset_version": call.opset,
-        "verbose": False,
-    }
-    try:
-        with _quiet():
-            program = torch.onnx.export(call.model, call.args, dynamo=True, dynamic_shapes=_dynamic(call), **options)
-        assert program is not None  # typed as optional for the older exporter's sake
-        return program.model, "torch.export", ()
-    except (OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        reason = _reason(error)
-        missing = reason.startswith("No ONNX function found")
-        failure = ExportError(
-            f"the model cannot be exported to ONNX: {reason}", where=_origin(error), hint="" if missing else _hint(call)
-        )
-        if not missing:
-            raise failure from error
-        cause = error
-    try:
-        return _capture_torchscript(call, options), "torchscript", (f"{failure.what} [{failure.where}]",)
-    except (OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        failure.add_note(f"the older exporter failed as well: {_reason(error)}")
-        raise failure from cause
-
-
-def _dynamic(call: _Call) -> tuple[Any, ...] | None:
-    """The ``dynamic_shapes`` of torch.export: the arguments' nest with an axis dict for each tensor, else None."""
-
-    def axes(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return _axes(value, call.batch)
-        if isinstance(value, Mapping):
-            return {key: axes(child) for key, child in value.items()}
-        return [axes(child) for child in value] if isinstance(value, (tuple, list)) else None
-
-    return None if call.batch is None else tuple(axes(arg) for arg in call.args)
-
-
-def _axes(tensor: Tensor, batch: int | None) -> dict[int, str]:
-    return {0: BATCH} if is_batched(tensor, batch) else {}
-
-
-def _capture_torchscript(call: _Call, options: Mapping[str, Any]) -> Any:
-    import onnx
-    import onnx_ir
-    import onnxscript.optimizer
-
-    buffer: Any = io.BytesIO()  # the older exporter takes one, whatever the annotation says
-    tensors = {**call.inputs, **call.outputs}
-    axes = {name: _axes(tensor, call.batch) for name, tensor in tensors.items()} if call.batch is not None else None
-    with _quiet() as caught:
-        torch.onnx.export(call.model, call.args, buffer, dynamo=False, dynamic_axes=axes, **options)
-        graph = onnx_ir.from_proto(onnx.load_from_string(buffer.getvalue()))
-        onnxscript.optimizer.optimize_ir(graph)
-    baked = [str(warning.message) for warning in caught if warning.category.__name__ == "TracerWarning"]
-    if baked:
-        raise RuntimeError(f"it would have fixed a value that depends on the input: {baked[0].splitlines()[0]}")
-    return graph
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[list[warnings.WarningMessage]]:
-    """Nothing printed, logged or warned about inside reaches the user; the warnings are handed over."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    sink = io.StringIO()
-    try:
-        with (
-            contextlib.redirect_stdout(sink),
-            contextlib.redirect_stderr(sink),
-            warnings.catch_warnings(record=True) as caught,
-        ):
-            warnings.simplefilter("always")
-            yield caught
-    finally:
-        logging.disable(disabled)
-
-
-# --------------------------------------------------------------------------------------------- what went wrong, where
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    return [error, *(_chain(error.__cause__) if error.__cause__ is not None else [])]
-
-
-def _reason(error: BaseException) -> str:
-    """The first sentence of the innermost error: the outer ones only say in which step of the exporter it happened."""
-    text = str(_chain(error)[-1]).strip() or type(error).__name__
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-
-
-def _origin(error: BaseException) -> str:
-    """Operator and module in which the exporter gave up.
-
-    Its errors carry the text of the node only; the node itself, which knows its module, is in the frame that raised.
-    """
-    for link in reversed(_chain(error)):
-        traceback = link.__traceback__
-        while traceback is not None:
-            node = traceback.tb_frame.f_locals.get("node")
-            if isinstance(node, torch.fx.Node) and node.op == "call_function":
-                stack = node.meta.get("nn_module_stack") or {}
-                modules = [path for path, _ in stack.values() if path]
-                return f"{node.target} in {modules[-1] if modules else 'the model itself'}"
-            traceback = traceback.tb_next
-    return ""
-
-
-def _hint(call: _Call) -> str:
-    return "if the model works for one batch size only, pass dynamic_batch=False" if call.batch is not None else ""
 
 
 # --------------------------------------------------------------------------------------------- check and write
 
 
-def _checked(graph: Any, call: _Call, metadata: Mapping[str, str]) -> Any:
+def _checked(graph: Any, call: Call, metadata: Mapping[str, str]) -> Any:
     """The ``onnx.ModelProto``, stripped of the exporter's stack traces, complete in its names, and valid."""
     import onnx
     import onnx_ir
@@ -319,7 +151,7 @@ def _checked(graph: Any, call: _Call, metadata: Mapping[str, str]) -> Any:
         if is_batched(call.inputs[value.name], call.batch) and not value.type.tensor_type.shape.dim[0].dim_param
     ]
     if fixed:
-        raise ExportError("the model fixes its batch size", where=", ".join(fixed), hint=_hint(call))
+        raise ExportError("the model fixes its batch size", where=", ".join(fixed), hint=FIXED_BATCH_HINT)
     return proto
 
 

@@ -44,7 +44,7 @@ def make_session(
         InputError: an unknown provider or a number of threads below one.
         ArtifactError: the file is missing, damaged, or not an ONNX model this ONNX Runtime can run.
 
-    >>> make_session(b"no model")
+    >>> make_session(b"no model")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
     pdc_fx.errors.ArtifactError: ONNX Runtime cannot load the model...

@@ -55,7 +55,9 @@ def merged_axes(plan: ClusterPlan) -> list[MergedAxis]:
                 stand_ins[key] = np.arange(plan.groups.shapes[member.tensor][member.dim])
                 owner[key] = member.role, group.name
             stand_ins[key][member.positions] = member.positions[representative]
-    axes = [MergedAxis(tensor, dim, *owner[tensor, dim], stand_in) for (tensor, dim), stand_in in sorted(stand_ins.items())]
+    axes = [
+        MergedAxis(tensor, dim, *owner[tensor, dim], stand_in) for (tensor, dim), stand_in in sorted(stand_ins.items())
+    ]
     return [axis for axis in axes if len(axis.kept) < len(axis.stand_in)]
 
 
@@ -73,10 +75,12 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def tensor_of(tensors: Mapping[str, Tensor], axis: MergedAxis) -> Tensor:
+    """The tensor of an axis; :class:`InputError` if the model has none of that shape."""
     tensor = tensors.get(axis.tensor)
     if tensor is None or tensor.dim() <= axis.dim or tensor.shape[axis.dim] != len(axis.stand_in):
         shape = "missing" if tensor is None else tuple(tensor.shape)
         raise InputError(
-            "the plan does not belong to this model", where=f"'{axis.tensor}': {shape}, axis {axis.dim} should hold {len(axis.stand_in)}"
+            "the plan does not belong to this model",
+            where=f"'{axis.tensor}': {shape}, axis {axis.dim} should hold {len(axis.stand_in)}",
         )
     return tensor

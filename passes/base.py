@@ -42,8 +42,8 @@ class Pass(ABC, Generic[In, Out]):
     def call(self, value: In) -> Out:
         """Do the work."""
 
-    def requires(self, value: In) -> None:  # noqa: B027 - no condition is a valid contract
+    def requires(self, value: In) -> None:
         """Raise a :class:`~pdc_fx.errors.PdcError` if ``value`` cannot be handled."""
 
-    def ensures(self, value: In, result: Out) -> None:  # noqa: B027
+    def ensures(self, value: In, result: Out) -> None:
         """Raise a :class:`~pdc_fx.errors.PdcError` if ``result`` is not what the pass promises."""

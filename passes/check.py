@@ -58,7 +58,15 @@ def randomize_statistics(model: nn.Module, seed: int) -> None:
             uniform(parameter, base - 0.2, base + 0.2)
 
 
-def check(model: nn.Module, example_inputs: Inputs, *, seed: int = 0, dtype: torch.dtype = torch.float64, name: str = "", frozen: tuple[str, ...] = ()) -> Certificate:  # fmt: skip
+def check(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    name: str = "",
+    frozen: tuple[str, ...] = (),
+) -> Certificate:
     """Merge half of the channels at random on a copy of ``model``, and measure what that changes.
 
     Args:
@@ -81,7 +89,9 @@ def check(model: nn.Module, example_inputs: Inputs, *, seed: int = 0, dtype: tor
     if dtype_name not in TOLERANCES:
         raise InputError(f"a check runs in float64 or float32, not in {dtype_name}")
     seconds: dict[str, float] = {}
-    inputs = tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in as_arguments(example_inputs))
+    inputs = tuple(
+        a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in as_arguments(example_inputs)
+    )
     original = copy.deepcopy(model).to(dtype).requires_grad_(False)
     randomize_statistics(original, seed)
     with _timed(seconds, "trace"):
@@ -90,7 +100,9 @@ def check(model: nn.Module, example_inputs: Inputs, *, seed: int = 0, dtype: tor
         groups = AnalyzeDependencies(frozen)(recording)
     if not groups.groups:
         reasons = "; ".join(f"{f.channels} channels of '{f.module}': {f.reason}" for f in groups.frozen[:3])
-        raise NothingToMergeError("no two channels of this model may be merged", where=reasons, hint="'pdc-fx inspect' lists all reasons")
+        raise NothingToMergeError(
+            "no two channels of this model may be merged", where=reasons, hint="'pdc-fx inspect' lists all reasons"
+        )
     plan = random_halves(groups, seed)
     with _timed(seconds, "tie"):
         tied = copy.deepcopy(original)

@@ -21,7 +21,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
 from pdc_fx.errors import InputError, NothingToMergeError, PlanError
@@ -105,7 +104,9 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
 
     def requires(self, value: ChannelGroups) -> None:
         if not value.groups:
-            raise NothingToMergeError("no two channels of this model may be merged", hint="'pdc-fx inspect' lists the reasons")
+            raise NothingToMergeError(
+                "no two channels of this model may be merged", hint="'pdc-fx inspect' lists the reasons"
+            )
 
     def call(self, value: ChannelGroups) -> ClusterPlan:
         budget = _Budget(value, self.measure, self.target)
@@ -114,7 +115,11 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
         tensors = named_tensors(self.model)
         trees = [ward(group, tensors) for group in value.groups]
         widths = self._uniform(value, budget) if self.allocation == "uniform" else self._global(value, budget, trees)
-        options = {f"{self.measure}_reduction": self.target, "round_to": self.round_to, "min_channels": self.min_channels}
+        options = {
+            f"{self.measure}_reduction": self.target,
+            "round_to": self.round_to,
+            "min_channels": self.min_channels,
+        }
         return ClusterPlan(value, tuple(tree.cut(widths[i]) for i, tree in enumerate(trees)), self.allocation, options)
 
     def ensures(self, value: ChannelGroups, result: ClusterPlan) -> None:
@@ -136,7 +141,10 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
         def widths(rate: float) -> dict[int, int]:
             return {i: self._rounded(max(1, round(n * (1 - rate))), n) for i, n in sizes.items()}
 
-        rates = sorted({k / n for n in set(sizes.values()) for k in range(n + 1)} | {(k + 0.5) / n for n in set(sizes.values()) for k in range(n)})
+        rates = sorted(
+            {k / n for n in set(sizes.values()) for k in range(n + 1)}
+            | {(k + 0.5) / n for n in set(sizes.values()) for k in range(n)}
+        )
         low, high = 0, len(rates) - 1
         while low < high:
             middle = (low + high) // 2
@@ -144,7 +152,9 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
         enough, short = widths(rates[low]), widths(rates[max(low - 1, 0)])
         # between two neighbouring rates: widen groups one by one as long as the budget holds
         best = dict(enough)
-        remainder = sorted((i for i in sizes if short[i] != enough[i]), key=lambda i: -(sizes[i] * (1 - rates[low]) % 1))
+        remainder = sorted(
+            (i for i in sizes if short[i] != enough[i]), key=lambda i: -(sizes[i] * (1 - rates[low]) % 1)
+        )
         for i in remainder:
             tried = {**best, i: short[i]}
             if budget.met(tried):

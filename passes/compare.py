@@ -36,7 +36,9 @@ class Comparison:
 
 def in_float64(model: nn.Module, example_inputs: Inputs) -> tuple[nn.Module, tuple[Any, ...]]:
     """Copies in double precision; integer inputs stay as they are."""
-    inputs = tree_map(lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, as_arguments(example_inputs))
+    inputs = tree_map(
+        lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, as_arguments(example_inputs)
+    )
     return copy.deepcopy(model).double(), inputs
 
 
@@ -58,7 +60,9 @@ def named_outputs(output: Any) -> dict[str, Tensor]:
     return {"output" + "".join(str(key) for key in path): leaf for path, leaf in flat if isinstance(leaf, Tensor)}
 
 
-def compare(reference: nn.Module, other: nn.Module, example_inputs: Inputs, *, tolerance: float, seed: int = 0) -> Comparison:
+def compare(
+    reference: nn.Module, other: nn.Module, example_inputs: Inputs, *, tolerance: float, seed: int = 0
+) -> Comparison:
     """Run both in eval mode on the same random inputs.
 
     Raises:
@@ -67,7 +71,9 @@ def compare(reference: nn.Module, other: nn.Module, example_inputs: Inputs, *, t
     inputs = random_inputs(example_inputs, seed)
     expected, actual = (named_outputs(_run(model, inputs)) for model in (reference, other))
     if list(expected) != list(actual):
-        return Comparison(False, float("inf"), float("inf"), tolerance, f"outputs {list(actual)} instead of {list(expected)}")
+        return Comparison(
+            False, float("inf"), float("inf"), tolerance, f"outputs {list(actual)} instead of {list(expected)}"
+        )
     absolute = relative = 0.0
     first: str | None = None
     constant = False
@@ -86,7 +92,9 @@ def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
         try:
             return model(*inputs)
         except Exception as error:
-            raise TraceError(f"{type(model).__name__} raised {type(error).__name__} while it was compared: {error}") from error
+            raise TraceError(
+                f"{type(model).__name__} raised {type(error).__name__} while it was compared: {error}"
+            ) from error
 
 
 def _distance(want: Tensor, got: Tensor) -> tuple[float, float, bool]:
@@ -95,4 +103,8 @@ def _distance(want: Tensor, got: Tensor) -> tuple[float, float, bool]:
     if not want.numel():
         return 0.0, 1.0, True
     want, got = want.double(), got.double()
-    return float((want - got).abs().max()), float(want.abs().max()), bool(want.numel() == 1 or (want != want.flatten()[0]).any())
+    return (
+        float((want - got).abs().max()),
+        float(want.abs().max()),
+        bool(want.numel() == 1 or (want != want.flatten()[0]).any()),
+    )

@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -141,10 +143,13 @@ def _slots(flow: Flow, unit: Integers) -> _Slots:
         at = torch.nonzero(axis.label != FIXED).reshape(-1)
         if len(at):
             label = axis.label[at]
-            columns.append((label, torch.full_like(label, len(names)), at, mix(axis.path.expand_as(axis.label)[at], tags[label])))
+            columns.append(
+                (label, torch.full_like(label, len(names)), at, mix(axis.path.expand_as(axis.label)[at], tags[label]))
+            )
             names.append((tensor, dim, axis.role))
-    label, number, position, path = (torch.cat(c).numpy() if columns else np.zeros(0, np.int64) for c in (zip(*columns, strict=True) if columns else [[]] * 4))  # fmt: skip
-    return _Slots(names, unit[label], number, position, path)
+    none = torch.zeros(0, dtype=torch.int64)
+    at_label, number, position, path = (torch.cat([c[i] for c in columns] or [none]).numpy() for i in range(4))
+    return _Slots(names, unit[at_label], number, position, path)
 
 
 def _signatures(slots: _Slots, count: int) -> Integers:
@@ -202,7 +207,7 @@ def _first_labels(unit: Integers, count: int) -> Integers:
     return first
 
 
-def _makers(flow: Flow):  # type: ignore[no-untyped-def]
+def _makers(flow: Flow) -> Callable[[int], str]:
     """A function from a label to the module that made it."""
     starts = np.asarray([start for start, _ in flow.makers])
 
@@ -224,7 +229,9 @@ def _group(flow: Flow, slots_by_unit: tuple[_Slots, Integers], units: Integers, 
     return ChannelGroup(name, len(units), tuple(members))
 
 
-def _summary(reasons: dict[int, str], held: np.ndarray, order: Integers, maker) -> tuple[FrozenChannels, ...]:  # type: ignore[no-untyped-def,type-arg]
+def _summary(
+    reasons: dict[int, str], held: npt.NDArray[np.bool_], order: Integers, maker: Callable[[int], str]
+) -> tuple[FrozenChannels, ...]:
     counted: Counter[tuple[str, str]] = Counter()
     for index in sorted(reasons, key=lambda i: order[i]):
         if held[index]:

@@ -69,11 +69,17 @@ class ChannelAddition(Pass[nn.Module, nn.Module]):
             )
 
 
-def merge_channels(model: nn.Module, plan: ClusterPlan, example_inputs: Inputs, recording: Recording | None = None) -> nn.Module:
+def merge_channels(
+    model: nn.Module, plan: ClusterPlan, example_inputs: Inputs, recording: Recording | None = None
+) -> nn.Module:
     """The structural rewrite alone, whether or not the model is tied (used to rebuild a saved model, too)."""
     compact = compacted(model, plan)
     solution = solution_for(model, plan, example_inputs, recording)
-    literals = [node for node, value in solution.flow.values.items() if edit_for(node.target) and _shrinks(value, solution, plan)]
+    literals = [
+        node
+        for node, value in solution.flow.values.items()
+        if edit_for(node.target) and _shrinks(value, solution, plan)
+    ]
     if not literals:
         return compact
     difference = _shape_difference(compact, solution, plan, example_inputs)
@@ -82,7 +88,9 @@ def merge_channels(model: nn.Module, plan: ClusterPlan, example_inputs: Inputs, 
     return _edited_graph(model, plan, example_inputs, difference)
 
 
-def solution_for(model: nn.Module, plan: ClusterPlan, example_inputs: Inputs, recording: Recording | None = None) -> Solution:
+def solution_for(
+    model: nn.Module, plan: ClusterPlan, example_inputs: Inputs, recording: Recording | None = None
+) -> Solution:
     """Analyse ``model`` anew and make sure that the plan was made for it."""
     solution = solve(flow_of(recording or record(model, example_inputs)), plan.groups.frozen_names)
     if solution.groups.digest() != plan.groups.digest():
@@ -111,7 +119,7 @@ def kept_masks(value: Channels, solution: Solution, plan: ClusterPlan) -> tuple[
     return tuple(masks)
 
 
-def _kept_labels(solution: Solution, plan: ClusterPlan) -> np.ndarray:  # type: ignore[type-arg]
+def _kept_labels(solution: Solution, plan: ClusterPlan) -> np.ndarray:
     """For each label, and for FIXED at the end, whether its channel remains."""
     kept_units = np.ones(len(solution.group), dtype=bool)
     for index, clusters in enumerate(plan.clusters):
@@ -124,7 +132,9 @@ def _kept_labels(solution: Solution, plan: ClusterPlan) -> np.ndarray:  # type: 
 def _shrinks(value: object, solution: Solution, plan: ClusterPlan) -> bool:
     if isinstance(value, (list, tuple)):
         return any(_shrinks(v, solution, plan) for v in value)
-    return isinstance(value, Channels) and any(m is not None and not bool(m.all()) for m in kept_masks(value, solution, plan))
+    return isinstance(value, Channels) and any(
+        m is not None and not bool(m.all()) for m in kept_masks(value, solution, plan)
+    )
 
 
 def compact_shape(value: Channels, solution: Solution, plan: ClusterPlan) -> tuple[int, ...]:
@@ -145,7 +155,7 @@ def _shape_difference(compact: nn.Module, solution: Solution, plan: ClusterPlan,
     for now, before in zip(calls, planned, strict=True):
         value = solution.flow.values[before]
         if isinstance(value, Channels) and now.meta["shape"] != (expected := compact_shape(value, solution, plan)):
-            return f"{function_name(before.target)} at {before.meta['source']} gives {now.meta['shape']} instead of {expected}"
+            return f"{function_name(before.target)} at {before.meta.get('source', '')} gives {now.meta['shape']} instead of {expected}"
     return None
 
 
@@ -168,16 +178,26 @@ def _edited_graph(model: nn.Module, plan: ClusterPlan, inputs: Inputs, why: str)
     for old, new in zip(graph_module.graph.nodes, compact.graph.nodes, strict=True):
         source = recorded.get(old)
         edit = edit_for(source.target) if source is not None else None
-        if source is None or edit is None or old.op not in ("call_function", "call_method"):
+        if (
+            source is None
+            or edit is None
+            or not isinstance(source.args[0], fx.Node)
+            or old.op not in ("call_function", "call_method")
+        ):
             continue
-        value, argument = solution.flow.values[source], solution.flow.values[source.args[0]]  # type: ignore[index]
-        if isinstance(value, Channels) and isinstance(argument, Channels) and _shrinks([value, argument], solution, plan):
-            edit(Edit(new, argument.shape, kept_masks(argument, solution, plan), kept_masks(value, solution, plan)))
+        value, argument = solution.flow.values[source], solution.flow.values[source.args[0]]
+        if isinstance(argument, Channels) and _shrinks([value, argument], solution, plan):
+            parts = tuple(v.shape for v in value) if isinstance(value, (list, tuple)) else ()
+            kept_out = kept_masks(value, solution, plan) if isinstance(value, Channels) else ()
+            edit(Edit(new, argument.shape, parts, kept_masks(argument, solution, plan), kept_out))
     compact.graph.lint()
     compact.recompile()
     difference = _shape_difference(compact, solution, plan, inputs)
     if difference is not None:
-        raise RewriteError(f"a size written into the forward pass could not be edited: {difference}", hint="freeze the module (frozen=)")
+        raise RewriteError(
+            f"a size written into the forward pass could not be edited: {difference}",
+            hint="freeze the module (frozen=)",
+        )
     return compact
 
 

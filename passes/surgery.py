@@ -47,7 +47,11 @@ def compacted(model: Module, plan: ClusterPlan) -> Module:
         before[id(old)] = tuple(old.shape)
     compact = copy.deepcopy(model, memo)
     for old_module, new_module in zip(model.modules(), compact.modules(), strict=True):
-        shapes = [before[id(t)] for t in (*old_module.parameters(recurse=False), *old_module.buffers(recurse=False)) if id(t) in before]
+        shapes = [
+            before[id(t)]
+            for t in (*old_module.parameters(recurse=False), *old_module.buffers(recurse=False))
+            if id(t) in before
+        ]
         if shapes:
             resize(new_module, max(shapes, key=len))
     return compact

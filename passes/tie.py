@@ -41,7 +41,11 @@ class Residual:
     index: int = -1
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} at position {self.index} of '{self.tensor}' in group '{self.group}'" if self.tensor else "0"
+        return (
+            f"{self.value:.3g} at position {self.index} of '{self.tensor}' in group '{self.group}'"
+            if self.tensor
+            else "0"
+        )
 
     def __float__(self) -> float:
         return self.value
@@ -129,12 +133,21 @@ class Tying:
     """
 
     def __init__(
-        self, model: nn.Module, plan: ClusterPlan, mode: Mode = "pdc", *, total_steps: int | None = None, settled: float = 0.4, rounds: int = 10
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        plan: ClusterPlan,
+        mode: Mode = "pdc",
+        *,
+        total_steps: int | None = None,
+        settled: float = 0.4,
+        rounds: int = 10,
+    ) -> None:
         if mode not in ("pdc", "hard"):
             raise InputError(f"unknown tying mode {mode!r}", hint="use 'pdc' or 'hard'")
         if mode == "pdc" and (total_steps is None or total_steps < 1):
-            raise InputError("mode 'pdc' spreads its reconstruction over the run and needs its length", hint="pass total_steps=")
+            raise InputError(
+                "mode 'pdc' spreads its reconstruction over the run and needs its length", hint="pass total_steps="
+            )
         self.plan, self.mode = plan, mode
         self.current = plan if mode == "hard" else plan.with_clusters(np.arange(g.channels) for g in plan.groups.groups)
         self._model = model
@@ -170,12 +183,17 @@ class Tying:
         return self.plan
 
     def residual(self) -> Residual:
-        """How far the model is from being tied by the plan."""
-        return residual(self._model, self.plan)
+        """How far the model is from being tied by the clusters of the last reconstruction."""
+        return residual(self._model, self.current)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the schedule stands and which clusters are held; plain values, for a checkpoint."""
-        return {"steps": self._steps, "final": self._final, "plan": self.plan.to_json(), "current": self.current.to_json()}
+        return {
+            "steps": self._steps,
+            "final": self._final,
+            "plan": self.plan.to_json(),
+            "current": self.current.to_json(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken; the model's own state must have been restored before."""
@@ -213,7 +231,7 @@ class Tying:
         for name, projection in self._projections:
             tensor = tensors[name]
             if tensor.requires_grad and tensor.is_leaf:
-                handle = tensor.register_post_accumulate_grad_hook(_averaging(projection))
+                handle = tensor.register_post_accumulate_grad_hook(_averaging(projection))  # type: ignore[no-untyped-call]
                 self._hooks.append(handle.remove)
 
     @torch.no_grad()

@@ -33,8 +33,13 @@ from pdc_fx.trace import Inputs, as_arguments
 
 FORMAT = 1
 WEIGHTS, RECIPE, ONNX, CERTIFICATE, METRICS, REPORT = (
-    "model.safetensors", "recipe.json", "model.onnx", "certificate.json", "metrics.jsonl", "report.html",
-)  # fmt: skip
+    "model.safetensors",
+    "recipe.json",
+    "model.onnx",
+    "certificate.json",
+    "metrics.jsonl",
+    "report.html",
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,9 @@ def package_version() -> str:
 def sha256(path: Path) -> str:
     """Of a file's content, in hexadecimal."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file.read())
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file.read())
+        )
 
 
 def _digest(data: bytes) -> str:
@@ -97,10 +104,14 @@ class Staging:
         self.path = self.final.with_name(f".{self.final.name}.partial")
         self._overwrite = overwrite
         if self.final.exists() and not overwrite:
-            raise InputError("the output directory exists", where=str(directory), hint="choose another, or pass --overwrite")
+            raise InputError(
+                "the output directory exists", where=str(directory), hint="choose another, or pass --overwrite"
+            )
         if self.path.exists() and not resume and not overwrite:
             raise InputError(
-                "an interrupted run left its state here", where=str(self.path), hint="continue it with --resume, or discard it with --overwrite"
+                "an interrupted run left its state here",
+                where=str(self.path),
+                hint="continue it with --resume, or discard it with --overwrite",
             )
         if overwrite and not resume:
             shutil.rmtree(self.path, ignore_errors=True)
@@ -110,7 +121,11 @@ class Staging:
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
-            raise InputError(f"the output directory cannot be written: {error.strerror}", where=str(directory), hint="choose another with -o") from error
+            raise InputError(
+                f"the output directory cannot be written: {error.strerror}",
+                where=str(directory),
+                hint="choose another with -o",
+            ) from error
 
     def publish(self) -> Path:
         """Rename to the final place; what stood there before goes only now."""
@@ -150,7 +165,9 @@ def write_model(compressed: Compressed, directory: Path) -> None:
     write_text(directory / RECIPE, json.dumps(recipe, indent=1))
 
 
-def deliver(compressed: Compressed, directory: Path, onnx_accuracy: Callable[[Path], float] | None = None) -> dict[str, Any]:
+def deliver(
+    compressed: Compressed, directory: Path, onnx_accuracy: Callable[[Path], float] | None = None
+) -> dict[str, Any]:
     """Write every file of an output directory into ``directory``, which exists, and give the certificate.
 
     ``onnx_accuracy`` measures the ONNX file on the task's data. The certificate tells whether all comparisons passed; nothing is
@@ -214,7 +231,9 @@ def save(compressed: Compressed, directory: str | os.PathLike[str], *, overwrite
     try:
         certificate = deliver(compressed, staging.path)
         if not certificate["passed"]:
-            raise VerificationError("the verification failed", where=str(certificate["compact_vs_onnx"]["first_difference"]))
+            raise VerificationError(
+                "the verification failed", where=str(certificate["compact_vs_onnx"]["first_difference"])
+            )
     except BaseException:
         staging.discard()
         raise
@@ -246,11 +265,17 @@ def read_plan(recipe: Mapping[str, Any], directory: Path) -> ClusterPlan:
         ArtifactError: it is missing or malformed.
     """
     if recipe.get("format") != FORMAT:
-        raise ArtifactError(f"recipe format {recipe.get('format')!r} is not known", where=str(directory / RECIPE), hint=f"this version reads format {FORMAT}")
+        raise ArtifactError(
+            f"recipe format {recipe.get('format')!r} is not known",
+            where=str(directory / RECIPE),
+            hint=f"this version reads format {FORMAT}",
+        )
     try:
         return ClusterPlan.from_dict(recipe["plan"])
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise ArtifactError(f"the recipe's plan is malformed: {type(error).__name__} {error}", where=str(directory / RECIPE)) from error
+        raise ArtifactError(
+            f"the recipe's plan is malformed: {type(error).__name__} {error}", where=str(directory / RECIPE)
+        ) from error
 
 
 def example_inputs(plan: ClusterPlan) -> tuple[Tensor, ...]:
@@ -271,7 +296,12 @@ def changed_files(directory: Path) -> list[str]:
     return [name for name in (WEIGHTS, RECIPE, ONNX) if recorded.get(name) != sha256(directory / name)]
 
 
-def load(model_or_factory: nn.Module | Callable[[], nn.Module], directory: str | os.PathLike[str], *, check_files: bool = True) -> nn.Module:
+def load(
+    model_or_factory: nn.Module | Callable[[], nn.Module],
+    directory: str | os.PathLike[str],
+    *,
+    check_files: bool = True,
+) -> nn.Module:
     """Rebuild the compact model: the original architecture, shrunk by the recipe, with the saved weights.
 
     Args:
@@ -289,7 +319,11 @@ def load(model_or_factory: nn.Module | Callable[[], nn.Module], directory: str |
     recipe = read_json(folder, RECIPE)
     plan = read_plan(recipe, folder)
     if check_files and (changed := changed_files(folder)):
-        raise ArtifactError(f"changed since the directory was certified: {', '.join(changed)}", where=str(folder), hint="'pdc-fx verify' tells what differs")
+        raise ArtifactError(
+            f"changed since the directory was certified: {', '.join(changed)}",
+            where=str(folder),
+            hint="'pdc-fx verify' tells what differs",
+        )
     model = model_or_factory if isinstance(model_or_factory, nn.Module) else model_or_factory()
     compact = merge_channels(model, plan, as_arguments(example_inputs(plan)))
     try:
@@ -297,5 +331,8 @@ def load(model_or_factory: nn.Module | Callable[[], nn.Module], directory: str |
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ArtifactError(f"the weights cannot be read: {error}", where=str(folder / WEIGHTS)) from error
     if missing or unexpected:
-        raise ArtifactError(f"the weights do not fit: missing {sorted(missing)[:3]}, unexpected {sorted(unexpected)[:3]}", where=str(folder / WEIGHTS))
+        raise ArtifactError(
+            f"the weights do not fit: missing {sorted(missing)[:3]}, unexpected {sorted(unexpected)[:3]}",
+            where=str(folder / WEIGHTS),
+        )
     return compact.eval()

@@ -97,14 +97,23 @@ def run(directory: Path | None, observer: Observer | None, *, overwrite: bool = 
         return result
 
 
-def _run(data: ImageData, staging: Staging, directory: Path | None, observer: Observer | None, seed: int, scratch: Path) -> DemoResult:
+def _run(
+    data: ImageData, staging: Staging, directory: Path | None, observer: Observer | None, seed: int, scratch: Path
+) -> DemoResult:
     teacher = train_teacher(data, seed)
     options = TrainOptions(epochs=EPOCHS, batch_size=64, lr=0.05, alpha=0.7, amp="no", channels_last=False, seed=seed)
     source = {"model": "pdc_fx.demo:DigitNet", "data": "digits", "command": "pdc-fx demo"}
     example = torch.zeros(INPUT)
     compressed = compress(
-        teacher, example, data, flops_reduction=REDUCTION, options=options, directory=staging.path, observer=observer, source=source
-    )  # fmt: skip
+        teacher,
+        example,
+        data,
+        flops_reduction=REDUCTION,
+        options=options,
+        directory=staging.path,
+        observer=observer,
+        source=source,
+    )
 
     def onnx_accuracy(path: Path) -> float:
         return accuracy_onnx(path, ((x.numpy(), y.numpy()) for x, y in batches(data.test, 500, data)))
@@ -113,4 +122,6 @@ def _run(data: ImageData, staging: Staging, directory: Path | None, observer: Ob
     dense = export_onnx(teacher, example, scratch / "dense.onnx")
     compact = staging.path / ONNX
     timing = benchmark(dense.path, compact, batch_sizes=(1,))
-    return DemoResult(compressed, certificate, timing, dense.bytes, compact.stat().st_size, onnx_accuracy(dense.path), directory)
+    return DemoResult(
+        compressed, certificate, timing, dense.bytes, compact.stat().st_size, onnx_accuracy(dense.path), directory
+    )

@@ -135,7 +135,9 @@ def logits_of(output: Any) -> Tensor:
     return output
 
 
-def batches(images: ImageSet, size: int, data: ImageData, *, shuffle_seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    images: ImageSet, size: int, data: ImageData, *, shuffle_seed: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised batches ``(float32 [B, C, H, W], int64 [B])``; augmented and shuffled where a seed is given."""
     augment = None if shuffle_seed is None else Augment(data.augmentation, shuffle_seed)
     for pixels, labels in _loader(images, size, shuffle_seed):
@@ -147,7 +149,7 @@ def _loader(images: ImageSet, size: int, shuffle_seed: int | None) -> DataLoader
     if shuffle_seed is not None:
         sampler = RandomSampler(images, generator=torch.Generator().manual_seed(shuffle_seed))
     last = shuffle_seed is not None and len(images) >= size  # batch norm in training needs full batches
-    return DataLoader(images, size, sampler=sampler, collate_fn=collate, drop_last=last)
+    return DataLoader(images, size, sampler=sampler, collate_fn=collate, drop_last=last)  # type: ignore[arg-type]
 
 
 @torch.inference_mode()
@@ -223,15 +225,18 @@ class TiedTraining:
         steps = max(1, len(_loader(self.data.train, self.options.batch_size, 0)))
         tying = Tying(self.model, self.plan, self.mode, total_steps=steps * self.options.epochs)
         optimizer = torch.optim.SGD(
-            _parameter_groups(self.model, self.options.weight_decay), self.options.lr, self.options.momentum, nesterov=self.options.momentum > 0
-        )  # fmt: skip
+            _parameter_groups(self.model, self.options.weight_decay),
+            self.options.lr,
+            self.options.momentum,
+            nesterov=self.options.momentum > 0,
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps, self.options.epochs))
         metrics: list[dict[str, Any]] = []
         first = 0
         if resume and (state := self._load_checkpoint()) is not None:
             metrics, first = self._restore(state, optimizer, schedule, tying)
         if self.options.channels_last and _has_maps(self.model):
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model.to(memory_format=torch.channels_last)
         teacher = accelerator.prepare_model(self.teacher, evaluation_mode=True).eval()
         student, optimizer, schedule = accelerator.prepare(self.model, optimizer, schedule)
         for epoch in range(first, self.options.epochs):
@@ -246,8 +251,16 @@ class TiedTraining:
         return tying.snap(), metrics
 
     def _epoch(
-        self, epoch: int, steps: int, accelerator: Any, student: nn.Module, teacher: nn.Module, optimizer: Any, schedule: Any, tying: Tying
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        epoch: int,
+        steps: int,
+        accelerator: Any,
+        student: nn.Module,
+        teacher: nn.Module,
+        optimizer: Any,
+        schedule: Any,
+        tying: Tying,
+    ) -> dict[str, Any]:
         options, started = self.options, time.perf_counter()
         torch.manual_seed(options.seed + 1_000_003 * (epoch + 1))
         student.train()
@@ -262,7 +275,8 @@ class TiedTraining:
             loss = distillation_loss(logits, targets.clone(), labels, options.alpha, options.temperature)
             if not math.isfinite(value := float(loss.detach())):
                 raise PdcError(
-                    f"the loss became {value} in epoch {epoch + 1}, step {step}", hint="lower --lr, or check the training images"
+                    f"the loss became {value} in epoch {epoch + 1}, step {step}",
+                    hint="lower --lr, or check the training images",
                 )
             optimizer.zero_grad(set_to_none=True)
             accelerator.backward(loss)
@@ -273,7 +287,9 @@ class TiedTraining:
             right += float((logits.detach().argmax(1) == labels).sum())
             if step % 10 == 0 or step == steps:
                 rate, residual = schedule.get_last_lr()[0], float(tying.residual()) if step == steps else None
-                self.observer.on_step(StepReport(epoch, step, steps, total / seen, right / seen, rate, tying.current.macs_after, residual))
+                self.observer.on_step(
+                    StepReport(epoch, step, steps, total / seen, right / seen, rate, tying.current.macs_after, residual)
+                )
         return {
             "kind": "epoch",
             "epoch": epoch + 1,
@@ -309,7 +325,9 @@ class TiedTraining:
         """What a checkpoint must agree with to be continued."""
         return json.dumps([self.plan.groups.digest(), self.plan.widths, self.mode, vars(self.options)], sort_keys=True)
 
-    def _save_checkpoint(self, epoch: int, optimizer: Any, schedule: Any, tying: Tying, metrics: list[dict[str, Any]]) -> None:
+    def _save_checkpoint(
+        self, epoch: int, optimizer: Any, schedule: Any, tying: Tying, metrics: list[dict[str, Any]]
+    ) -> None:
         if self.directory is None:
             return
         state = {
@@ -332,14 +350,20 @@ class TiedTraining:
         try:
             state: dict[str, Any] = torch.load(self._checkpoint, weights_only=True)
         except (OSError, RuntimeError, EOFError, ValueError) as error:
-            raise ArtifactError(f"the checkpoint is damaged: {error}", where=str(self._checkpoint), hint="start again with --overwrite") from error
+            raise ArtifactError(
+                f"the checkpoint is damaged: {error}", where=str(self._checkpoint), hint="start again with --overwrite"
+            ) from error
         if state["signature"] != self._signature():
             raise ArtifactError(
-                "the checkpoint belongs to a run with other options", where=str(self._checkpoint), hint="repeat the command as it was, or start again with --overwrite"
-            )  # fmt: skip
+                "the checkpoint belongs to a run with other options",
+                where=str(self._checkpoint),
+                hint="repeat the command as it was, or start again with --overwrite",
+            )
         return state
 
-    def _restore(self, state: dict[str, Any], optimizer: Any, schedule: Any, tying: Tying) -> tuple[list[dict[str, Any]], int]:
+    def _restore(
+        self, state: dict[str, Any], optimizer: Any, schedule: Any, tying: Tying
+    ) -> tuple[list[dict[str, Any]], int]:
         self.model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])

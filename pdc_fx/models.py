@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,9 @@ def parse_shape(text: str) -> tuple[int, ...]:
     (1, 3, 224, 224)
     """
     if not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})+", text):
-        raise InputError(f"{text!r} is no input shape", hint="write it as 1x3x224x224: batch x channels x height x width")
+        raise InputError(
+            f"{text!r} is no input shape", hint="write it as 1x3x224x224: batch x channels x height x width"
+        )
     return tuple(int(part) for part in text.split("x"))
 
 
@@ -81,7 +83,11 @@ def default_input(loaded: LoadedModel) -> tuple[int, ...]:
     kind, _, name = loaded.spec.partition(":")
     if kind == "torchvision":
         return next(shape for pattern, shape in TORCHVISION_INPUTS if re.fullmatch(pattern, name))
-    raise InputError("the model does not say what its input is", where=loaded.spec, hint="pass --input, e.g. 1x3x224x224, or give the factory an attribute input_shape")  # fmt: skip
+    raise InputError(
+        "the model does not say what its input is",
+        where=loaded.spec,
+        hint="pass --input, e.g. 1x3x224x224, or give the factory an attribute input_shape",
+    )
 
 
 def build_model(spec: str, *, weights: Path | None = None, num_classes: int | None = None) -> LoadedModel:
@@ -129,7 +135,7 @@ def factory(spec: str, num_classes: int | None = None) -> Callable[[], nn.Module
     arguments = _class_arguments(target, num_classes, spec)
 
     def make() -> nn.Module:
-        return target(**arguments)  # type: ignore[no-any-return]
+        return cast(nn.Module, target(**arguments))
 
     if hasattr(target, "input_shape"):
         make.input_shape = target.input_shape  # type: ignore[attr-defined]
@@ -148,7 +154,7 @@ def _torchvision(name: str, num_classes: int | None) -> Callable[[], nn.Module]:
         options["num_classes"] = num_classes
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = True
-    return lambda: models.get_model(name, **options)  # type: ignore[no-any-return]
+    return lambda: models.get_model(name, **options)
 
 
 def _timm(name: str, num_classes: int | None) -> Callable[[], nn.Module]:
@@ -164,7 +170,11 @@ def _timm(name: str, num_classes: int | None) -> Callable[[], nn.Module]:
 
 def _nearest(name: str, known: list[str]) -> str:
     close = get_close_matches(name, known, n=3)
-    return f"did you mean {', '.join(close)}?" if close else f"{len(known)} names are known, such as {', '.join(known[:3])}"
+    return (
+        f"did you mean {', '.join(close)}?"
+        if close
+        else f"{len(known)} names are known, such as {', '.join(known[:3])}"
+    )
 
 
 def _from_file(path: Path) -> Any:
@@ -172,7 +182,8 @@ def _from_file(path: Path) -> Any:
         raise InputError("there is no such file", where=str(path), hint="paths are relative to the current directory")
     module_name = f"_pdc_fx_model_{path.stem}_{abs(hash(path.resolve()))}"
     spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses and pickling look a class's module up by name
     try:
@@ -187,14 +198,20 @@ def _from_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(f"no module can be imported: {error}", where=name, hint="write torchvision:NAME, timm:NAME or path/to/file.py:factory") from error  # fmt: skip
+        raise InputError(
+            f"no module can be imported: {error}",
+            where=name,
+            hint="write torchvision:NAME, timm:NAME or path/to/file.py:factory",
+        ) from error
 
 
 def _attribute(module: Any, name: str, spec: str) -> Callable[..., Any]:
     target = getattr(module, name, None)
     if not callable(target):
         known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise InputError(f"there is no function {name!r}", where=spec, hint=_nearest(name, known) if known else "it defines none")
+        raise InputError(
+            f"there is no function {name!r}", where=spec, hint=_nearest(name, known) if known else "it defines none"
+        )
     return target  # type: ignore[no-any-return]
 
 
@@ -246,20 +263,36 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 def _require_fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     own = model.state_dict()
-    shapes = [f"{k}: {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the model" for k in own if k in state and own[k].shape != state[k].shape]  # fmt: skip
+    shapes = [
+        f"{k}: {tuple(state[k].shape)} in the file, {tuple(own[k].shape)} in the model"
+        for k in own
+        if k in state and own[k].shape != state[k].shape
+    ]
     optional = {k for k in own if k.endswith("num_batches_tracked")}
     missing, unexpected = [k for k in own if k not in state and k not in optional], [k for k in state if k not in own]
     if not shapes and not missing and not unexpected:
         for key in optional - state.keys():
             state[key] = own[key]  # type: ignore[index]
         return
-    problems = [*shapes[:3], *(f"{k} is missing in the file" for k in missing[:3]), *(f"{k} is not in the model" for k in unexpected[:3])]
+    problems = [
+        *shapes[:3],
+        *(f"{k} is missing in the file" for k in missing[:3]),
+        *(f"{k} is not in the model" for k in unexpected[:3]),
+    ]
     more = len(shapes) + len(missing) + len(unexpected) - len(problems)
     hint = "the file belongs to another model"
     if shapes and not missing and not unexpected:
-        heads = {state[k].shape[0] for k in own if k in state and own[k].shape != state[k].shape and own[k].shape[1:] == state[k].shape[1:]}
+        heads = {
+            state[k].shape[0]
+            for k in own
+            if k in state and own[k].shape != state[k].shape and own[k].shape[1:] == state[k].shape[1:]
+        }
         hint = f"pass --num-classes {heads.pop()}" if len(heads) == 1 and len(shapes) <= 2 else hint
-    raise InputError("the weights do not fit: " + "; ".join(problems) + (f"; and {more} more" if more > 0 else ""), where=str(path), hint=hint)
+    raise InputError(
+        "the weights do not fit: " + "; ".join(problems) + (f"; and {more} more" if more > 0 else ""),
+        where=str(path),
+        hint=hint,
+    )
 
 
 def parse_normalization(text: str, path: Path) -> Normalization:
@@ -279,5 +312,9 @@ def parse_normalization(text: str, path: Path) -> Normalization:
         if len(mean) != len(std):
             raise ValueError("as many means as stds")
     except ValueError as error:
-        raise InputError(f"the metadata's normalisation {text!r} is not understood ({error})", where=str(path), hint="write 'mean M ... std S ...', one number per channel") from error  # fmt: skip
+        raise InputError(
+            f"the metadata's normalisation {text!r} is not understood ({error})",
+            where=str(path),
+            hint="write 'mean M ... std S ...', one number per channel",
+        ) from error
     return mean, std

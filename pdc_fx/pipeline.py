@@ -184,7 +184,10 @@ def compress(
         plan=final,
         example_inputs=inputs,
         exactness=addition.comparison,
-        accuracy={name: accuracy(m, data.test, data) for name, m in (("teacher", teacher.cpu()), ("tied", tied), ("compact", compact))},
+        accuracy={
+            name: accuracy(m, data.test, data)
+            for name, m in (("teacher", teacher.cpu()), ("tied", tied), ("compact", compact))
+        },
         metrics=metrics,
         source=source or {},
     )
@@ -203,7 +206,9 @@ def require_classes(model: nn.Module, inputs: tuple[Any, ...], data: ImageData) 
         try:
             logits = logits_of(model(*inputs))
         except (RuntimeError, ValueError, TypeError) as error:
-            raise TraceError(f"the model does not take this input: {error}", hint="pass --input with the shape it was trained on") from error
+            raise TraceError(
+                f"the model does not take this input: {error}", hint="pass --input with the shape it was trained on"
+            ) from error
     if logits.dim() != 2 or logits.shape[1] != len(data.classes):
         raise InputError(
             f"the model gives {tuple(logits.shape)[1:]} scores per image, the data has {len(data.classes)} classes",

@@ -35,7 +35,10 @@ from pdc_fx.errors import TraceError
 
 Inputs = Tensor | tuple[Any, ...]
 
-_OWN_ROOTS = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parent, Path(__file__).parent.parent / "passes"))
+_OWN_ROOTS = tuple(
+    f"{folder}/"
+    for folder in (Path(torch.__file__).parent, Path(__file__).parent, Path(__file__).parent.parent / "passes")
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def record(model: nn.Module, example_inputs: Inputs) -> Recording:
 
 
 def record_graph_module(module: fx.GraphModule, example_inputs: Inputs) -> tuple[Recording, dict[fx.Node, fx.Node]]:
-    """Record an fx graph as it is interpreted; also give, for each of its nodes with a tensor result, the recorded node."""
+    """Record an fx graph as it is interpreted; also give, for each of its nodes, the recorded call that made its result."""
     found: dict[fx.Node, fx.Node] = {}
 
     class Watched(fx.Interpreter):
@@ -110,8 +113,10 @@ def record_graph_module(module: fx.GraphModule, example_inputs: Inputs) -> tuple
 
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
-            if isinstance(result, Tensor):
-                found[n] = self.recorder.node_of(result)
+            part = result[0] if isinstance(result, (tuple, list)) and result else result
+            if isinstance(part, Tensor) and n.op != "output":
+                node = self.recorder.node_of(part)
+                found[n] = node if part is result else node.all_input_nodes[0]
             return result
 
     interpreter = Watched(module)
@@ -139,7 +144,9 @@ def _record(model: nn.Module, call: Callable[..., Any], args: tuple[Any, ...]) -
     del mapped
     shapes = {name: tuple(tensor.shape) for name, tensor in recorder.tensors.items()}
     parameters = tuple(name for name, tensor in recorder.tensors.items() if isinstance(tensor, nn.Parameter))
-    inputs = tuple((tuple(a.shape), str(a.dtype).removeprefix("torch.")) for a in tree_leaves(args) if isinstance(a, Tensor))
+    inputs = tuple(
+        (tuple(a.shape), str(a.dtype).removeprefix("torch.")) for a in tree_leaves(args) if isinstance(a, Tensor)
+    )
     return Recording(recorder.graph, shapes, parameters, recorder.unreached(), inputs, output)
 
 
@@ -153,21 +160,26 @@ def _refuse_unusable(model: object) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError("a TorchScript module cannot be analysed", hint="pass the module it was scripted from")
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
-        raise TraceError("the model's tensors are on the meta device and hold no values", hint="use model.to_empty(...) and load weights")
+        raise TraceError(
+            "the model's tensors are on the meta device and hold no values",
+            hint="use model.to_empty(...) and load weights",
+        )
 
 
 # Functions that read a tensor's type and sizes, never its values: they need no node.
-_METADATA = {
-    getattr(torch.Tensor, name)
-    for name in ("size", "dim", "numel", "nelement", "stride", "element_size", "is_floating_point", "is_complex", "is_contiguous",
-                 "data_ptr", "storage_offset", "get_device", "type", "untyped_storage", "__len__", "ndimension", "is_signed",
-                 "__hash__", "__repr__", "requires_grad_", "is_same_size", "is_pinned")
-} | {
-    getattr(torch.Tensor, name).__get__
-    for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_leaf", "is_sparse", "is_quantized",
-                 "is_meta", "is_mkldnn", "is_nested", "grad", "grad_fn", "names", "is_xpu", "is_mps", "is_cpu", "itemsize", "nbytes")
-    if hasattr(torch.Tensor, name)
-} | {torch.is_floating_point, torch.is_complex, torch.numel, torch.is_tensor}  # fmt: skip
+_METHODS = """
+size dim numel nelement stride element_size is_floating_point is_complex is_contiguous data_ptr storage_offset get_device type
+untyped_storage __len__ ndimension is_signed __hash__ __repr__ requires_grad_ is_same_size is_pinned
+"""
+_PROPERTIES = """
+shape dtype device ndim layout requires_grad is_cuda is_leaf is_sparse is_quantized is_meta is_mkldnn is_nested grad grad_fn names
+is_xpu is_mps is_cpu itemsize nbytes
+"""
+_METADATA: set[Any] = {
+    *(getattr(torch.Tensor, name) for name in _METHODS.split()),
+    *(getattr(torch.Tensor, name).__get__ for name in _PROPERTIES.split() if hasattr(torch.Tensor, name)),
+    *(torch.is_floating_point, torch.is_complex, torch.numel, torch.is_tensor),
+}
 
 
 class Recorder(TorchFunctionMode):
@@ -193,12 +205,12 @@ class Recorder(TorchFunctionMode):
 
     def __enter__(self) -> Recorder:
         self.active.append(self)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exc: Any) -> None:
         self.active.pop()
-        super().__exit__(*exc)
+        super().__exit__(*exc)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def module_paths(self) -> Iterator[None]:
@@ -238,7 +250,9 @@ class Recorder(TorchFunctionMode):
             return [self._names[p] for p in module.parameters(recurse=False)]
 
         return tuple(
-            name for name, module in self._model.named_modules() if own(module) and not any(t in self._attributes for t in own(module))
+            name
+            for name, module in self._model.named_modules()
+            if own(module) and not any(t in self._attributes for t in own(module))
         )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -307,7 +321,9 @@ class Recorder(TorchFunctionMode):
             return {key: self._map(item, tensors) for key, item in value.items()}
         if isinstance(value, slice):
             return slice(*(self._map(part, tensors) for part in (value.start, value.stop, value.step)))
-        if value is None or isinstance(value, (bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format)):
+        if value is None or isinstance(
+            value, (bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
+        ):
             return value
         return value if value is Ellipsis else repr(value)
 

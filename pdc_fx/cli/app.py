@@ -23,13 +23,27 @@ app = typer.Typer(
 )
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="torchvision:NAME, timm:NAME or path/to/file.py:factory (the factory's code is run).")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="torchvision:NAME, timm:NAME or path/to/file.py:factory (the factory's code is run)."
+    ),
 ]
-Weights = Annotated[Path | None, typer.Option("--weights", help="A safetensors file, or a checkpoint that loads with weights_only=True.")]
-Classes = Annotated[int | None, typer.Option("--num-classes", min=1, help="Number of classes the factory is asked for.")]
-Shape = Annotated[str | None, typer.Option("--input", metavar="1x3x224x224", help="Shape of the input (batch x channels x height x width).")]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", help="A safetensors file, or a checkpoint that loads with weights_only=True."),
+]
+Classes = Annotated[
+    int | None, typer.Option("--num-classes", min=1, help="Number of classes the factory is asked for.")
+]
+Shape = Annotated[
+    str | None,
+    typer.Option("--input", metavar="1x3x224x224", help="Shape of the input (batch x channels x height x width)."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
-Frozen = Annotated[list[str] | None, typer.Option("--freeze", help="Name or pattern of modules whose channels stay, e.g. 'layer4.*'. May be repeated.")]  # fmt: skip
+Frozen = Annotated[
+    list[str] | None,
+    typer.Option("--freeze", help="Name or pattern of modules whose channels stay, e.g. 'layer4.*'. May be repeated."),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
 DataOption = Annotated[
     str | None,
@@ -74,9 +88,14 @@ def _open_model(spec: str, weights: Path | None, classes: int | None, shape: str
 @app.command()
 @reported
 def inspect(
-    model: Model, weights: Weights = None, num_classes: Classes = None, input: Shape = None, freeze: Frozen = None,
-    everything: Annotated[bool, typer.Option("--all", help="Show every group.")] = False, json: Json = False,
-) -> None:  # fmt: skip
+    model: Model,
+    weights: Weights = None,
+    num_classes: Classes = None,
+    input: Shape = None,
+    freeze: Frozen = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show every group.")] = False,
+    json: Json = False,
+) -> None:
     """Show which channels are coupled, which can be merged, and what is frozen and why."""
     from pdc_fx.cli.render import print_groups, print_json
     from pdc_fx.pipeline import analyze
@@ -92,10 +111,17 @@ def inspect(
 @app.command()
 @reported
 def check(
-    model: Model, weights: Weights = None, num_classes: Classes = None, input: Shape = None, freeze: Frozen = None, seed: Seed = 0,
-    dtype: Annotated[Literal["float64", "float32"], typer.Option(help="float32 for models too large for float64.")] = "float64",
+    model: Model,
+    weights: Weights = None,
+    num_classes: Classes = None,
+    input: Shape = None,
+    freeze: Frozen = None,
+    seed: Seed = 0,
+    dtype: Annotated[
+        Literal["float64", "float32"], typer.Option(help="float32 for models too large for float64.")
+    ] = "float64",
     json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Can this model be merged exactly? Ties and merges a random half of its channels and measures what that changes.
 
     Needs no data and no training; the model is not changed.
@@ -106,7 +132,9 @@ def check(
     from pdc_fx.passes.check import check as run_check
 
     loaded, example = _open_model(model, weights, num_classes, input)
-    certificate = run_check(loaded.model, example, seed=seed, dtype=getattr(torch, dtype), name=model, frozen=tuple(freeze or ()))
+    certificate = run_check(
+        loaded.model, example, seed=seed, dtype=getattr(torch, dtype), name=model, frozen=tuple(freeze or ())
+    )
     if json:
         print_json(certificate.to_dict())
     else:
@@ -119,14 +147,24 @@ def check(
 @reported
 def compress(
     model: Model,
-    data: Annotated[str, typer.Option("--data", help="digits, parquet:DIR, folder:DIR, cifar10:DIR, cifar100:DIR or fashionmnist:DIR.")],
+    data: Annotated[
+        str,
+        typer.Option("--data", help="digits, parquet:DIR, folder:DIR, cifar10:DIR, cifar100:DIR or fashionmnist:DIR."),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Output directory; it must not exist yet.")],
-    weights: Weights = None, num_classes: Classes = None, input: Shape = None, freeze: Frozen = None,
+    weights: Weights = None,
+    num_classes: Classes = None,
+    input: Shape = None,
+    freeze: Frozen = None,
     flops_reduction: Annotated[float | None, typer.Option(help="Share of the MACs to remove, 0 to 1.")] = None,
     params_reduction: Annotated[float | None, typer.Option(help="Share of the parameters to remove, instead.")] = None,
-    allocation: Annotated[Literal["global", "uniform"], typer.Option(help="Spread the budget where it costs least, or evenly.")] = "global",
+    allocation: Annotated[
+        Literal["global", "uniform"], typer.Option(help="Spread the budget where it costs least, or evenly.")
+    ] = "global",
     round_to: Annotated[int, typer.Option(min=1, help="Keep widths at multiples of this.")] = 1,
-    mode: Annotated[Literal["pdc", "hard"], typer.Option(help="Reconstruct from clusters at a rising rate, or tie from the start.")] = "pdc",
+    mode: Annotated[
+        Literal["pdc", "hard"], typer.Option(help="Reconstruct from clusters at a rising rate, or tie from the start.")
+    ] = "pdc",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 5,
     batch_size: Annotated[int, typer.Option("-b", "--batch-size", min=1)] = 128,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
@@ -134,12 +172,18 @@ def compress(
     temperature: Annotated[float, typer.Option(help="Temperature of the distillation term.")] = 4.0,
     amp: Annotated[Literal["bf16", "no"], typer.Option(help="Train in bfloat16 autocast, or in float32.")] = "bf16",
     channels_last: Annotated[bool, typer.Option(help="Memory format while training.")] = True,
-    teacher_model: Annotated[str | None, typer.Option(help="Another teacher: a MODEL; the model itself by default.")] = None,
+    teacher_model: Annotated[
+        str | None, typer.Option(help="Another teacher: a MODEL; the model itself by default.")
+    ] = None,
     teacher_weights: Annotated[Path | None, typer.Option(help="Weights of --teacher-model.")] = None,
     seed: Seed = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run after its last complete epoch.")] = False,
-    overwrite: Overwrite = False, download: Download = False, json: Json = False,
-) -> None:  # fmt: skip
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run after its last complete epoch.")
+    ] = False,
+    overwrite: Overwrite = False,
+    download: Download = False,
+    json: Json = False,
+) -> None:
     """Train the model tied under distillation, merge its channels exactly, export to ONNX and verify."""
     from pdc_fx.artifacts import Staging, deliver
     from pdc_fx.cli.render import TrainingProgress, delivery_rows, out, print_comparisons, print_json, result_table
@@ -148,27 +192,57 @@ def compress(
     from pdc_fx.pipeline import compress as run_compress
 
     options = TrainOptions(
-        epochs=epochs, batch_size=batch_size, lr=lr, alpha=alpha, temperature=temperature, amp=amp, channels_last=channels_last, seed=seed
-    )  # fmt: skip
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        alpha=alpha,
+        temperature=temperature,
+        amp=amp,
+        channels_last=channels_last,
+        seed=seed,
+    )
     if (flops_reduction is None) == (params_reduction is None):
         raise InputError("say how much to remove", hint="give one of --flops-reduction and --params-reduction")
     if teacher_weights is not None and teacher_model is None:
         teacher_model = model
     loaded, example = _open_model(model, weights, num_classes, input)
-    teacher = build_model(teacher_model, weights=teacher_weights, num_classes=num_classes).model if teacher_model else None
+    teacher = (
+        build_model(teacher_model, weights=teacher_weights, num_classes=num_classes).model if teacher_model else None
+    )
     images = _open_data(data, loaded, example, download)
-    source = {"model": model, "num_classes": num_classes, "data": data, "command": "pdc-fx " + " ".join(sys.argv[1:]), "mean": list(images.mean), "std": list(images.std)}  # fmt: skip
+    source = {
+        "model": model,
+        "num_classes": num_classes,
+        "data": data,
+        "command": "pdc-fx " + " ".join(sys.argv[1:]),
+        "mean": list(images.mean),
+        "std": list(images.std),
+    }
     staging = Staging(output, overwrite=overwrite, resume=resume)
     with _kept_if_resumable(staging), TrainingProgress(epochs) as progress:
         compressed = run_compress(
-            loaded.model, example, images, flops_reduction=flops_reduction, params_reduction=params_reduction, allocation=allocation,
-            round_to=round_to, frozen=freeze or (), mode=mode, teacher=teacher, options=options, directory=staging.path, resume=resume,
-            observer=progress, source=source,
-        )  # fmt: skip
+            loaded.model,
+            example,
+            images,
+            flops_reduction=flops_reduction,
+            params_reduction=params_reduction,
+            allocation=allocation,
+            round_to=round_to,
+            frozen=freeze or (),
+            mode=mode,
+            teacher=teacher,
+            options=options,
+            directory=staging.path,
+            resume=resume,
+            observer=progress,
+            source=source,
+        )
     with _removed_on_error(staging):
         certificate = deliver(compressed, staging.path, _onnx_accuracy(images))
         if not certificate["passed"]:
-            raise VerificationError("the verification failed", where=str(certificate["compact_vs_onnx"]["first_difference"]))
+            raise VerificationError(
+                "the verification failed", where=str(certificate["compact_vs_onnx"]["first_difference"])
+            )
         staging.publish()
     if json:
         print_json({"directory": str(output), **certificate})
@@ -220,11 +294,14 @@ def _onnx_accuracy(images: Any) -> Callable[[Path], float]:
 def export(
     source: Annotated[str, typer.Argument(metavar="DIR|MODEL", help="An output directory of 'compress', or a MODEL.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The ONNX file to write.")],
-    weights: Weights = None, num_classes: Classes = None, input: Shape = None,
+    weights: Weights = None,
+    num_classes: Classes = None,
+    input: Shape = None,
     opset: Annotated[int | None, typer.Option(help="Version of ONNX's operator set.")] = None,
     static: Annotated[bool, typer.Option("--static", help="Fix the batch size.")] = False,
-    overwrite: Overwrite = False, json: Json = False,
-) -> None:  # fmt: skip
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
     """Write an ONNX file with batch norms folded, and verify it against PyTorch."""
     from pdc_fx.cli.render import out, print_json, quantity
     from pdc_fx.export.onnx import DEFAULT_OPSET, export_onnx
@@ -242,8 +319,12 @@ def export(
     if json:
         print_json({**info.to_json(), "verification": found.to_json()})
     else:
-        out.print(f"{output}: {quantity(info.bytes)}B, opset {info.opset}, {sum(info.nodes.values())} nodes, {info.exporter}")
-        out.print(f"against PyTorch: {'passed' if found.passed else 'FAILED'}, relative error {found.max_rel_error:.2g}")
+        out.print(
+            f"{output}: {quantity(info.bytes)}B, opset {info.opset}, {sum(info.nodes.values())} nodes, {info.exporter}"
+        )
+        out.print(
+            f"against PyTorch: {'passed' if found.passed else 'FAILED'}, relative error {found.max_rel_error:.2g}"
+        )
     found.ensure()
 
 
@@ -255,7 +336,9 @@ def _open_directory(directory: Path, model: str | None, *, check_files: bool = T
     recipe = read_json(directory, RECIPE)
     spec = model or recipe.get("model")
     if not spec:
-        raise InputError("the recipe does not say which model it belongs to", where=str(directory / RECIPE), hint="pass --model")
+        raise InputError(
+            "the recipe does not say which model it belongs to", where=str(directory / RECIPE), hint="pass --model"
+        )
     plan = read_plan(recipe, directory)
     return load(factory(spec, recipe.get("num_classes")), directory, check_files=check_files), example_inputs(plan)
 
@@ -264,7 +347,9 @@ def _open_directory(directory: Path, model: str | None, *, check_files: bool = T
 @reported
 def verify(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An output directory of 'compress'.")],
-    model: Annotated[str | None, typer.Option("--model", help="The original MODEL, where the recipe's path no longer holds.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The original MODEL, where the recipe's path no longer holds.")
+    ] = None,
     data: DataOption = None,
     no_data: Annotated[bool, typer.Option("--no-data", help="Leave the accuracy on the test images out.")] = False,
     json: Json = False,
@@ -290,16 +375,28 @@ def verify(
             images = images.with_normalization(recipe["mean"], recipe["std"])
         measured = {"compact": accuracy(compact, images.test, images), "onnx": _onnx_accuracy(images)(directory / ONNX)}
     passed = found.passed and not changed
-    result = {"directory": str(directory), "passed": passed, "changed": changed, "compact_vs_onnx": found.to_json(), "accuracy": measured}
+    result = {
+        "directory": str(directory),
+        "passed": passed,
+        "changed": changed,
+        "compact_vs_onnx": found.to_json(),
+        "accuracy": measured,
+    }
     if json:
         print_json(result)
     else:
-        out.print(f"compact against ONNX Runtime: relative error {found.max_rel_error:.2g} (allowed {found.tolerance:g}, float32)")
+        out.print(
+            f"compact against ONNX Runtime: relative error {found.max_rel_error:.2g} (allowed {found.tolerance:g}, float32)"
+        )
         for name, value in measured.items():
-            out.print(f"test accuracy, {name}: {percent(value)} (certified: {percent(certificate.get('accuracy', {}).get(name))})")
+            out.print(
+                f"test accuracy, {name}: {percent(value)} (certified: {percent(certificate.get('accuracy', {}).get(name))})"
+            )
     found.ensure()
     if changed:
-        raise VerificationError(f"changed since the directory was certified: {', '.join(changed)}", where=str(directory))
+        raise VerificationError(
+            f"changed since the directory was certified: {', '.join(changed)}", where=str(directory)
+        )
     if not json:
         out.print("[bold green]passed[/]")
 
@@ -308,11 +405,23 @@ def verify(
 @reported
 def demo(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Keep the output directory here.")] = None,
-    overwrite: Overwrite = False, seed: Seed = 0, json: Json = False,
-) -> None:  # fmt: skip
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
     """The whole pipeline on scikit-learn's bundled digits, in about a minute on two cores."""
     from pdc_fx import demo as demonstration
-    from pdc_fx.cli.render import TrainingProgress, delivery_rows, err, out, percent, print_comparisons, print_json, quantity, result_table
+    from pdc_fx.cli.render import (
+        TrainingProgress,
+        delivery_rows,
+        err,
+        out,
+        percent,
+        print_comparisons,
+        print_json,
+        quantity,
+        result_table,
+    )
 
     err.print("training a teacher on 1,437 digits, then compressing it to a third of its MACs ...")
     with TrainingProgress(demonstration.EPOCHS) if err.is_terminal else nullcontext() as progress:
@@ -322,7 +431,14 @@ def demo(
         print_json({**result.certificate, "latency": result.timing.to_json()})
         return
     rows = delivery_rows(result.certificate)
-    rows.insert(1, ("accuracy, ONNX Runtime", percent(result.dense_onnx_accuracy), percent(result.certificate["accuracy"]["onnx"])))
+    rows.insert(
+        1,
+        (
+            "accuracy, ONNX Runtime",
+            percent(result.dense_onnx_accuracy),
+            percent(result.certificate["accuracy"]["onnx"]),
+        ),
+    )
     rows.append(("ONNX file", f"{quantity(result.dense_bytes)}B", f"{quantity(result.compact_bytes)}B"))
     rows.append(("latency, batch 1", f"{timing.dense.median_ms:.3f} ms", f"{timing.compact.median_ms:.3f} ms"))
     out.print(result_table(rows, "digits: teacher and compact network"))

@@ -37,14 +37,17 @@ def quantity(value: float) -> str:
 
 
 def share(part: float, whole: float) -> str:
+    """A part of a whole, in per cent."""
     return f"{part / whole:.1%}" if whole else "-"
 
 
 def percent(value: float | None) -> str:
+    """A share of 0 to 1 in per cent; a dash for None."""
     return "-" if value is None else f"{value:.2%}"
 
 
 def print_error(message: str) -> None:
+    """One message on standard error."""
     err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
 
 
@@ -59,13 +62,16 @@ def groups_table(groups: ChannelGroups, limit: int | None = None) -> Table:
     ordered = sorted(groups.groups, key=lambda g: -g.channels * len(g.members))
     for group in ordered[:limit]:
         readers = sum(m.role == "consumer" for m in group.members)
-        table.add_row(escape(group.name), str(group.channels), str(len(group.producers)), str(readers), str(len(group.members)))
+        table.add_row(
+            escape(group.name), str(group.channels), str(len(group.producers)), str(readers), str(len(group.members))
+        )
     if limit is not None and len(ordered) > limit:
         table.caption = f"and {len(ordered) - limit} more (--all shows them)"
     return table
 
 
 def frozen_table(groups: ChannelGroups) -> Table:
+    """One row per reason."""
     table = Table(title="frozen", title_justify="left")
     table.add_column("channels", justify="right")
     table.add_column("made by", overflow="fold", max_width=24)
@@ -92,6 +98,7 @@ def print_groups(name: str, groups: ChannelGroups, *, everything: bool) -> None:
 
 
 def print_certificate(certificate: Certificate) -> None:
+    """The result of a dry run."""
     verdict = "[bold green]passed[/]" if certificate.passed else "[bold red]FAILED[/]"
     out.print(
         f"[bold]{escape(certificate.model)}[/]: {verdict}, relative error {certificate.max_rel_error:.2g} "
@@ -100,7 +107,8 @@ def print_certificate(certificate: Certificate) -> None:
     out.print(
         f"half of the channels merged at random: MACs {quantity(certificate.macs_before)} -> {quantity(certificate.macs_after)}, "
         f"parameters {quantity(certificate.params_before)} -> {quantity(certificate.params_after)}; "
-        f"{certificate.mergeable_channels} of {certificate.channels} channels in {certificate.groups} groups; result: {certificate.result_type}"
+        f"{certificate.mergeable_channels} of {certificate.channels} channels in {certificate.groups} groups; "
+        f"result: {certificate.result_type}"
     )
     if certificate.first_difference:
         out.print(f"first difference: {escape(certificate.first_difference)}")
@@ -125,14 +133,32 @@ def result_table(rows: list[tuple[str, str, str]], title: str) -> Table:
 def delivery_rows(certificate: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Accuracy, multiply-accumulates and parameters of an output directory's certificate."""
     accuracy = certificate["accuracy"]
-    rows = [("accuracy, PyTorch", percent(accuracy.get("teacher")), percent(accuracy.get("compact")))] if accuracy else []
-    rows.append(("MACs", quantity(certificate["macs_before"]), f"{quantity(certificate['macs_after'])} ({share(certificate['macs_after'], certificate['macs_before'])})"))  # fmt: skip
-    rows.append(("parameters", quantity(certificate["params_before"]), f"{quantity(certificate['params_after'])} ({share(certificate['params_after'], certificate['params_before'])})"))  # fmt: skip
+    rows = (
+        [("accuracy, PyTorch", percent(accuracy.get("teacher")), percent(accuracy.get("compact")))] if accuracy else []
+    )
+    rows.append(
+        (
+            "MACs",
+            quantity(certificate["macs_before"]),
+            f"{quantity(certificate['macs_after'])} ({share(certificate['macs_after'], certificate['macs_before'])})",
+        )
+    )
+    rows.append(
+        (
+            "parameters",
+            quantity(certificate["params_before"]),
+            f"{quantity(certificate['params_after'])} ({share(certificate['params_after'], certificate['params_before'])})",
+        )
+    )
     return rows
 
 
 def print_comparisons(certificate: Mapping[str, Any]) -> None:
-    for key, title in (("tied_vs_compact", "tied against compact"), ("compact_vs_onnx", "compact against ONNX Runtime")):
+    """The two comparisons of an output directory, and accuracies."""
+    for key, title in (
+        ("tied_vs_compact", "tied against compact"),
+        ("compact_vs_onnx", "compact against ONNX Runtime"),
+    ):
         part = certificate[key]
         verdict = "[green]passed[/]" if part["passed"] else "[bold red]FAILED[/]"
         error = "not finite" if part["max_rel_error"] is None else f"{part['max_rel_error']:.2g}"

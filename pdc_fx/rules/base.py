@@ -237,7 +237,11 @@ class Site:
             if label is not None:
                 self.flow.freeze(label, f"'{weight.name}' {why}", self.module)
             else:
-                self.flow.axes[weight.name, dim] = Axis("channelwise", torch.full([weight.shape[dim]], FIXED), torch.zeros(weight.shape[dim], dtype=torch.int64))  # fmt: skip
+                self.flow.axes[weight.name, dim] = Axis(
+                    "channelwise",
+                    torch.full([weight.shape[dim]], FIXED),
+                    torch.zeros(weight.shape[dim], dtype=torch.int64),
+                )
 
     def along(self, channels: Channels, dim: int) -> tuple[Tensor, Tensor]:
         """Labels and paths along one axis, one-dimensional.
@@ -314,12 +318,14 @@ class Edit:
     Attributes:
         node: the call, to be changed in place.
         source: the shape of its first argument before.
+        parts: the shapes of its results before, where it gives several.
         kept_in, kept_out: for each axis of the first argument and of the result a bool mask of the positions that
             remain, or None where all do.
     """
 
     node: fx.Node
     source: Shape
+    parts: tuple[Shape, ...]
     kept_in: tuple[Tensor | None, ...]
     kept_out: tuple[Tensor | None, ...]
 
@@ -381,6 +387,15 @@ def functions(names: str) -> list[Any]:
     return found
 
 
+def getter(name: str) -> Any:
+    """The function behind a tensor property, as it is recorded: ``getter("T")``."""
+    return (
+        vars(torch._C.TensorBase)[name].__get__
+        if name in vars(torch._C.TensorBase)
+        else vars(torch.Tensor)[name].__get__
+    )
+
+
 def rule(*targets: Any) -> Callable[[Rule], Rule]:
     """Register a rule for torch functions, given as objects or as a string of names."""
 
@@ -394,6 +409,7 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
 
 
 def rule_for(target: Any) -> Rule | None:
+    """The rule of a torch function, or None."""
     return _RULES.get(target)
 
 
@@ -414,7 +430,10 @@ def apply_rule(site: Site) -> Value:
         return function(site)
     except Declined as reason:
         where = site.node.meta.get("source", "")
-        site.freeze([list(site.node.args), dict(site.node.kwargs), site.node.meta.get("aliased", [])], f"{name} {reason} ({where})")
+        site.freeze(
+            [list(site.node.args), dict(site.node.kwargs), site.node.meta.get("aliased", [])],
+            f"{name} {reason} ({where})",
+        )
         return fixed_result(site.node)
 
 

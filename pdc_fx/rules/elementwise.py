@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from pdc_fx.rules.base import Channels, Declined, Shape, Site, Value, Weight, mix, rule
+from pdc_fx.rules.base import Channels, Declined, Shape, Site, Value, Weight, getter, mix, rule
 
 UNARY = """
 relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh sigmoid logsigmoid softplus softsign tanh
@@ -25,13 +25,15 @@ logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor where lerp
 """
 
 
-@rule(UNARY, torch.Tensor.data.__get__)
+@rule(UNARY, getter("data"))
 def unary(site: Site) -> Value:
+    """``f(x)``."""
     return site.channels(site.argument(0, "input")).then(site.key)
 
 
 @rule("dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d rrelu")
 def random_in_training(site: Site) -> Value:
+    """The identity in eval mode."""
     if site.node.kwargs.get("training", site.node.args[2:3] == (True,)):
         raise Declined("draws random numbers although the model is in eval mode")
     return unary(site)
@@ -39,11 +41,13 @@ def random_in_training(site: Site) -> Value:
 
 @rule(BINARY)
 def nary(site: Site) -> Value:
+    """``f(a, b, ...)`` with broadcasting."""
     return combine(site, [a for a in (*site.node.args, *site.node.kwargs.values()) if isinstance(a, fx.Node)])
 
 
 @rule("prelu")
 def prelu(site: Site) -> Value:
+    """``max(0, x) + slope[c] * min(0, x)``; one slope in all, or one per channel."""
     x = site.channels(site.argument(0, "input"))
     slope = site.argument(1, "weight")
     if (weight := site.weight(slope)) is None or weight.shape != (1,):
@@ -74,7 +78,9 @@ def combine(site: Site, nodes: list[fx.Node]) -> Channels:
             site.flow.freeze(value.label, "is shared by channels that vary in another direction", site.module)
         if differing - set(value.varying):
             for other in operands:
-                site.flow.freeze(other.label, "is combined with values that differ by channel and cannot shrink", site.module)
+                site.flow.freeze(
+                    other.label, "is combined with values that differ by channel and cannot shrink", site.module
+                )
         path = mix(path, value.path, value.label)
     if joined is None:
         return Channels.fixed(shape)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pdc_fx.rules.base import FIXED, Channels, Declined, Edit, Shape, Site, Value, literal, mix, rule
+from pdc_fx.rules.base import FIXED, Channels, Declined, Edit, Shape, Site, Value, getter, literal, mix, rule
 
 
 @rule(operator.getitem)
@@ -76,8 +76,13 @@ def reshaped(x: Channels, shape: Shape) -> Channels:
 
 @rule("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel")
 def reshape(site: Site) -> Value:
+    """Anything that keeps the order of the elements."""
     x = site.channels(site.argument(0, "input"))
-    if "shape" not in site.node.meta or prod(x.shape) != prod(site.shape) or isinstance(site.argument(1, "dtype"), torch.dtype):
+    if (
+        "shape" not in site.node.meta
+        or prod(x.shape) != prod(site.shape)
+        or isinstance(site.argument(1, "dtype"), torch.dtype)
+    ):
         raise Declined("reinterprets its elements")
     return reshaped(x, site.shape).then(site.key)
 
@@ -95,7 +100,7 @@ def edit_sizes(edit: Edit) -> None:
         edit.node.args = (edit.node.args[0], *sizes)
 
 
-@rule("permute transpose t swapaxes swapdims movedim moveaxis adjoint", torch.Tensor.T.__get__, torch.Tensor.mT.__get__)
+@rule("permute transpose t swapaxes swapdims movedim moveaxis adjoint", getter("T"), getter("mT"))
 def permute(site: Site) -> Value:
     """The order of the axes is read off by running the function on a tensor whose strides tell its axes apart."""
     x = site.channels(site.argument(0, "input"))
@@ -108,6 +113,7 @@ def permute(site: Site) -> Value:
 
 @rule("cat concat concatenate")
 def cat(site: Site) -> Value:
+    """``cat(tensors, dim)``."""
     parts = [site.channels(node) for node in site.argument(0, "tensors")]
     parts = [p for p in parts if p.shape != (0,)]
     dim = int(site.argument(1, "dim", site.node.kwargs.get("axis", 0))) % len(site.shape)
@@ -116,16 +122,21 @@ def cat(site: Site) -> Value:
 
 @rule("stack")
 def stack(site: Site) -> Value:
+    """``stack(tensors, dim)``: a concat of unsqueezed tensors."""
     parts = [site.channels(node) for node in site.argument(0, "tensors")]
     dim = int(site.argument(1, "dim", 0)) % len(site.shape)
-    return joined(site, [reshaped(p, p.shape[:dim] + (1,) + p.shape[dim:]) for p in parts], dim)
+    return joined(site, [reshaped(p, (*p.shape[:dim], 1, *p.shape[dim:])) for p in parts], dim)
 
 
 def joined(site: Site, parts: list[Channels], dim: int) -> Channels:
     """Parts laid behind each other along ``dim``; what is no channel (zeros) gets labels of its own, so that it can follow
     the channels that it meets later."""
     across = {d for p in parts for d in p.varying if d != dim}
-    if not across and not any(dim in p.varying for p in parts) and len({int(p.label.reshape(-1)[0]) for p in parts}) == 1:
+    if (
+        not across
+        and not any(dim in p.varying for p in parts)
+        and len({int(p.label.reshape(-1)[0]) for p in parts}) == 1
+    ):
         # joined along an axis in which no part varies: space or batch
         return Channels(site.shape, parts[0].label, mix(*(p.path for p in parts), site.key))
     labels, paths = [], []
@@ -170,11 +181,14 @@ def _padded(site: Site, x: Channels, dim: int, left: int, right: int) -> Channel
         return label, mix(torch.zeros_like(label), site.key)
 
     (before, path_before), (after, path_after) = border(left), border(right)
-    return Channels(site.shape, torch.cat([before, x.label, after], dim), torch.cat([path_before, x.path, path_after], dim))
+    return Channels(
+        site.shape, torch.cat([before, x.label, after], dim), torch.cat([path_before, x.path, path_after], dim)
+    )
 
 
 @literal("pad constant_pad_nd")
 def edit_padding(edit: Edit) -> None:
+    """Zeros follow the channels that they were added to."""
     widths = list(edit.get(1, "pad"))
     rank = len(edit.source)
     for dim in edit.changed:
@@ -188,14 +202,14 @@ def edit_padding(edit: Edit) -> None:
 def split(site: Site) -> Value:
     """Run on the labels where the axis carries channels; otherwise every part has all of them."""
     x = site.channels(site.argument(0, "input"))
-    parts = sorted((u for u in site.node.users if u.target is operator.getitem), key=lambda u: u.args[1])
+    parts = sorted((u for u in site.node.users if u.target is operator.getitem), key=_place)
     shapes = [u.meta["shape"] for u in parts]
     changed = {d for s in shapes for d in range(len(x.shape)) if len(s) != len(x.shape) or s[d] != x.shape[d]}
     removes = any(len(s) != len(x.shape) for s in shapes)
     dim = _unbound_dim(site) % len(x.shape) if removes else next(iter(changed), 0)
     if dim not in x.varying:
-        pick = (lambda t: t.squeeze(dim)) if removes else (lambda t: t)
-        return [Channels(s, pick(x.label), mix(pick(x.path), site.key, i)) for i, s in enumerate(shapes)]
+        label, path = (t.squeeze(dim) if removes else t for t in (x.label, x.path))
+        return [Channels(s, label, mix(path, site.key, i)) for i, s in enumerate(shapes)]
     offsets = [0]
     for s in shapes:
         offsets.append(offsets[-1] + (1 if removes else s[dim]))
@@ -206,6 +220,24 @@ def split(site: Site) -> Value:
             label, path = label.squeeze(dim), path.squeeze(dim)
         found.append(Channels(shape, label, path).collapsed())
     return found
+
+
+@literal("chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split hsplit vsplit dsplit")
+def edit_parts(edit: Edit) -> None:
+    """Any kind of split along the channels becomes a split by the sizes that remain."""
+    dim = next(d for d, size in enumerate(edit.source) if edit.parts[0][d] != size)
+    kept = edit.kept_in[dim]
+    if kept is None or bool(kept.all()):
+        return
+    sizes = [int(part.sum()) for part in kept.split([shape[dim] for shape in edit.parts])]
+    edit.node.op, edit.node.target = "call_function", torch.split
+    edit.node.args, edit.node.kwargs = (edit.get(0, "input"), sizes, dim), {}
+
+
+def _place(item: fx.Node) -> int:
+    index = item.args[1]
+    assert isinstance(index, int)
+    return index
 
 
 def _unbound_dim(site: Site) -> int:
@@ -284,6 +316,7 @@ def indexed(site: Site, x: Channels, items: list[Any]) -> Channels:
 
 @rule("narrow")
 def narrow(site: Site) -> Value:
+    """``narrow(x, dim, start, length)``."""
     x = site.channels(site.argument(0, "input"))
     dim, start, length = (site.argument(i, n) for i, n in enumerate(("dim", "start", "length"), 1))
     if isinstance(start, fx.Node):
@@ -296,6 +329,7 @@ def narrow(site: Site) -> Value:
 
 @rule("select")
 def select(site: Site) -> Value:
+    """``select(x, dim, index)``."""
     x = site.channels(site.argument(0, "input"))
     items: list[Any] = [slice(None)] * len(x.shape)
     items[site.argument(1, "dim")] = site.argument(2, "index")
@@ -304,6 +338,7 @@ def select(site: Site) -> Value:
 
 @literal("expand broadcast_to")
 def edit_expand(edit: Edit) -> None:
+    """As for a view: an entry of -1 keeps the size."""
     edit_sizes(edit)
 
 
@@ -313,8 +348,14 @@ def expand(site: Site) -> Value:
     x = site.channels(site.argument(0, "input"))
     ones = (1,) * (len(site.shape) - len(x.shape))
     was = ones + x.shape
-    same = {d for d, size in enumerate(site.shape) if was[d] != size} | {d + len(ones) for d in x.same} | set(range(len(ones)))
-    return Channels(site.shape, x.label.reshape(ones + x.label.shape), x.path.reshape(ones + x.path.shape), frozenset(same))
+    same = (
+        {d for d, size in enumerate(site.shape) if was[d] != size}
+        | {d + len(ones) for d in x.same}
+        | set(range(len(ones)))
+    )
+    return Channels(
+        site.shape, x.label.reshape(ones + x.label.shape), x.path.reshape(ones + x.path.shape), frozenset(same)
+    )
 
 
 @rule("roll flip fliplr flipud")

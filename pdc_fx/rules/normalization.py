@@ -21,10 +21,14 @@ def _per_channel(site: Site, entries: list[object]) -> Value:
 @rule(torch.nn.functional.batch_norm, torch.nn.functional.instance_norm)
 def functional_norm(site: Site) -> Value:
     """``batch_norm(input, running_mean, running_var, weight, bias, ...)``."""
-    return _per_channel(site, [site.argument(i, name) for i, name in enumerate(("running_mean", "running_var", "weight", "bias"), 1)])
+    return _per_channel(
+        site, [site.argument(i, name) for i, name in enumerate(("running_mean", "running_var", "weight", "bias"), 1)]
+    )
 
 
 @rule(torch.batch_norm, torch.instance_norm)
 def aten_norm(site: Site) -> Value:
     """``batch_norm(input, weight, bias, running_mean, running_var, ...)``."""
-    return _per_channel(site, [site.argument(i, name) for i, name in enumerate(("weight", "bias", "running_mean", "running_var"), 1)])
+    return _per_channel(
+        site, [site.argument(i, name) for i, name in enumerate(("weight", "bias", "running_mean", "running_var"), 1)]
+    )

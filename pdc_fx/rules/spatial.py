@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,18 +24,17 @@ def per_map(site: Site, spatial: int) -> Value:
     return [done, done]
 
 
-def _rank(name: str) -> int:
-    return int(name[name.index("d") - 1] if name[-1] != "d" else name[-2])
-
-
-for _dims in (1, 2, 3):
-    _names = f"max_pool{_dims}d avg_pool{_dims}d adaptive_avg_pool{_dims}d adaptive_max_pool{_dims}d lp_pool{_dims}d max_pool{_dims}d_with_indices adaptive_max_pool{_dims}d_with_indices"
-    _known = [n for n in _names.split() if hasattr(torch.nn.functional, n) or hasattr(torch, n)]
-    rule(" ".join(_known))(lambda site, dims=_dims: per_map(site, dims))
+for _spatial in (1, 2, 3):
+    _kinds = ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool")
+    rule(" ".join(f"{kind}{_spatial}d" for kind in _kinds))(partial(per_map, spatial=_spatial))
+    for _kind in ("max_pool", "adaptive_max_pool", "fractional_max_pool"):
+        if hasattr(torch.nn.functional, f"{_kind}{_spatial}d_with_indices"):
+            rule(f"{_kind}{_spatial}d_with_indices")(partial(per_map, spatial=_spatial))
 
 
 @rule("interpolate upsample")
 def interpolate(site: Site) -> Value:
+    """All axes behind the channel's are space."""
     return per_map(site, len(site.shape) - 2)
 
 
