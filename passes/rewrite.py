@@ -22,7 +22,7 @@ from pdc_fx.passes.dependency import Solution, flow_of, solve
 from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tie import require_tied
 from pdc_fx.rules import Channels
-from pdc_fx.rules.base import FIXED, Edit, edit_for
+from pdc_fx.rules.base import FIXED, Edit, edit_for, rule_for
 from pdc_fx.trace import Inputs, Recording, function_name, record, record_graph_module
 
 TOLERANCE = 1e-9  # relative, in float64
@@ -150,7 +150,7 @@ def _shape_difference(compact: nn.Module, solution: Solution, plan: ClusterPlan,
     except TraceError as error:
         return str(error)
     planned = _calls(solution.flow.recording.graph)
-    if [n.target for n in calls] != [n.target for n in planned]:
+    if [rule_for(n.target) for n in calls] != [rule_for(n.target) for n in planned]:
         return "its forward pass takes another way at the new widths"
     for now, before in zip(calls, planned, strict=True):
         value = solution.flow.values[before]

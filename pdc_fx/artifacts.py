@@ -154,6 +154,7 @@ def write_model(compressed: Compressed, directory: Path) -> None:
     """Write weights and recipe into ``directory``."""
     from safetensors.torch import save_model
 
+    (directory / WEIGHTS).touch()  # with the permissions of any other file here
     save_model(compressed.model, str(directory / WEIGHTS), metadata={"format": "pt", "pdc_fx": package_version()})
     recipe = {
         "format": FORMAT,
