@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 INPUT_SHAPE = (1, 3, 32, 32)
+"""Of one example input: batch, channels, height, width; pdc-fx looks for the attribute ``input_shape``."""
 
 
 class Block(nn.Module):
@@ -28,6 +29,7 @@ class Block(nn.Module):
         self.missing = outputs - inputs
 
     def shortcut(self, x: Tensor) -> Tensor:
+        """``x`` itself or, where a stage begins, every second pixel of it with zeros for the missing channels."""
         if self.stride == 1 and self.missing == 0:
             return x
         before = self.missing // 2
@@ -74,7 +76,8 @@ def _factory(depth: int) -> Callable[..., CifarResNet]:
         return CifarResNet((depth - 2) // 6, num_classes)
 
     make.__name__ = make.__qualname__ = f"resnet{depth}"
-    make.__doc__ = f"ResNet-{depth} for 32x32 images."
+    make.__doc__ = f"ResNet-{depth}: ``(N, 3, 32, 32) -> (N, num_classes)``."
+    make.input_shape = INPUT_SHAPE  # type: ignore[attr-defined]
     return make
 
 

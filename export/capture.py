@@ -117,11 +117,16 @@ def _options(call: Call) -> dict[str, Any]:
 def _by_torch_export(call: Call) -> Any:
     with _quiet():
         program = torch.onnx.export(
-            call.model, call.args, dynamo=True, dynamic_shapes=_dynamic_shapes(call), **_options(call)
+            call.model, _positional(call.args), dynamo=True, dynamic_shapes=_dynamic_shapes(call), **_options(call)
         )
     assert program is not None  # typed as optional for the older exporter's sake
     _name_batch(program.model, call)
     return program.model
+
+
+def _positional(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """``args`` for ``torch.onnx.export``, which takes a dict in the last place for keyword arguments."""
+    return (*args, {}) if isinstance(args[-1], dict) else args
 
 
 def _dynamic_shapes(call: Call) -> tuple[Any, ...] | None:
@@ -138,23 +143,28 @@ def _dynamic_shapes(call: Call) -> tuple[Any, ...] | None:
 
 
 def _name_batch(graph: Any, call: Call) -> None:
-    """Call the exporter's symbols for the batch (``s77``, as in ``2*s77``) by one name wherever they occur."""
+    """Call the exporter's symbols for the batch (``s77``, as in ``2*s77``) by one name wherever they occur.
+
+    Inputs that never meet have a symbol each; with one name for both, ``s77 + s40`` is ``2*batch``.
+    """
     import onnx_ir
 
     batched = [value for value in graph.graph.inputs if is_batched(call.inputs[value.name], call.batch)]
     first = [value.shape[0] for value in batched]
-    symbols = {str(dim.value) for dim in first if isinstance(dim, onnx_ir.SymbolicDim)}
+    symbols = {dim.value for dim in first if isinstance(dim, onnx_ir.SymbolicDim) and dim.value}
     if not symbols:
         return
     pattern = re.compile(rf"\b({'|'.join(re.escape(symbol) for symbol in sorted(symbols))})\b")
+
+    def renamed(dim: Any) -> Any:
+        if not isinstance(dim, onnx_ir.SymbolicDim) or not dim.value or not pattern.search(dim.value):
+            return dim
+        dim = onnx_ir.SymbolicDim(pattern.sub(BATCH, dim.value))
+        return dim.simplify() if len(symbols) > 1 else dim
+
     for value in (*graph.graph.inputs, *(output for node in graph.graph.all_nodes() for output in node.outputs)):
         if value.shape is not None:
-            value.shape = onnx_ir.Shape(
-                [
-                    pattern.sub(BATCH, dim.value) if isinstance(dim, onnx_ir.SymbolicDim) and dim.value else dim
-                    for dim in value.shape
-                ]
-            )
+            value.shape = onnx_ir.Shape([renamed(dim) for dim in value.shape])
 
 
 def _by_torchscript(call: Call) -> Any:
@@ -166,7 +176,7 @@ def _by_torchscript(call: Call) -> Any:
     tensors = {**call.inputs, **call.outputs}
     axes = {name: {0: BATCH} for name, tensor in tensors.items() if is_batched(tensor, call.batch)}
     with _without_graph_dump(), _quiet() as caught:
-        torch.onnx.export(call.model, call.args, buffer, dynamo=False, dynamic_axes=axes, **_options(call))
+        torch.onnx.export(call.model, _positional(call.args), buffer, dynamo=False, dynamic_axes=axes, **_options(call))
         graph = onnx_ir.from_proto(onnx.load_from_string(buffer.getvalue()))
         onnxscript.optimizer.optimize_ir(graph)
     baked = [str(warning.message) for warning in caught if warning.category.__name__ == "TracerWarning"]

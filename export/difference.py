@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pdc_fx.export.inputs import evaluating, run_model
+from pdc_fx.export.inputs import run_model
 from pdc_fx.export.onnx import NAME_SCOPES
 from pdc_fx.export.session import make_session, run_session
+from pdc_fx.trace import evaluating
 
 Values = Mapping[int, Sequence[NDArray[Any]]]
 """Recorded values, flat, by their number of elements."""

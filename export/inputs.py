@@ -8,17 +8,18 @@ of a dict or named tuple take their keys.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import GetAttrKey, SequenceKey, tree_flatten_with_path, tree_leaves, tree_map_only
 
 from pdc_fx.errors import InputError, TraceError
+from pdc_fx.trace import Inputs, as_arguments
 
 
-def call_arguments(example_inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
+def call_arguments(example_inputs: Inputs) -> tuple[Any, ...]:
     """The positional arguments meant by ``example_inputs``: a tensor, or a tuple of call arguments.
 
     Raises:
@@ -27,57 +28,36 @@ def call_arguments(example_inputs: Tensor | Sequence[Any]) -> tuple[Any, ...]:
     >>> [tuple(tensor.shape) for tensor in call_arguments(torch.zeros(1, 3, 8, 8))]
     [(1, 3, 8, 8)]
     """
-    args = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    args = as_arguments(example_inputs)
     if not named_tensors("input", args):
         raise InputError("the example inputs hold no tensor", hint="pass a tensor or a tuple of call arguments")
     return args
 
 
 def named_tensors(name: str, value: Any) -> dict[str, Tensor]:
-    """All tensors in a nest of tuples, lists and mappings, in order, each named by ``name`` and the way to it.
+    """All tensors in a nest of tuples, lists and dicts, in order, each named by ``name`` and the way to it.
 
     >>> list(named_tensors("output", {"logits": torch.zeros(1), "maps": [torch.zeros(2), torch.zeros(3)]}))
     ['output_logits', 'output_maps_0', 'output_maps_1']
     """
-    if isinstance(value, Tensor):
-        return {name: value}
-    return {
-        key: leaf for step, child in _children(value) for key, leaf in named_tensors(f"{name}_{step}", child).items()
-    }
+    leaves, _ = tree_flatten_with_path(value)
+    return {"_".join([name, *(_step(key) for key in path)]): leaf for path, leaf in leaves if isinstance(leaf, Tensor)}
 
 
-def _children(value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        return [(str(key), child) for key, child in value.items()]
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return list(zip(value._fields, value, strict=True))
-    if isinstance(value, (tuple, list)):
-        return [(str(index), child) for index, child in enumerate(value)]
-    return []
+def _step(key: Any) -> str:
+    """One step into a nest: an index, the field of a named tuple, or the key of a dict."""
+    if isinstance(key, SequenceKey):
+        return str(key.idx)
+    return key.name if isinstance(key, GetAttrKey) else str(key.key)
 
 
 def other_values(value: Any) -> list[str]:
-    """Types of what is neither a tensor nor None in a nest of tuples, lists and mappings.
+    """Types of what is neither a tensor nor None in a nest of tuples, lists and dicts.
 
     >>> other_values((torch.zeros(1), None, [3]))
     ['int']
     """
-    if isinstance(value, (tuple, list, Mapping)):
-        return [name for _, child in _children(value) for name in other_values(child)]
-    return [] if value is None or isinstance(value, Tensor) else [type(value).__name__]
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """``value`` with ``function`` applied to each tensor in its nest of tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: map_tensors(function, child) for key, child in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(function, child) for child in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(map_tensors(function, child) for child in value)
-    return value
+    return [type(leaf).__name__ for leaf in tree_leaves(value) if not (leaf is None or isinstance(leaf, Tensor))]
 
 
 def input_tensors(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Tensor]:
@@ -130,18 +110,7 @@ def resized(args: tuple[Any, ...], batch: int, example_batch: int | None) -> tup
             return tensor
         return tensor[torch.arange(batch, device=tensor.device) % tensor.shape[0]]
 
-    return tuple(map_tensors(resize, arg) for arg in args)
-
-
-def randomized(args: tuple[Any, ...], generator: torch.Generator) -> tuple[Any, ...]:
-    """``args`` with standard normal numbers in place of floating-point values; integers and booleans stay."""
-
-    def draw(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        return torch.randn(tensor.shape, generator=generator).to(dtype=tensor.dtype, device=tensor.device)
-
-    return tuple(map_tensors(draw, arg) for arg in args)
+    return tuple(tree_map_only(Tensor, resize, args))
 
 
 def on_device_of(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -149,28 +118,7 @@ def on_device_of(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     parameter = next(model.parameters(), None)
     if parameter is None:
         return args
-    return tuple(map_tensors(lambda tensor: tensor.to(parameter.device), arg) for arg in args)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` into eval mode, without gradients, and give each sub-module its own ``training`` flag back.
-
-    >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
-    >>> with evaluating(model):
-    ...     model.training
-    False
-    >>> model.training, model[0].training, model[1].training
-    (True, True, False)
-    """
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
+    return tuple(tree_map_only(Tensor, lambda tensor: tensor.to(parameter.device), args))
 
 
 def run_model(model: nn.Module, args: tuple[Any, ...]) -> Any:

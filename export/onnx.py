@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from pdc_fx.errors import ExportError, InputError
 from pdc_fx.export.capture import FIXED_BATCH_HINT, Call, capture, prepare
 from pdc_fx.export.fold import fold_batch_norms
-from pdc_fx.export.inputs import call_arguments, evaluating, is_batched, on_device_of
+from pdc_fx.export.inputs import call_arguments, is_batched, on_device_of
+from pdc_fx.trace import Inputs, evaluating
 
 DEFAULT_OPSET = 18
 """The opset the exporter's operator library is written in: no conversion, and every recent runtime reads it."""
@@ -69,7 +70,7 @@ class OnnxInfo:
 
 def export_onnx(
     model: nn.Module,
-    example_inputs: Tensor | tuple[Any, ...],
+    example_inputs: Inputs,
     path: str | os.PathLike[str],
     *,
     opset: int = DEFAULT_OPSET,

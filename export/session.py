@@ -66,9 +66,9 @@ def make_session(
             providers=list(PROVIDERS[provider]),
         )
     except Exception as error:  # ONNX Runtime's own errors have no common base class
-        raise ArtifactError(
-            f"ONNX Runtime cannot load the model: {_first_line(error)}", where=where, hint="export it again"
-        ) from error
+        reason = _first_line(error)
+        hint = "export the model in float32 (model.float())" if "NOT_IMPLEMENTED" in reason else "export it again"
+        raise ArtifactError(f"ONNX Runtime cannot load the model: {reason}", where=where, hint=hint) from error
 
 
 def _options(threads: int, optimize: bool) -> Any:

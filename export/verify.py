@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -18,15 +17,15 @@ from pdc_fx.export.difference import first_difference, relative_error
 from pdc_fx.export.inputs import (
     batch_size,
     call_arguments,
-    evaluating,
     input_tensors,
     on_device_of,
     output_tensors,
-    randomized,
     resized,
     run_model,
 )
 from pdc_fx.export.session import make_session, run_session
+from pdc_fx.passes.compare import random_inputs
+from pdc_fx.trace import Inputs, evaluating
 
 _NODE_TOLERANCE = 0.1
 """Part of the tolerance a single node may use up: a deviation is caught where it starts, not where it has grown."""
@@ -87,7 +86,7 @@ class OnnxComparison:
 def verify_onnx(
     model: nn.Module,
     path: str | os.PathLike[str],
-    example_inputs: Tensor | tuple[Any, ...],
+    example_inputs: Inputs,
     *,
     batch_sizes: Sequence[int] = (1, 3),
     seed: int = 0,
@@ -110,7 +109,7 @@ def verify_onnx(
         InputError: no batch sizes, or one below 1; a negative tolerance.
         TraceError: the model does not run on the example inputs.
 
-    >>> import tempfile
+    >>> import tempfile, torch
     >>> from pathlib import Path
     >>> from pdc_fx.export.onnx import export_onnx
     >>> model, example = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.zeros(1, 3, 8, 8)
@@ -128,11 +127,11 @@ def verify_onnx(
         )
     example = on_device_of(model, call_arguments(example_inputs))
     session = make_session(path, provider=provider)
-    generator = torch.Generator().manual_seed(seed)
+    example_batch = batch_size(input_tensors(model, example))
     results: list[OutputComparison] = []
     difference: str | None = None
     for batch in batch_sizes:
-        args = randomized(resized(example, batch, batch_size(input_tensors(model, example))), generator)
+        args = random_inputs(resized(example, batch, example_batch), seed)
         compared = _compare(model, session, args, batch)
         results += compared
         if difference is None and not all(_passes(result, tolerance) for result in compared):

@@ -72,6 +72,7 @@ def test_named_functions_exist() -> None:
 
 def test_named_subcommands_exist() -> None:
     named = {line.split()[1] for line in SHELL_LINES if line.startswith("pdc-fx ")} | {"demo"}
-    done = subprocess.run([sys.executable, "-m", "pdc_fx.cli", "--help"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", "from pdc_fx.cli import main; main()", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [command for command in sorted(named) if not re.search(rf"\b{command}\b", done.stdout)] == []

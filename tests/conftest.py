@@ -1,0 +1,49 @@
+"""Fixtures that several files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+SHARED_FILES = (
+    "data/cifar10/train.parquet",
+    "data/cifar10/test.parquet",
+    "weights/resnet20-cifar10.safetensors",
+    "weights/resnet56-cifar10.safetensors",
+)
+
+
+def absent_files() -> list[str]:
+    return [name for name in SHARED_FILES if not (SHARED / name).is_file()]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> None:
+    """Two cores are what every machine has that these tests run on; times then mean the same everywhere."""
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """CIFAR-10 and two pretrained networks, in ``shared`` beside the repository."""
+    if absent := absent_files():
+        pytest.skip(f"nothing is measured on CIFAR-10: ../shared lacks {', '.join(absent)}")
+    return SHARED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say it where everybody reads it: ``-q`` shows no reason for a skipped test."""
+    if absent := absent_files():
+        terminalreporter.write_line(
+            f"NOT MEASURED on CIFAR-10 with pretrained networks: ../shared lacks {', '.join(absent)}", yellow=True
+        )

@@ -1,0 +1,143 @@
+"""Budgets are met, clusters are sensible, plans survive JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import between, conv
+from torch import nn
+
+from pdc_fx.errors import ArtifactError, InputError, NothingToMergeError, PlanError
+from pdc_fx.ir import ChannelGroups, ClusterPlan, decode_integers, encode_integers, first_appearance
+from pdc_fx.passes.axes import named_tensors
+from pdc_fx.passes.cluster import features, ward
+from pdc_fx.pipeline import analyze, plan
+
+
+@pytest.fixture(scope="module")
+def resnet() -> tuple[nn.Module, ChannelGroups]:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=10)
+    return model, analyze(model, torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("target", [0.1, 0.5, 0.615, 0.9])
+def test_flops_reduction_is_met(resnet: tuple[nn.Module, ChannelGroups], allocation: Any, target: float) -> None:
+    found = plan(*resnet, flops_reduction=target, allocation=allocation)
+    assert abs(found.flops_reduction - target) <= 0.01
+    if allocation == "uniform":
+        kept = [found.widths[i] / g.channels for i, g in enumerate(found.groups.groups)]
+        assert max(kept) - min(kept) <= 1 / 16
+
+
+def test_params_reduction_is_met(resnet: tuple[nn.Module, ChannelGroups]) -> None:
+    found = plan(*resnet, params_reduction=0.5)
+    assert abs(1 - found.params_after / found.params_before - 0.5) <= 0.01
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_widths_are_rounded(resnet: tuple[nn.Module, ChannelGroups], allocation: Any) -> None:
+    found = plan(*resnet, flops_reduction=0.5, allocation=allocation, round_to=8)
+    assert all(width % 8 == 0 for width in found.widths.values())
+
+
+def test_resnet18_macs_by_hand(resnet: tuple[nn.Module, ChannelGroups]) -> None:
+    """The stem alone: 64 filters of 3 x 7 x 7 at 32 x 32 places."""
+    _, groups = resnet
+    stem = next(site for site in groups.sites if site.tensor == "conv1.weight")
+    assert stem.uses * 64 * 3 * 7 * 7 == 64 * 147 * 32 * 32
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({}, InputError, "exactly one"),
+        ({"flops_reduction": 0.5, "params_reduction": 0.5}, InputError, "exactly one"),
+        ({"flops_reduction": 1.0}, InputError, "between 0 and 1"),
+        ({"flops_reduction": float("nan")}, InputError, "between 0 and 1"),
+        ({"flops_reduction": 0.5, "allocation": "local"}, InputError, "allocation"),
+        ({"flops_reduction": 0.5, "round_to": 0}, InputError, "at least 1"),
+        ({"flops_reduction": 0.9999}, PlanError, "largest possible here is 99"),
+    ],
+)
+def test_refusals(resnet: tuple[nn.Module, ChannelGroups], options: dict[str, Any], error: type, words: str) -> None:
+    with pytest.raises(error, match=words):
+        plan(*resnet, **options)
+
+
+def test_nothing_to_merge() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3))
+    with pytest.raises(NothingToMergeError):
+        plan(model, analyze(model, torch.zeros(1, 3, 8, 8)), flops_reduction=0.5)
+
+
+def test_frozen_by_request() -> None:
+    model = between(lambda m, x: m.a(x), a=conv(8, 8))()
+    groups = analyze(model, torch.zeros(1, 3, 8, 8), frozen=["a"])
+    assert [g.name for g in groups.groups] == ["stem"] or groups.mergeable_channels == 0
+    assert any("by request" in f.reason for f in groups.frozen)
+
+
+def test_ward_joins_the_filters_that_are_alike() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 3))
+    with torch.no_grad():
+        model[0].weight[3:] = model[0].weight[:3] * 1.001
+        model[0].bias[3:] = model[0].bias[:3]
+    group = analyze(model, torch.zeros(1, 3, 9, 9)).groups[0]
+    tree = ward(group, named_tensors(model))
+    assert tree.cut(3).tolist() == [0, 1, 2, 0, 1, 2]
+    assert tree.cut(6).tolist() == list(range(6))
+    assert set(tree.cut(1).tolist()) == {0}
+    assert np.all(np.diff(tree.costs) >= 0)
+
+
+def test_layers_count_alike_in_the_features() -> None:
+    """A layer a thousand times larger does not drown the other."""
+    torch.manual_seed(0)
+    model = between(lambda m, x: x + m.a(x), a=conv(8, 8))()
+    with torch.no_grad():
+        model.a.weight *= 1000  # type: ignore[operator, union-attr]
+    group = analyze(model, torch.zeros(1, 3, 8, 8)).groups[0]
+    blocks = np.split(features(group, named_tensors(model)), [27], axis=1)
+    assert np.allclose([np.square(b).sum() for b in blocks], 8.0)
+
+
+@given(st.lists(st.integers(0, 400), max_size=40))
+def test_integers_survive(values: list[int]) -> None:
+    assert decode_integers(encode_integers(values)).tolist() == values
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30))
+def test_first_appearance(values: list[int]) -> None:
+    labels = first_appearance(np.asarray(values))
+    assert [values.index(v) for v in values] == [labels.tolist().index(c) for c in labels]
+    assert list(dict.fromkeys(labels.tolist())) == list(range(len(set(values))))
+
+
+def test_json_round_trip(resnet: tuple[nn.Module, ChannelGroups]) -> None:
+    found = plan(*resnet, flops_reduction=0.5)
+    again = ClusterPlan.from_json(found.to_json())
+    assert again.widths == found.widths
+    assert again.macs_after == found.macs_after
+    assert again.groups.digest() == found.groups.digest()
+    assert ChannelGroups.from_json(found.groups.to_json()).to_json() == found.groups.to_json()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1"])
+def test_json_that_is_none(text: str) -> None:
+    with pytest.raises(ArtifactError, match="not the JSON"):
+        ClusterPlan.from_json(text)
+
+
+def test_networkx(resnet: tuple[nn.Module, ChannelGroups]) -> None:
+    graph = resnet[1].to_networkx()
+    stream = next(n for n, d in graph.nodes(data=True) if d["kind"] == "group" and d["name"] == "conv1")
+    assert "conv1.weight[0]" in graph[stream]
+    assert graph[stream]["conv1.weight[0]"]["role"] == "producer"
