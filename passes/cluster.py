@@ -131,8 +131,7 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
             )
 
     def _rounded(self, width: int, channels: int) -> int:
-        floor = min(channels, max(self.min_channels, 1))
-        return min(channels, max(floor, -(-width // self.round_to) * self.round_to))
+        return min(channels, -(-max(width, self.min_channels) // self.round_to) * self.round_to)
 
     def _uniform(self, groups: ChannelGroups, budget: _Budget) -> dict[int, int]:
         """The same share everywhere: the smallest removal that meets the budget, then whole channels by remainder."""

@@ -64,7 +64,7 @@ def test_resnet18_macs_by_hand(resnet: tuple[nn.Module, ChannelGroups]) -> None:
         ({"flops_reduction": float("nan")}, InputError, "between 0 and 1"),
         ({"flops_reduction": 0.5, "allocation": "local"}, InputError, "allocation"),
         ({"flops_reduction": 0.5, "round_to": 0}, InputError, "at least 1"),
-        ({"flops_reduction": 0.9999}, PlanError, "largest possible here is 99"),
+        ({"flops_reduction": 0.95, "min_channels": 48}, PlanError, "largest possible here is"),
     ],
 )
 def test_refusals(resnet: tuple[nn.Module, ChannelGroups], options: dict[str, Any], error: type, words: str) -> None:

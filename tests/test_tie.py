@@ -12,20 +12,23 @@ from torch import nn
 
 from pdc_fx.errors import ExactnessError, InputError, RewriteError
 from pdc_fx.ir import ClusterPlan
+from pdc_fx.passes.check import random_halves
 from pdc_fx.passes.tie import residual
-from pdc_fx.pipeline import analyze, plan, rewrite, tie
+from pdc_fx.pipeline import analyze, rewrite, tie
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    model = between(lambda m, x: x + m.b(m.a(x).relu()), a=conv(8, 12), b=nn.Sequential(conv(12, 8), nn.BatchNorm2d(8)))()
+    model = between(
+        lambda m, x: x + m.b(m.a(x).relu()), a=conv(8, 12), b=nn.Sequential(conv(12, 8), nn.BatchNorm2d(8))
+    )()
     return nn.Sequential(model, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def planned(model: nn.Module) -> ClusterPlan:
-    return plan(model, analyze(model, EXAMPLE), flops_reduction=0.5)
+    return random_halves(analyze(model, EXAMPLE), seed=1)
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, tying: Any, steps: int = 6) -> None:
@@ -118,7 +121,9 @@ def test_a_plan_for_another_model_is_refused() -> None:
     model, other = network(), nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 2, 3))
     with pytest.raises(InputError, match="does not belong to this model"):
         tie(other, planned(model), mode="hard")
-    wider = between(lambda m, x: x + m.b(m.a(x).relu()), a=conv(8, 12), b=nn.Sequential(conv(12, 8), nn.BatchNorm2d(8)))()
+    wider = between(
+        lambda m, x: x + m.b(m.a(x).relu()), a=conv(8, 12), b=nn.Sequential(conv(12, 8), nn.BatchNorm2d(8))
+    )()
     reordered = nn.Sequential(wider, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
     clusters = planned(model)
     tie(reordered, clusters, mode="hard").snap()
@@ -126,7 +131,9 @@ def test_a_plan_for_another_model_is_refused() -> None:
         rewrite(reordered, clusters, EXAMPLE)
 
 
-@pytest.mark.parametrize(("options", "words"), [({"mode": "soft"}, "unknown tying mode"), ({"mode": "pdc"}, "total_steps")])
+@pytest.mark.parametrize(
+    ("options", "words"), [({"mode": "soft"}, "unknown tying mode"), ({"mode": "pdc"}, "total_steps")]
+)
 def test_refusals(options: dict[str, Any], words: str) -> None:
     model = network()
     with pytest.raises(InputError, match=words):

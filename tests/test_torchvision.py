@@ -25,7 +25,9 @@ PLAIN = (
 @pytest.mark.parametrize("name", PLAIN)
 def test_check(name: str) -> None:
     model = torchvision.models.get_model(name, num_classes=7)
-    side = 64 if name in ("resnet18", "resnet50", "resnet152", "mobilenet_v2", "wide_resnet50_2", "densenet121") else 224
+    side = (
+        64 if name in ("resnet18", "resnet50", "resnet152", "mobilenet_v2", "wide_resnet50_2", "densenet121") else 224
+    )
     certificate = check(model, torch.zeros(1, 3, side, side), name=name)
     assert certificate.passed
     assert certificate.max_rel_error < 1e-12

@@ -229,7 +229,7 @@ def edit_parts(edit: Edit) -> None:
     kept = edit.kept_in[dim]
     if kept is None or bool(kept.all()):
         return
-    sizes = [int(part.sum()) for part in kept.split([shape[dim] for shape in edit.parts])]
+    sizes = [int(part.sum()) for part in torch.split(kept, [shape[dim] for shape in edit.parts])]
     edit.node.op, edit.node.target = "call_function", torch.split
     edit.node.args, edit.node.kwargs = (edit.get(0, "input"), sizes, dim), {}
 

@@ -1,0 +1,236 @@
+"""The command line as a user meets it: real processes' output, exit codes, and what is on disk afterwards."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
+
+from pdc_fx.artifacts import CERTIFICATE, ONNX, RECIPE, REPORT, WEIGHTS, load
+from pdc_fx.cli import app
+from pdc_fx.errors import ArtifactError
+
+FACTORY = '''
+from torch import nn
+
+def net(num_classes=10):
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, num_classes),
+    )
+
+net.input_shape = (1, 1, 8, 8)
+
+def broken():
+    raise RuntimeError("no such luck")
+
+def not_a_module():
+    return 3
+
+def alone():
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten())
+'''
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli")
+    (path / "net.py").write_text(FACTORY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def spec(folder: Path) -> str:
+    return f"{folder / 'net.py'}:net"
+
+
+def options(out: Path, **changes: Any) -> list[object]:
+    values = {"data": "digits", "flops-reduction": 0.5, "epochs": 1, "batch-size": 64, "amp": "no", "mode": "hard", "output": out} | changes
+    return [part for key, value in values.items() if value is not None for part in (f"--{key}", value)]
+
+
+@pytest.fixture(scope="module")
+def compressed(folder: Path, spec: str) -> Path:
+    out = folder / "out"
+    result = run("compress", spec, *options(out), "--json")
+    assert result.exit_code == 0, result.stderr
+    certificate = json.loads(result.stdout)
+    assert certificate["passed"]
+    return out
+
+
+def test_output_directory(compressed: Path) -> None:
+    names = {p.name for p in compressed.iterdir()}
+    assert names == {WEIGHTS, RECIPE, ONNX, CERTIFICATE, REPORT, "metrics.jsonl"}
+    assert [p for p in compressed.parent.iterdir() if p.name.startswith(".")] == []
+    certificate = json.loads((compressed / CERTIFICATE).read_text())
+    assert certificate["tied_vs_compact"]["max_rel_error"] < 1e-9
+    assert abs(1 - certificate["macs_after"] / certificate["macs_before"] - 0.5) <= 0.01
+    tied, compact, deployed = (certificate["accuracy"][k] for k in ("tied", "compact", "onnx"))
+    assert abs(tied - compact) <= 0.001
+    assert abs(compact - deployed) <= 0.001
+    page = (compressed / REPORT).read_text()
+    assert not re.findall(r"(?:src|href)=[\"']?https?:", page)
+
+
+def test_verify_reads_everything_again(compressed: Path) -> None:
+    result = run("verify", compressed)
+    assert result.exit_code == 0, result.stderr
+    assert "test accuracy, onnx" in result.stdout
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
+
+
+def damaged(compressed: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in compressed.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    return copy
+
+
+def test_verify_catches_a_flipped_onnx_weight(compressed: Path, tmp_path: Path) -> None:
+    copy = damaged(compressed, tmp_path)
+    proto = onnx.load(copy / ONNX)
+    weight = max((i for i in proto.graph.initializer if len(i.dims) == 4 and i.dims[1] > 1), key=lambda i: i.dims[0])
+    values = numpy_helper.to_array(weight).copy()
+    values.flat[int(abs(values).argmax())] *= -1
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(proto, copy / ONNX)
+    result = run("verify", copy)
+    assert result.exit_code == 1
+    assert "does not compute what the model does" in result.stderr
+    assert re.search(r"\bConv\b.*\b3\b", result.stderr.replace("\n", " "))  # the second convolution is module '3'
+
+
+def test_verify_catches_a_flipped_weight_of_the_model(compressed: Path, tmp_path: Path) -> None:
+    copy = damaged(compressed, tmp_path)
+    state = load_file(copy / WEIGHTS)
+    state["3.weight"].view(-1)[int(state["3.weight"].abs().argmax())] *= -1
+    save_file(state, copy / WEIGHTS)
+    result = run("verify", copy)
+    assert result.exit_code == 1
+    assert re.search(r"\bConv\b.*\b3\b", result.stderr.replace("\n", " "))
+    with pytest.raises(ArtifactError, match="changed since"):
+        load(torch.nn.Identity(), copy)
+
+
+def test_load_rebuilds_the_compact_model(compressed: Path, spec: str) -> None:
+    from pdc_fx.models import factory
+
+    compact = load(factory(spec), compressed)
+    plan = json.loads((compressed / RECIPE).read_text())["plan"]
+    assert sum(p.numel() for p in compact.parameters()) < 2500
+    assert plan["macs_after"] < plan["macs_before"]
+    assert compact(torch.zeros(5, 1, 8, 8)).shape == (5, 10)
+
+
+def test_export_of_a_directory(compressed: Path, tmp_path: Path) -> None:
+    result = run("export", compressed, "-o", tmp_path / "m.onnx", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["verification"]["passed"]
+    again = run("export", compressed, "-o", tmp_path / "m.onnx")
+    assert again.exit_code == 2
+    assert "the file exists" in again.stderr
+
+
+def test_inspect_and_check(spec: str) -> None:
+    table = run("inspect", spec)
+    assert table.exit_code == 0
+    assert "32 of 42 channels in 2 groups" in table.stdout
+    data = json.loads(run("inspect", spec, "--json").stdout)
+    assert [g["channels"] for g in data["groups"]] == [16, 16]
+    certificate = json.loads(run("check", spec, "--json").stdout)
+    assert set(certificate) >= {
+        "model", "passed", "max_abs_error", "max_rel_error", "tolerance", "dtype", "seed", "macs_before", "macs_after", "params_before",
+        "params_after", "channels", "mergeable_channels", "groups", "frozen", "unreached", "seconds", "result_type",
+    }  # fmt: skip
+    assert certificate["seconds"].keys() == {"trace", "analyze", "tie", "rewrite", "compare"}
+
+
+BAD = [
+    (["check", "{f}/gone.py:net"], 2, "no such file"),
+    (["check", "{f}/net.py:missing"], 2, "missing"),
+    (["check", "{f}/net.py:broken"], 2, "no such luck"),
+    (["check", "{f}/net.py:not_a_module"], 2, "instead of a torch.nn.Module"),
+    (["check", "{f}/net.py:alone"], 2, "--input"),
+    (["check", "{f}/net.py:alone", "--input", "1x1x8x8"], 3, "no two channels"),
+    (["check", "{f}/net.py:net", "--input", "1x3x8x8"], 2, "in its forward pass"),
+    (["check", "{f}/net.py:net", "--input", "1,1,8,8"], 2, "no input shape"),
+    (["check", "{f}/net.py:net", "--weights", "{f}/gone.safetensors"], 2, "gone.safetensors"),
+    (["check", "torchvision:resnet19"], 2, "resnet18"),
+    (["compress", "{f}/net.py:net", "--data", "digitz", "--flops-reduction", "0.5", "-o", "{f}/x"], 2, "digits"),
+    (["compress", "{f}/net.py:net", "--data", "digits", "-o", "{f}/x"], 2, "say how much"),
+    (["compress", "{f}/net.py:net", "--data", "digits", "--flops-reduction", "0.999", "-o", "{f}/x"], 2, "largest possible"),
+    (["compress", "{f}/net.py:net", "--data", "digits", "--flops-reduction", "1.5", "-o", "{f}/x"], 2, "between 0 and 1"),
+    (["compress", "{f}/net.py:net", "--data", "digits", "--flops-reduction", "0.5", "--num-classes", "7", "-o", "{f}/x"], 2, "--num-classes 10"),
+    (["compress", "{f}/net.py:net", "--data", "digits", "--flops-reduction", "0.5", "-o", "/proc/x/y"], 2, "cannot be written"),
+    (["compress", "{f}/net.py:net", "--data", "digits", "--flops-reduction", "0.5", "-o", "{f}/out"], 2, "exists"),
+    (["compress", "{f}/net.py:net", "--data", "parquet:{f}/none", "--flops-reduction", "0.5", "-o", "{f}/x"], 2, "{f}/none"),
+    (["compress", "{f}/net.py:net", "--data", "digits", "--flops-reduction", "0.5", "--lr", "-1", "-o", "{f}/x"], 2, "lr must be positive"),
+    (["verify", "{f}/nowhere"], 2, "no such directory"),
+    (["verify", "{f}"], 2, "no output directory"),
+    (["export", "{f}/net.py:net", "-o", "{f}/no/such/place.onnx"], 2, "place.onnx"),
+    (["export", "{f}/net.py:net", "-o", "{f}/y.onnx", "--opset", "3"], 2, "opset"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), BAD, ids=lambda v: " ".join(v) if isinstance(v, list) else None)
+def test_bad_input_is_one_message(arguments: list[str], code: int, words: str, folder: Path, compressed: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    result = run(*(a.format(f=folder) for a in arguments))
+    assert result.exit_code == code, result.stderr
+    assert result.stdout == ""
+    message = result.stderr.replace("\n", "")
+    assert words.format(f=folder) in message
+    assert "Traceback" not in message
+    assert message.startswith("error: ")
+    assert [p for p in sorted(folder.rglob("*")) if "__pycache__" not in p.parts] == [p for p in before if "__pycache__" not in p.parts]
+
+
+def test_resume_is_bit_for_bit(spec: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pdc_fx import distill
+
+    weights = folder / "start.safetensors"
+    if not weights.exists():
+        from pdc_fx.models import build_model
+
+        torch.manual_seed(0)
+        save_file(build_model(spec).model.state_dict(), weights)
+    whole, parts = folder / "whole", folder / "parts"
+    assert run("compress", spec, "--weights", weights, *options(whole, epochs=3, mode="pdc")).exit_code == 0
+    epoch = distill.TiedTraining._epoch
+
+    def killed(self: Any, number: int, *rest: Any) -> Any:
+        if number == 2:
+            raise KeyboardInterrupt
+        return epoch(self, number, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(distill.TiedTraining, "_epoch", killed)
+        assert run("compress", spec, "--weights", weights, *options(parts, epochs=3, mode="pdc")).exit_code == 130
+    assert not parts.exists()
+    refused = run("compress", spec, "--weights", weights, *options(parts, epochs=3, mode="pdc"))
+    assert refused.exit_code == 2
+    assert "--resume" in refused.stderr
+    assert run("compress", spec, "--weights", weights, *options(parts, epochs=3, mode="pdc"), "--resume").exit_code == 0
+    one, two = load_file(whole / WEIGHTS), load_file(parts / WEIGHTS)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_help_names_every_command() -> None:
+    text = run("--help").stdout
+    assert all(name in text for name in ("demo", "inspect", "check", "compress", "export", "verify"))
+    assert all(run(name, "--help").exit_code == 0 for name in ("demo", "inspect", "check", "compress", "export", "verify"))
