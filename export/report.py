@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +142,14 @@ def render_report(
         verdict=verdict(certificate),
         disagreements=disagreements(plan, certificate),
         charts=charts(metrics),
-        box={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM},
+        box={
+            "width": WIDTH,
+            "height": HEIGHT,
+            "left": LEFT,
+            "right": WIDTH - RIGHT,
+            "top": TOP,
+            "bottom": HEIGHT - BOTTOM,
+        },
         certificate=list(flattened(certificate)),
         command=command,
     )
@@ -200,7 +207,7 @@ def measured(accuracy: Mapping[str, float]) -> list[Measured]:
     """The accuracies in the order of the pipeline, those that were not measured included.
 
     >>> [m.value + m.change for m in measured({"teacher": 0.931, "compact": 0.928})]
-    ['93.10%', 'not measured', '92.80%-0.30 points', 'not measured']
+    ['93.10%', 'not measured', '92.80%−0.30 points', 'not measured']
 
     Raises:
         InputError: a value outside 0 to 1.
@@ -210,27 +217,32 @@ def measured(accuracy: Mapping[str, float]) -> list[Measured]:
     for name in (*STAGES, *(other for other in accuracy if other not in STAGES)):
         value = accuracy.get(name, math.nan)
         if not math.isnan(value) and not 0 <= value <= 1:
-            raise InputError("an accuracy is not between 0 and 1", where=f"{name}: {value}", hint="give a share, not percent")
+            raise InputError(
+                "an accuracy is not between 0 and 1", where=f"{name}: {value}", hint="give a share, not percent"
+            )
         change = 100 * (value - teacher)
         known = name != "teacher" and not math.isnan(change)
         found.append(
             Measured(
                 {"onnx": "ONNX"}.get(name, name),
                 NOT_MEASURED if math.isnan(value) else f"{100 * value:.2f}%",
-                f"{round(change, 2) + 0.0:+.2f} points" if known else "",
+                f"{round(change, 2) + 0.0:+.2f} points".replace("-", "−") if known else "",
             )
         )
     return found
 
 
 def verdict(certificate: Mapping[str, Any]) -> bool | None:
-    """Whether the certificate passed; None where it says nothing.
+    """Whether the certificate passed; None where it says nothing. A failed part fails the whole, whatever the whole says.
 
     >>> verdict({"passed": True}), verdict({"passed": False}), verdict({}), verdict({"passed": "yes"})
     (True, False, None, None)
+    >>> verdict({"passed": True, "compact_vs_onnx": {"passed": False}})
+    False
     """
-    passed = certificate.get("passed")
-    return passed if isinstance(passed, bool) else None
+    if ("passed", "no") in ((key.rpartition(".")[2], text) for key, text in flattened(certificate)):
+        return False
+    return True if certificate.get("passed") is True else None
 
 
 def disagreements(plan: ClusterPlan, certificate: Mapping[str, Any]) -> list[str]:
@@ -326,7 +338,7 @@ def chart(wanted: Quantity, values: Sequence[tuple[int, float]]) -> Chart:
         unit=f"{wanted.unit} (log scale)" if logarithmic else wanted.unit,
         points=tuple(Point(x(e), y(v), f"epoch {e}: {wanted.write(v)}") for e, v in finite),
         x_ticks=tuple(Tick(x(e), f"{e:g}") for e in round_steps(first, last, whole=True) if first <= e <= last),
-        y_ticks=tuple(Tick(y(v), f"{v:.0e}" if logarithmic else f"{v:.6g}") for v in ticks),
+        y_ticks=tuple(Tick(y(v), power_of_ten(v) if logarithmic else f"{v:.6g}") for v in ticks),
         last=wanted.write(finite[-1][1]),
         note=f"{lost} value{'s' * (lost > 1)} not drawn: not finite" if lost else "",
     )
@@ -358,3 +370,15 @@ def decades(low: float, high: float) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     step = max(1, math.ceil((last - first) / 5))
     return [10.0**exponent for exponent in range(first, last + step, step)]
+
+
+def power_of_ten(value: float) -> str:
+    """How an axis names a decade.
+
+    >>> power_of_ten(1e-07), power_of_ten(1.0), power_of_ten(10.0)
+    ('10⁻⁷', '1', '10')
+    """
+    exponent = round(math.log10(value))
+    if exponent in (0, 1):
+        return f"{value:g}"
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import pickle
 import re
 import sys
 import warnings
@@ -197,8 +196,8 @@ def _torchvision(name: str, num_classes: int | None) -> Callable[[], object]:
         options["weights_backbone"] = None
     if num_classes is not None:
         options["num_classes"] = num_classes
-    if name in ("googlenet", "inception_v3"):
-        options["init_weights"] = True
+    if name.removeprefix("quantized_") in ("googlenet", "inception_v3"):
+        options["init_weights"] = True  # what they do anyway, with a warning unless it is said
     return lambda: models.get_model(name, **options)
 
 
@@ -263,6 +262,10 @@ def _attribute(module: Any, name: str, spec: str) -> Callable[..., Any]:
         raise InputError(
             f"there is no function {name!r}", where=spec, hint=_nearest(name, known) if known else "it defines none"
         )
+    if isinstance(target, nn.Module):
+        raise InputError(
+            f"{name!r} is a model, not a function that makes one", where=spec, hint="write a function that returns it"
+        )
     return target  # type: ignore[no-any-return]
 
 
@@ -286,6 +289,7 @@ def _load_weights(model: nn.Module, path: Path) -> Normalization | None:
     own = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
     state = _without_wrapper(state, own)
     _require_fit(own, state, path)
+    _require_numbers(state, path)
     model.load_state_dict(state, strict=False)  # what may be missing was decided above
     return parse_normalization(metadata["normalisation"], path) if "normalisation" in metadata else None
 
@@ -305,15 +309,17 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
 
 
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict of a checkpoint: plain, or under ``state_dict`` or ``model``."""
+    """The state dict of a checkpoint: plain, or under ``state_dict`` or ``model``.
+
+    A damaged file makes torch's unpickler raise all kinds of errors (``TypeError``, ``IndexError``, ...), so all are caught.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an error says the same
             data = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+    except Exception as error:
         raise InputError(
-            f"the checkpoint cannot be read as plain weights: {reason}",
+            f"the checkpoint cannot be read as plain weights: {_reason(error)}",
             where=str(path),
             hint="it is damaged, or a pickle that holds code, which is never run; save model.state_dict(), best as safetensors",
         ) from error
@@ -323,6 +329,12 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not isinstance(data, dict) or not data or not all(isinstance(v, Tensor) for v in data.values()):
         raise InputError("the checkpoint holds no state dict", where=str(path), hint="save model.state_dict()")
     return {str(key): value for key, value in data.items()}
+
+
+def _reason(error: Exception) -> str:
+    """What the unpickler met, or the first sentence: further on, torch advises to run the code in the file."""
+    met = re.search(r"WeightsUnpickler error: (.+)", str(error))
+    return met[1] if met else str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
 def _without_wrapper(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -366,6 +378,17 @@ def _require_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: P
         where=str(path),
         hint=hint,
     )
+
+
+def _require_numbers(state: Mapping[str, Tensor], path: Path) -> None:
+    broken = [key for key, value in state.items() if value.isnan().any()]
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise InputError(
+            f"weights are NaN: {', '.join(broken[:3])}{more}",
+            where=str(path),
+            hint="the training that wrote the file diverged; take an earlier checkpoint",
+        )
 
 
 def _class_hint(shapes: Sequence[tuple[Sequence[int], Sequence[int]]]) -> str:

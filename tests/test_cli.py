@@ -18,7 +18,7 @@ from pdc_fx.artifacts import CERTIFICATE, ONNX, RECIPE, REPORT, WEIGHTS, load
 from pdc_fx.cli import app
 from pdc_fx.errors import ArtifactError
 
-FACTORY = '''
+FACTORY = """
 from torch import nn
 
 def net(num_classes=10):
@@ -38,7 +38,7 @@ def not_a_module():
 
 def alone():
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten())
-'''
+"""
 
 
 def run(*arguments: object) -> Result:
@@ -58,7 +58,15 @@ def spec(folder: Path) -> str:
 
 
 def options(out: Path, **changes: Any) -> list[object]:
-    values = {"data": "digits", "flops-reduction": 0.5, "epochs": 1, "batch-size": 64, "amp": "no", "mode": "hard", "output": out} | changes
+    values = {
+        "data": "digits",
+        "flops-reduction": 0.5,
+        "epochs": 1,
+        "batch-size": 64,
+        "amp": "no",
+        "mode": "hard",
+        "output": out,
+    } | changes
     return [part for key, value in values.items() if value is not None for part in (f"--{key}", value)]
 
 
@@ -173,21 +181,69 @@ BAD = [
     (["check", "torchvision:resnet19"], 2, "resnet18"),
     (["compress", "{f}/net.py:net", "--data", "digitz", "--flops-reduction", "0.5", "-o", "{f}/x"], 2, "digits"),
     (["compress", "{f}/net.py:net", "--data", "digits", "-o", "{f}/x"], 2, "say how much"),
-    (["compress", "{f}/net.py:net", "--data", "digits", "--flops-reduction", "0.999", "-o", "{f}/x"], 2, "largest possible"),
-    (["compress", "{f}/net.py:net", "--data", "digits", "--flops-reduction", "1.5", "-o", "{f}/x"], 2, "between 0 and 1"),
-    (["compress", "{f}/net.py:net", "--data", "digits", "--flops-reduction", "0.5", "--num-classes", "7", "-o", "{f}/x"], 2, "--num-classes 10"),
-    (["compress", "{f}/net.py:net", "--data", "digits", "--flops-reduction", "0.5", "-o", "/proc/x/y"], 2, "cannot be written"),
+    (
+        [
+            "compress",
+            "{f}/net.py:net",
+            "--data",
+            "digits",
+            "--flops-reduction",
+            "0.9",
+            "--round-to",
+            "8",
+            "-o",
+            "{f}/x",
+        ],
+        2,
+        "largest possible",
+    ),
+    (
+        ["compress", "{f}/net.py:net", "--data", "digits", "--flops-reduction", "1.5", "-o", "{f}/x"],
+        2,
+        "between 0 and 1",
+    ),
+    (
+        [
+            "compress",
+            "{f}/net.py:net",
+            "--data",
+            "digits",
+            "--flops-reduction",
+            "0.5",
+            "--num-classes",
+            "7",
+            "-o",
+            "{f}/x",
+        ],
+        2,
+        "--num-classes 10",
+    ),
+    (
+        ["compress", "{f}/net.py:net", "--data", "digits", "--flops-reduction", "0.5", "-o", "/proc/x/y"],
+        2,
+        "cannot be written",
+    ),
     (["compress", "{f}/net.py:net", "--data", "digits", "--flops-reduction", "0.5", "-o", "{f}/out"], 2, "exists"),
-    (["compress", "{f}/net.py:net", "--data", "parquet:{f}/none", "--flops-reduction", "0.5", "-o", "{f}/x"], 2, "{f}/none"),
-    (["compress", "{f}/net.py:net", "--data", "digits", "--flops-reduction", "0.5", "--lr", "-1", "-o", "{f}/x"], 2, "lr must be positive"),
+    (
+        ["compress", "{f}/net.py:net", "--data", "parquet:{f}/none", "--flops-reduction", "0.5", "-o", "{f}/x"],
+        2,
+        "{f}/none",
+    ),
+    (
+        ["compress", "{f}/net.py:net", "--data", "digits", "--flops-reduction", "0.5", "--lr", "-1", "-o", "{f}/x"],
+        2,
+        "lr must be positive",
+    ),
     (["verify", "{f}/nowhere"], 2, "no such directory"),
     (["verify", "{f}"], 2, "no output directory"),
-    (["export", "{f}/net.py:net", "-o", "{f}/no/such/place.onnx"], 2, "place.onnx"),
+    (["export", "{f}/net.py:net", "-o", "{f}/no/such/place.onnx"], 2, "{f}/no/such"),
     (["export", "{f}/net.py:net", "-o", "{f}/y.onnx", "--opset", "3"], 2, "opset"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "code", "words"), BAD, ids=lambda v: " ".join(v) if isinstance(v, list) else None)
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"), BAD, ids=lambda v: " ".join(v) if isinstance(v, list) else None
+)
 def test_bad_input_is_one_message(arguments: list[str], code: int, words: str, folder: Path, compressed: Path) -> None:
     before = sorted(folder.rglob("*"))
     result = run(*(a.format(f=folder) for a in arguments))
@@ -197,7 +253,9 @@ def test_bad_input_is_one_message(arguments: list[str], code: int, words: str, f
     assert words.format(f=folder) in message
     assert "Traceback" not in message
     assert message.startswith("error: ")
-    assert [p for p in sorted(folder.rglob("*")) if "__pycache__" not in p.parts] == [p for p in before if "__pycache__" not in p.parts]
+    assert [p for p in sorted(folder.rglob("*")) if "__pycache__" not in p.parts] == [
+        p for p in before if "__pycache__" not in p.parts
+    ]
 
 
 def test_resume_is_bit_for_bit(spec: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,4 +291,6 @@ def test_resume_is_bit_for_bit(spec: str, folder: Path, monkeypatch: pytest.Monk
 def test_help_names_every_command() -> None:
     text = run("--help").stdout
     assert all(name in text for name in ("demo", "inspect", "check", "compress", "export", "verify"))
-    assert all(run(name, "--help").exit_code == 0 for name in ("demo", "inspect", "check", "compress", "export", "verify"))
+    assert all(
+        run(name, "--help").exit_code == 0 for name in ("demo", "inspect", "check", "compress", "export", "verify")
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import sys
 import types
@@ -16,7 +17,15 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from pdc_fx.errors import InputError
-from pdc_fx.models import LoadedModel, build_model, default_input, factory, parse_normalization, parse_shape
+from pdc_fx.models import (
+    LoadedModel,
+    _read_checkpoint,
+    build_model,
+    default_input,
+    factory,
+    parse_normalization,
+    parse_shape,
+)
 
 FILE = """
 import torch
@@ -61,6 +70,7 @@ class Wrapped(nn.Module):
         self.module = nn.Linear(2, 2)
 
 NUMBER = 3
+INSTANCE = Small()
 """
 
 
@@ -116,6 +126,7 @@ def test_spec(spec: str, classes: int | None, expected: int, file: Path, monkeyp
         ("nowhere.py:small", r"there is no such file \[nowhere.py\]"),
         ("FILE:smal", r"there is no function 'smal' .*did you mean small"),
         ("FILE:NUMBER", "there is no function 'NUMBER'"),
+        ("FILE:INSTANCE", "'INSTANCE' is a model, not a function that makes one .*nets.py:INSTANCE"),
         ("FILE:broken", "the factory raised ZeroDivisionError: division by zero .*nets.py:broken"),
         ("FILE:weights", "the factory gave a .*Dict instead of a torch.nn.Module"),
         ("no_such_package.nets:small", "the module cannot be imported: ModuleNotFoundError"),
@@ -254,6 +265,12 @@ def test_default_input_of_a_file(name: str, shape: tuple[int, ...] | None, file:
     else:
         assert default_input(loaded) == shape
         assert loaded.model(torch.zeros(shape)).shape == (shape[0], 10)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "quantized_googlenet", "quantized_inception_v3"])
+def test_a_model_is_made_without_a_warning(name: str) -> None:
+    with torch.device("meta"):
+        assert isinstance(factory(f"torchvision:{name}")(), nn.Module)
 
 
 def test_two_images_are_no_default_input() -> None:
@@ -410,6 +427,10 @@ DAMAGE: dict[str, tuple[Writer, str]] = {
     "numbers": (as_checkpoint(lambda _: {"state_dict": {"epoch": 3}}), "holds no state dict"),
     "a list": (as_checkpoint(lambda s: list(s.values())), "holds no state dict"),
     "an empty dict": (as_checkpoint(lambda _: {}), "holds no state dict"),
+    "not a number": (
+        lambda s, f: as_safetensors({**s, "fc.bias": torch.full((10,), float("nan"))}, f),
+        r"weights are NaN: fc.bias \[.*w.safetensors\]; .*an earlier checkpoint",
+    ),
 }
 
 
@@ -418,6 +439,24 @@ def test_damaged_weights(write: Writer, message: str, file: Path) -> None:
     with pytest.raises(InputError, match=message) as caught:
         build_model(f"{file}:small", weights=write(small_state(file), file.parent))
     assert "\n" not in str(caught.value)
+    assert "set to `False`" not in str(caught.value)  # torch's advice: to run the code
+
+
+def test_a_checkpoint_with_wrong_bytes_is_read_or_refused(tmp_path: Path) -> None:
+    """Whatever the unpickler makes of it, only an ``InputError`` leaves (``TypeError`` and ``IndexError`` did)."""
+    path, generator = tmp_path / "w.pth", random.Random(0)
+    torch.save({"a": torch.zeros(3)}, path)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(600):
+        damaged = bytearray(whole)
+        for _ in range(generator.randint(1, 6)):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            _read_checkpoint(path)
+        except InputError:
+            refused += 1
+    assert refused > 100
 
 
 # ---------------------------------------------------------------------------------------------------------- normalisation
