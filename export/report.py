@@ -29,6 +29,9 @@ LEFT, RIGHT, TOP, BOTTOM = 58.0, 14.0, 12.0, 40.0
 _LOG_SPAN = 100.0
 """A residual that spans at least this factor is drawn on a logarithmic axis."""
 
+_FLAT = 1e-4
+"""A curve that varies by less than this part of its size is drawn flat: six digits could not label its axis."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -339,7 +342,7 @@ def chart(wanted: Quantity, values: Sequence[tuple[int, float]]) -> Chart:
         points=tuple(Point(x(e), y(v), f"epoch {e}: {wanted.write(v)}") for e, v in finite),
         x_ticks=tuple(Tick(x(e), f"{e:g}") for e in round_steps(first, last, whole=True) if first <= e <= last),
         y_ticks=tuple(Tick(y(v), power_of_ten(v) if logarithmic else f"{v:.6g}") for v in ticks),
-        last=wanted.write(finite[-1][1]),
+        last=wanted.write(values[-1][1] * wanted.factor),
         note=f"{lost} value{'s' * (lost > 1)} not drawn: not finite" if lost else "",
     )
 
@@ -350,8 +353,9 @@ def round_steps(low: float, high: float, *, whole: bool = False) -> list[float]:
     >>> round_steps(0.31, 1.9), round_steps(0.0, 0.0), round_steps(1, 30, whole=True)
     ([0.0, 0.5, 1.0, 1.5, 2.0], [0.0, 0.25, 0.5, 0.75, 1.0], [0.0, 10.0, 20.0, 30.0])
     """
-    if high == low and not whole:  # a flat curve lies on the lowest line if it is zero, else in the middle
-        low, high = (low, 1.0) if low == 0 else (low - abs(low) / 2, low + abs(low) / 2)
+    size = max(abs(low), abs(high))
+    if not whole and high - low <= _FLAT * size + 1e-280:  # on the lowest line if it is zero, else in the middle
+        low, high = (0.0, 1.0) if size <= 1e-280 else (low - size / 2, high + size / 2)
     rough = max((high - low) / 4, 1e-300)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))

@@ -20,7 +20,7 @@ from pdc_fx.pipeline import compress
 
 INPUT = (1, 1, 8, 8)
 REDUCTION = 0.65
-EPOCHS = 30
+EPOCHS = 40
 
 
 class DigitNet(nn.Module):
@@ -109,6 +109,7 @@ def _run(
         example,
         data,
         flops_reduction=REDUCTION,
+        allocation="uniform",
         options=options,
         directory=staging.path,
         observer=observer,

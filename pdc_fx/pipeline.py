@@ -24,19 +24,19 @@ from pdc_fx.trace import Inputs, as_arguments, evaluating, record
 def analyze(model: nn.Module, example_inputs: Inputs, *, frozen: Iterable[str] = ()) -> ChannelGroups:
     """Find out which channels are coupled, which may replace each other, and which must stay and why.
 
-        Args:
-            model: any module; it runs once in eval mode and is not changed.
-            example_inputs: a tensor, or a tuple of call arguments.
-            frozen: names or patterns (``layer4.*``) of modules whose channels stay.
+    Args:
+        model: any module; it runs once in eval mode and is not changed.
+        example_inputs: a tensor, or a tuple of call arguments.
+        frozen: names or patterns (``layer4.*``) of modules whose channels stay.
 
-        Raises:
-            TraceError: the model does not run on these inputs.
+    Raises:
+        TraceError: the model does not run on these inputs.
 
-        >>> import torch
-        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
-        >>> groups = analyze(net, torch.zeros(1, 3, 8, 8))
-        >>> [(g.name, g.channels) for g in groups.groups], groups.frozen[0].reason
-    XX
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> groups = analyze(net, torch.zeros(1, 3, 8, 8))
+    >>> [(g.name, g.channels) for g in groups.groups], groups.frozen[0].reason
+    ([('0', 8)], 'is an output of the model')
     """
     return AnalyzeDependencies(tuple(frozen))(record(model, example_inputs))
 
