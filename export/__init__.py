@@ -1,4 +1,4 @@
-"""See ``docs/``. Stands at the top of the repository; imported as ``pdc_fx.export`` and under no other name."""
+"""Stands at the top of the repository; imported as ``pdc_fx.export`` and under no other name."""
 
 if __name__ != "pdc_fx.export":
     raise ImportError(
