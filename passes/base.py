@@ -6,6 +6,7 @@ work is done, and ``ensures`` checks the *result*. An error that leaves a pass i
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
@@ -34,7 +35,8 @@ class Pass(ABC, Generic[In, Out]):
             result = self.call(value)
             self.ensures(value, result)
         except PdcError as error:
-            error.add_note(f"in pass {type(self).__name__}") if hasattr(error, "add_note") else None
+            if sys.version_info >= (3, 11):
+                error.add_note(f"in pass {type(self).__name__}")
             raise
         return result
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from pdc_fx.errors import ExactnessError, PdcError, RewriteError, TraceError
+from pdc_fx.errors import ExactnessError, RewriteError, TraceError
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.base import Pass
 from pdc_fx.passes.compare import Comparison, compare, in_float64
@@ -204,6 +204,3 @@ def _edited_graph(model: nn.Module, plan: ClusterPlan, inputs: Inputs, why: str)
 def describe(result: nn.Module) -> str:
     """``result_type`` of a certificate: the class the compact model has."""
     return "GraphModule" if isinstance(result, fx.GraphModule) else type(result).__name__
-
-
-__all__ = ["ChannelAddition", "PdcError", "compact_shape", "describe", "kept_masks", "merge_channels", "solution_for"]

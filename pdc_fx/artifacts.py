@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pdc_fx.errors import ArtifactError, InputError
+from pdc_fx.errors import ArtifactError, InputError, VerificationError
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.compare import Comparison
 from pdc_fx.passes.rewrite import describe, merge_channels
@@ -77,14 +77,7 @@ def package_version() -> str:
 
 def sha256(path: Path) -> str:
     """Of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file.read())
-        )
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Staging:
@@ -226,8 +219,6 @@ def save(compressed: Compressed, directory: str | os.PathLike[str], *, overwrite
         InputError: the directory exists, or cannot be written.
         VerificationError: the ONNX file does not compute what the model does; nothing is left then.
     """
-    from pdc_fx.errors import VerificationError
-
     staging = Staging(Path(directory), overwrite=overwrite)
     try:
         certificate = deliver(compressed, staging.path)
