@@ -253,6 +253,10 @@ class Site:
         channels = channels.expanded([dim])
         label = channels.label.movedim(dim, 0).reshape(channels.shape[dim], -1)
         path = channels.path.movedim(dim, 0).reshape(channels.shape[dim], -1)
+        return self.bundled(label, path)
+
+    def bundled(self, label: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
+        """Make each row of labels (shape ``(n, k)``) one channel with ``k`` places, told apart by their column."""
         if label.shape[1] > 1:
             place = torch.arange(label.shape[1]).expand_as(label)
             self.flow.unify(label[:, :1].expand_as(label), label, self.module, "combines channels with")

@@ -51,9 +51,19 @@ def _convolved(site: Site, weight: Weight, inputs: tuple[Tensor, Tensor], groups
     elif groups == len(label):
         label, path = _depthwise(site, weight, label, path)
     else:
-        raise Declined(f"has {groups} groups of {len(label) // groups} channels")
+        label, path = _grouped(site, weight, label, path, groups)
     site.ride(site.argument(2, "bias"), 0, label, path)
     return site.laid(label, path, axis)
+
+
+def _grouped(site: Site, weight: Weight, label: Tensor, path: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """``y[g, o] = sum_i w[g, o, i] * x[g, i]``: all groups share the weight's input axis ``i``, so the i-th inputs of all groups
+    are one channel with a place in each, and likewise the o-th outputs. Every group then keeps the same number.
+    """
+    site.read(weight, 1, *site.bundled(label.reshape(groups, -1).T, path.reshape(groups, -1).T))
+    label, path = site.produce(weight, 0)
+    site.bundled(label.reshape(groups, -1).T, path.reshape(groups, -1).T)
+    return label, path
 
 
 def _depthwise(site: Site, weight: Weight, label: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
