@@ -107,13 +107,27 @@ def solve(flow: Flow, frozen_names: tuple[str, ...] = ()) -> Solution:
     return Solution(result, flow, unit, group_of, row_of)
 
 
-def _components(flow: Flow) -> Integers:
+def _components(flow: Flow, *, bundled: bool = True) -> Integers:
+    """Label -> number of its channel; without ``bundled`` the places of a channel stay apart."""
     if not flow.labels:
         return np.zeros(0, dtype=np.int64)
-    a = torch.cat([p[0] for p in flow.pairs]).numpy() if flow.pairs else np.zeros(0, dtype=np.int64)
-    b = torch.cat([p[1] for p in flow.pairs]).numpy() if flow.pairs else np.zeros(0, dtype=np.int64)
+    pairs = list(flow.pairs)
+    if bundled:
+        pairs += [(rows[:, :1].expand_as(rows).reshape(-1), rows.reshape(-1)) for rows in flow.bundles]
+    none = torch.zeros(0, dtype=torch.int64)
+    a, b = (torch.cat([p[i] for p in pairs] or [none]).numpy() for i in range(2))
     graph = coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(flow.labels, flow.labels))
     return connected_components(graph, directed=False)[1].astype(np.int64)  # type: ignore[no-any-return]
+
+
+def _places(flow: Flow) -> torch.Tensor:
+    """Label -> a hash of the columns in which its place was bundled; labels that met position by position share it."""
+    place = torch.from_numpy(_components(flow, bundled=False))
+    hashes = torch.zeros(int(place.max()) + 1 if len(place) else 0, dtype=torch.int64)
+    for index, rows in enumerate(flow.bundles):
+        column = mix(index, torch.arange(rows.shape[1])).expand_as(rows)
+        hashes.index_add_(0, place[rows.reshape(-1)], column.reshape(-1))
+    return hashes[place]
 
 
 @dataclass(frozen=True)
@@ -134,9 +148,7 @@ class _Slots:
 
 
 def _slots(flow: Flow, unit: Integers) -> _Slots:
-    tags = torch.zeros(flow.labels + 1, dtype=torch.int64)
-    for labels, places in flow.tags:
-        tags[labels] = mix(tags[labels], places)
+    tags = _places(flow)
     names: list[tuple[str, int, Role]] = []
     columns: list[tuple[torch.Tensor, ...]] = []
     for (tensor, dim), axis in flow.axes.items():

@@ -158,7 +158,7 @@ SAMPLES = (
     Sample("input_added", lambda: Net(lambda m, x: m.head(x + m.stem(x)), stem=conv(3, 3), head=conv(3, 4)), 0),
     Sample("grouped", between(lambda m, x: m.a(x), a=conv(8, 8, groups=2)), 8),
     Sample("grouped_wider", between(lambda m, x: m.a(x).relu(), a=conv(8, 24, groups=4), head=24), 8),
-    Sample("grouped_residual", between(lambda m, x: x + m.b(m.a(x).relu()), a=conv(8, 12, groups=2), b=conv(12, 8, groups=4)), 3),
+    Sample("grouped_residual", between(lambda m, x: x + m.b(m.a(x).relu()), a=conv(8, 12, groups=2), b=conv(12, 8, groups=4)), 5),
     Sample("layer_norm", lambda: nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 4)), 0, (2, 5)),
     Sample("output_is_stem", lambda: nn.Sequential(conv(3, 8), nn.ReLU()), 0),
 )  # fmt: skip

@@ -11,10 +11,13 @@ from pdc_fx.passes.check import check
 PLAIN = (
     "alexnet",
     "densenet121",
+    "efficientnet_b0",
     "mobilenet_v2",
+    "regnet_y_400mf",
     "resnet18",
     pytest.param("resnet152", marks=pytest.mark.slow),
     "resnet50",
+    "resnext50_32x4d",
     "squeezenet1_1",
     pytest.param("vgg16", marks=pytest.mark.slow),
     pytest.param("vgg16_bn", marks=pytest.mark.slow),
@@ -25,9 +28,7 @@ PLAIN = (
 @pytest.mark.parametrize("name", PLAIN)
 def test_check(name: str) -> None:
     model = torchvision.models.get_model(name, num_classes=7)
-    side = (
-        64 if name in ("resnet18", "resnet50", "resnet152", "mobilenet_v2", "wide_resnet50_2", "densenet121") else 224
-    )
+    side = 224 if name.startswith(("alexnet", "squeezenet", "vgg")) else 64
     certificate = check(model, torch.zeros(1, 3, side, side), name=name)
     assert certificate.passed
     assert certificate.max_rel_error < 1e-12

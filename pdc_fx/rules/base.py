@@ -131,7 +131,7 @@ class Flow:
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     frozen: list[tuple[Tensor, str, str]] = field(default_factory=list)
     makers: list[tuple[int, str]] = field(default_factory=list)
-    tags: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    bundles: list[Tensor] = field(default_factory=list)
     sites: list[MacSite] = field(default_factory=list)
     fixed_macs: int = 0
     labels: int = 0
@@ -151,6 +151,12 @@ class Flow:
         self.pairs.append((a[both], b[both]))
         for one in (a[(b == FIXED)], b[(a == FIXED)]):
             self.freeze(one, f"{what} values that cannot shrink (a model input, a constant or a frozen tensor)", module)
+
+    def bundle(self, labels: Tensor, module: str) -> None:
+        """State that each row of ``labels`` is one channel with a place per column."""
+        free = (labels != FIXED).all(1)
+        self.freeze(labels[~free], "is combined with values that cannot shrink", module)
+        self.bundles.append(labels[free])
 
     def freeze(self, labels: Tensor, reason: str, module: str) -> None:
         labels = labels.reshape(-1)
@@ -258,10 +264,8 @@ class Site:
     def bundled(self, label: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
         """Make each row of labels (shape ``(n, k)``) one channel with ``k`` places, told apart by their column."""
         if label.shape[1] > 1:
-            place = torch.arange(label.shape[1]).expand_as(label)
-            self.flow.unify(label[:, :1].expand_as(label), label, self.module, "combines channels with")
-            self.flow.tags.append((label.reshape(-1), place.reshape(-1)))
-            path = mix(path, place).sum(1, keepdim=True)
+            self.flow.bundle(label, self.module)
+            path = mix(path, torch.arange(label.shape[1])).sum(1, keepdim=True)
         return label[:, 0], path[:, 0]
 
     def laid(self, label: Tensor, path: Tensor, dim: int, shape: Shape | None = None) -> Channels:
