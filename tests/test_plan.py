@@ -81,7 +81,8 @@ def test_nothing_to_merge() -> None:
 def test_frozen_by_request() -> None:
     model = between(lambda m, x: m.a(x), a=conv(8, 8))()
     groups = analyze(model, torch.zeros(1, 3, 8, 8), frozen=["a"])
-    assert [g.name for g in groups.groups] == ["stem"] or groups.mergeable_channels == 0
+    assert groups.mergeable_channels == 0  # neither what it makes nor what it reads may change its shape
+    assert analyze(model, torch.zeros(1, 3, 8, 8)).mergeable_channels == 16
     assert any("by request" in f.reason for f in groups.frozen)
 
 
