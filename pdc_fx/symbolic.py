@@ -1,0 +1,183 @@
+"""Trace a module symbolically with ``torch.fx``, guided by the values of one real forward pass.
+
+Plain symbolic tracing stops where Python asks a proxy for something it cannot know: how many parts a ``chunk`` has, whether a
+padding is positive, what ``len`` is. Here every proxy carries the value it has on the example inputs, so that such questions are
+answered. What an answer assumes about the sizes of the input is written into the graph as an assertion: a graph that was
+specialised is loud at other sizes, never wrong. A question about the *data* (``if x.sum() > 0``) has no answer that would
+hold for the next input, and ends the trace.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pdc_fx.errors import TraceError
+from pdc_fx.trace import Inputs, as_arguments, evaluating
+
+# Modules without parameters whose sizes may have to follow the channels: traced through, so that a node of the graph holds them.
+_OPEN = (nn.ChannelShuffle, nn.Flatten, nn.Unflatten, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+
+
+# Functions that torch calls without asking proxies among their arguments, which are sizes.
+_CREATION = "zeros ones full empty arange linspace eye rand randn tensor".split()
+
+
+def symbolic_trace(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
+    """The module as a graph that can be edited; it shares its parameters with ``model``.
+
+    Raises:
+        TraceError: the forward pass depends on the data, calls what cannot be traced, or gives something else when traced.
+
+    >>> class Halves(nn.Module):
+    ...     def forward(self, x):
+    ...         return sum(list(x.chunk(2, 1)))
+    >>> symbolic_trace(Halves(), torch.ones(1, 4))(torch.ones(3, 4)).shape
+    torch.Size([3, 2])
+    """
+    args = as_arguments(example_inputs)
+    tracer = _Tracer(args)
+    before = set(vars(model))
+    with evaluating(model), tracer.creating():
+        try:
+            return fx.GraphModule(model, tracer.trace(model), type(model).__name__)
+        except TraceError:
+            raise
+        except Exception as error:  # a trace runs code of the user on proxies, which may fail in any way
+            raise TraceError(f"torch.fx cannot trace the model: {type(error).__name__}: {error}") from error
+        finally:
+            for name in set(vars(model)) - before:  # constants that the tracer left on the module
+                delattr(model, name)
+
+
+class _Value(fx.Proxy):
+    """A proxy that knows its value on the example inputs."""
+
+    def __init__(self, node: fx.Node, tracer: _Tracer) -> None:
+        super().__init__(node, tracer)
+        self.value: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        if callable(getattr(self.value, name)):
+            return _Method(self, name)
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __int__(self) -> int:
+        return int(self.tracer.settled(self))  # type: ignore[attr-defined, no-any-return]
+
+    def __float__(self) -> float:
+        return float(self.tracer.settled(self))  # type: ignore[attr-defined, no-any-return]
+
+
+class _Method:
+    """A method of a proxy, about to be called."""
+
+    def __init__(self, owner: _Value, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.owner.tracer.create_proxy("call_method", self.name, (self.owner, *args), kwargs)
+
+
+class _Tracer(fx.Tracer):
+    """Runs every call on the values as it is traced."""
+
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        super().__init__()
+        self._inputs = iter(args)
+        self._running = False
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not isinstance(m, _OPEN) and super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> _Value:
+        return _Value(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        if kind == "placeholder":
+            proxy.value = next(self._inputs, self)
+            if proxy.value is self:  # an argument that was not given: its default is part of what is traced
+                self.graph.erase_node(proxy.node)
+                return args[0] if args else None
+            return proxy
+        values = tree_map(_value_of, (tuple(args), dict(kwargs)))
+        self._running = True  # fx patches module calls and attributes while it traces
+        try:
+            proxy.value = self._run(kind, target, *values)
+        finally:
+            self._running = False
+        return proxy
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        return forward(*args, **kwargs) if self._running else super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self._running else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _run(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kind == "get_attr":
+            return operator.attrgetter(target)(self.root)
+        if kind == "call_module":
+            return self.root.get_submodule(target)(*args, **kwargs)
+        if kind == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        return target(*args, **kwargs)
+
+    @contextmanager
+    def creating(self) -> Iterator[None]:
+        """Make the functions that create tensors take proxies as sizes."""
+
+        def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+            def create(*args: Any, **kwargs: Any) -> Any:
+                if any(isinstance(leaf, _Value) for leaf in tree_leaves((args, kwargs))):
+                    return self.create_proxy("call_function", function, args, kwargs)
+                return function(*args, **kwargs)
+
+            return create
+
+        originals = {name: getattr(torch, name) for name in _CREATION}
+        for name, function in originals.items():
+            setattr(torch, name, guarded(function))
+        try:
+            yield
+        finally:
+            for name, function in originals.items():
+                setattr(torch, name, function)
+
+    def settled(self, proxy: _Value) -> Any:
+        """The value of a number that does not depend on the data, with an assertion that it stays what it is."""
+        value = proxy.value
+        if isinstance(value, Tensor):
+            raise TraceError("the forward pass depends on the data, not only on its sizes")
+        self.create_proxy(
+            "call_function", torch._assert, (proxy == value, f"this graph was traced where this is {value}"), {}
+        )
+        return value
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        assert isinstance(obj, _Value)
+        return bool(self.settled(obj))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        assert isinstance(obj, _Value)
+        return iter([obj[index] for index in range(len(obj.value))])
+
+    def keys(self, obj: fx.Proxy) -> Any:
+        assert isinstance(obj, _Value)
+        return list(obj.value.keys())
+
+
+def _value_of(leaf: Any) -> Any:
+    return leaf.value if isinstance(leaf, _Value) else leaf
