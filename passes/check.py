@@ -19,8 +19,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from pdc_fx.errors import ExactnessError, InputError, NothingToMergeError
 from pdc_fx.ir import Certificate, ChannelGroups, ClusterPlan, Integers, first_appearance
+from pdc_fx.passes.analysis import AnalyzeDependencies
 from pdc_fx.passes.compare import compare
-from pdc_fx.passes.dependency import AnalyzeDependencies
 from pdc_fx.passes.rewrite import describe, merge_channels
 from pdc_fx.passes.tie import Tying
 from pdc_fx.trace import Inputs, as_arguments, record
@@ -32,12 +32,14 @@ def random_halves(groups: ChannelGroups, seed: int) -> ClusterPlan:
     """A plan that puts the channels of every group into random clusters, half as many as channels."""
     generator = np.random.default_rng(seed)
 
-    def halves(channels: int) -> Integers:
-        width = max(1, channels // 2)
-        labels = np.concatenate([np.arange(width), generator.integers(0, width, channels - width)])
-        return first_appearance(generator.permutation(labels))
+    def halves(channels: int, size: int | None) -> Integers:
+        width = max(1, channels // (size or 2))
+        spare = np.arange(channels - width) % width if size else generator.integers(0, width, channels - width)
+        return first_appearance(generator.permutation(np.concatenate([np.arange(width), spare])))
 
-    return ClusterPlan(groups, tuple(halves(g.channels) for g in groups.groups), "random", {"seed": seed})
+    size = {number: groups.cluster_sizes(number)[1] for number in groups.balanced}
+    clusters = (halves(g.channels, None if g.balance is None else size[g.balance]) for g in groups.groups)
+    return ClusterPlan(groups, tuple(clusters), "random", {"seed": seed})
 
 
 @torch.no_grad()
@@ -97,7 +99,8 @@ def check(
     with _timed(seconds, "trace"):
         recording = record(original, inputs)
     with _timed(seconds, "analyze"):
-        groups = AnalyzeDependencies(frozen)(recording)
+        analysis = AnalyzeDependencies(inputs, frozen, recording)(original)
+    groups = analysis.groups
     if not groups.groups:
         reasons = "; ".join(f"{f.channels} channels of '{f.module}': {f.reason}" for f in groups.frozen[:3])
         raise NothingToMergeError(
@@ -108,7 +111,7 @@ def check(
         tied = copy.deepcopy(original)
         Tying(tied, plan, "hard").snap()
     with _timed(seconds, "rewrite"):
-        compact = merge_channels(tied, plan, inputs)
+        compact = merge_channels(tied, plan, inputs, analysis)
     tolerance = TOLERANCES[dtype_name]
     with _timed(seconds, "compare"):
         found = compare(tied, compact, inputs, tolerance=tolerance, seed=seed)

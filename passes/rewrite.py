@@ -10,20 +10,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from pdc_fx.errors import ExactnessError, RewriteError, TraceError
+from pdc_fx.errors import ExactnessError, RewriteError
 from pdc_fx.ir import ClusterPlan
+from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies, trial
 from pdc_fx.passes.base import Pass
 from pdc_fx.passes.compare import Comparison, compare, in_float64
-from pdc_fx.passes.dependency import Solution, flow_of, solve
+from pdc_fx.passes.literals import edited
+from pdc_fx.passes.prediction import Prediction
 from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tie import require_tied
-from pdc_fx.rules import Channels
-from pdc_fx.rules.base import FIXED, Edit, edit_for, rule_for
-from pdc_fx.trace import Inputs, Recording, function_name, record, record_graph_module
+from pdc_fx.rules.base import edit_for
+from pdc_fx.trace import Inputs
 
 TOLERANCE = 1e-9  # relative, in float64
 
@@ -70,135 +69,39 @@ class ChannelAddition(Pass[nn.Module, nn.Module]):
 
 
 def merge_channels(
-    model: nn.Module, plan: ClusterPlan, example_inputs: Inputs, recording: Recording | None = None
+    model: nn.Module, plan: ClusterPlan, example_inputs: Inputs, analysis: Analysis | None = None
 ) -> nn.Module:
-    """The structural rewrite alone, whether or not the model is tied (used to rebuild a saved model, too)."""
+    """The structural rewrite alone, whether or not the model is tied (used to rebuild a saved model, too).
+
+    Args:
+        analysis: that of a module with the same structure, for which the plan was made; done anew where it is not given.
+    """
+    analysis = analysis or analysis_for(model, plan, example_inputs)
     compact = compacted(model, plan)
-    solution = solution_for(model, plan, example_inputs, recording)
-    literals = [
-        node
-        for node, value in solution.flow.values.items()
-        if edit_for(node.target) and _shrinks(value, solution, plan)
-    ]
-    if not literals:
+    prediction = Prediction(analysis.solution, plan)
+    values = analysis.solution.flow.values
+    if not any(edit_for(n.target) and prediction.shrinks([values[m] for m in (n, *n.all_input_nodes)]) for n in values):
         return compact
-    difference = _shape_difference(compact, solution, plan, example_inputs)
-    if difference is None:
+    mismatch = trial(compact, analysis.solution, plan, example_inputs)
+    if mismatch is None:
         return compact
-    return _edited_graph(model, plan, example_inputs, difference)
+    if analysis.program is None:
+        raise RewriteError(
+            f"a size is written into the forward pass, and torch.fx cannot trace it to edit it: {mismatch}",
+            hint="compute the size from x.shape, or freeze the module (frozen=)",
+        )
+    return edited(compact, analysis.program, prediction, example_inputs)
 
 
-def solution_for(
-    model: nn.Module, plan: ClusterPlan, example_inputs: Inputs, recording: Recording | None = None
-) -> Solution:
-    """Analyse ``model`` anew and make sure that the plan was made for it."""
-    solution = solve(flow_of(recording or record(model, example_inputs)), plan.groups.frozen_names)
-    if solution.groups.digest() != plan.groups.digest():
+def analysis_for(model: nn.Module, plan: ClusterPlan, example_inputs: Inputs) -> Analysis:
+    """Analyse ``model`` and make sure that the plan was made for it."""
+    analysis = AnalyzeDependencies(example_inputs, plan.groups.frozen_names)(model)
+    if analysis.groups.digest() != plan.groups.digest():
         raise RewriteError(
             "the plan was made for another model: its channel groups differ",
             hint="analyse this model, with these example inputs, and plan again",
         )
-    return solution
-
-
-def kept_masks(value: Channels, solution: Solution, plan: ClusterPlan) -> tuple[Tensor | None, ...]:
-    """For each axis of a value a mask of the positions that remain, or None where it carries no channel."""
-    kept = _kept_labels(solution, plan)
-    label = value.label.numpy()
-    alive = np.where(label == FIXED, True, kept[label])
-    masks: list[Tensor | None] = []
-    for dim in range(alive.ndim):
-        others = tuple(d for d in range(alive.ndim) if d != dim)
-        masks.append(torch.from_numpy(alive.any(axis=others)) if alive.shape[dim] > 1 else None)
-    product = np.ones_like(alive)
-    for dim, mask in enumerate(masks):
-        if mask is not None:
-            product &= mask.numpy().reshape([-1 if d == dim else 1 for d in range(alive.ndim)])
-    if not np.array_equal(product, alive):
-        raise RewriteError("the channels that remain do not form a block", where=f"shape {value.shape}")
-    return tuple(masks)
-
-
-def _kept_labels(solution: Solution, plan: ClusterPlan) -> np.ndarray:
-    """For each label, and for FIXED at the end, whether its channel remains."""
-    kept_units = np.ones(len(solution.group), dtype=bool)
-    for index, clusters in enumerate(plan.clusters):
-        representatives = np.unique(clusters, return_index=True)[1]
-        units = np.flatnonzero(solution.group == index)
-        kept_units[units] = np.isin(solution.row[units], representatives)
-    return np.append(kept_units[solution.unit], True)
-
-
-def _shrinks(value: object, solution: Solution, plan: ClusterPlan) -> bool:
-    if isinstance(value, (list, tuple)):
-        return any(_shrinks(v, solution, plan) for v in value)
-    return isinstance(value, Channels) and any(
-        m is not None and not bool(m.all()) for m in kept_masks(value, solution, plan)
-    )
-
-
-def compact_shape(value: Channels, solution: Solution, plan: ClusterPlan) -> tuple[int, ...]:
-    """The shape a value will have in the compact model."""
-    masks = kept_masks(value, solution, plan)
-    return tuple(size if mask is None else int(mask.sum()) for size, mask in zip(value.shape, masks, strict=True))
-
-
-def _shape_difference(compact: nn.Module, solution: Solution, plan: ClusterPlan, inputs: Inputs) -> str | None:
-    """Run the compact module; the first call whose shape is not as planned, or None."""
-    try:
-        calls = _calls(record(compact, inputs).graph)
-    except TraceError as error:
-        return str(error)
-    planned = _calls(solution.flow.recording.graph)
-    if [rule_for(n.target) for n in calls] != [rule_for(n.target) for n in planned]:
-        return "its forward pass takes another way at the new widths"
-    for now, before in zip(calls, planned, strict=True):
-        value = solution.flow.values[before]
-        if isinstance(value, Channels) and now.meta["shape"] != (expected := compact_shape(value, solution, plan)):
-            return f"{function_name(before.target)} at {before.meta.get('source', '')} gives {now.meta['shape']} instead of {expected}"
-    return None
-
-
-def _calls(graph: fx.Graph) -> list[fx.Node]:
-    return [n for n in graph.nodes if n.op == "call_function"]
-
-
-def _edited_graph(model: nn.Module, plan: ClusterPlan, inputs: Inputs, why: str) -> fx.GraphModule:
-    """The compact model as a GraphModule whose literals follow the plan."""
-    try:
-        graph_module = fx.symbolic_trace(model)
-    except Exception as error:
-        raise RewriteError(
-            f"a size is written into the forward pass ({why}) and torch.fx cannot trace it to edit it: {error}",
-            hint="compute the size from x.shape, or freeze the module (frozen=)",
-        ) from error
-    recording, recorded = record_graph_module(graph_module, inputs)
-    solution = solution_for(graph_module, plan, inputs, recording)
-    compact = compacted(graph_module, plan)
-    for old, new in zip(graph_module.graph.nodes, compact.graph.nodes, strict=True):
-        source = recorded.get(old)
-        edit = edit_for(source.target) if source is not None else None
-        if (
-            source is None
-            or edit is None
-            or not isinstance(source.args[0], fx.Node)
-            or old.op not in ("call_function", "call_method")
-        ):
-            continue
-        value, argument = solution.flow.values[source], solution.flow.values[source.args[0]]
-        if isinstance(argument, Channels) and _shrinks([value, argument], solution, plan):
-            parts = tuple(v.shape for v in value) if isinstance(value, (list, tuple)) else ()
-            kept_out = kept_masks(value, solution, plan) if isinstance(value, Channels) else ()
-            edit(Edit(new, argument.shape, parts, kept_masks(argument, solution, plan), kept_out))
-    compact.graph.lint()
-    compact.recompile()
-    difference = _shape_difference(compact, solution, plan, inputs)
-    if difference is not None:
-        raise RewriteError(
-            f"a size written into the forward pass could not be edited: {difference}",
-            hint="freeze the module (frozen=)",
-        )
-    return compact
+    return analysis
 
 
 def describe(result: nn.Module) -> str:

@@ -31,7 +31,15 @@ class InputError(PdcError):
 
 
 class TraceError(PdcError):
-    """The model could not be run or recorded on the example inputs."""
+    """The model could not be run or recorded on the example inputs.
+
+    Attributes:
+        calls: how many torch functions had run when the forward pass raised.
+    """
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "", calls: int = 0) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.calls = calls
 
 
 class PlanError(PdcError):

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from math import prod
+from math import gcd, prod
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -93,11 +93,18 @@ class Member:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that may replace each other. ``name`` is the module that makes them."""
+    """Channels that may replace each other.
+
+    Attributes:
+        name: the module that makes them.
+        balance: where a normalisation averages over them, the number they share with all groups that it averages over: the
+            clusters of all of these have one and the same size. None where clusters may be of any size.
+    """
 
     name: str
     channels: int
     members: tuple[Member, ...]
+    balance: int | None = None
 
     @property
     def producers(self) -> tuple[Member, ...]:
@@ -109,11 +116,17 @@ class ChannelGroup:
         return tuple(m for m in self.members if m.role != "consumer")
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "channels": self.channels, "members": [m.to_dict() for m in self.members]}
+        return {
+            "name": self.name,
+            "channels": self.channels,
+            "members": [m.to_dict() for m in self.members],
+            "balance": self.balance,
+        }
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ChannelGroup:
-        return ChannelGroup(data["name"], data["channels"], tuple(Member.from_dict(m) for m in data["members"]))
+        members = tuple(Member.from_dict(m) for m in data["members"])
+        return ChannelGroup(data["name"], data["channels"], members, data["balance"])
 
 
 @dataclass(frozen=True)
@@ -169,6 +182,20 @@ class ChannelGroups:
     @property
     def channels(self) -> int:
         return self.mergeable_channels + sum(f.channels for f in self.frozen)
+
+    @cached_property
+    def balanced(self) -> dict[int, tuple[int, ...]]:
+        """Balance number -> the groups that share it, whose clusters must all be of one size."""
+        table: dict[int, tuple[int, ...]] = {}
+        for index, group in enumerate(self.groups):
+            if group.balance is not None:
+                table[group.balance] = (*table.get(group.balance, ()), index)
+        return table
+
+    def cluster_sizes(self, number: int) -> tuple[int, ...]:
+        """The cluster sizes that the groups of a balance number can have, from 1 on: the common divisors of their channels."""
+        common = gcd(*(self.groups[i].channels for i in self.balanced[number]))
+        return tuple(size for size in range(1, common + 1) if common % size == 0)
 
     @cached_property
     def _removed_per_channel(self) -> dict[str, list[tuple[int, int, int]]]:
@@ -279,6 +306,14 @@ class ClusterPlan:
                 raise ArtifactError("cluster numbers do not fit the group", where=f"{group.name}: {labels.shape}")
             if not np.array_equal(labels, first_appearance(labels)):
                 raise ArtifactError("clusters are not numbered by first appearance", where=group.name)
+        for number, members in self.groups.balanced.items():
+            sizes = {int(size) for i in members for size in np.bincount(self.clusters[i])}
+            if len(sizes) > 1:
+                raise ArtifactError(
+                    f"clusters of channels that are averaged together have different sizes: {sorted(sizes)}",
+                    where=", ".join(self.groups.groups[i].name for i in members[:3]),
+                    hint=f"the groups with balance {number} need clusters of one size",
+                )
 
     @property
     def widths(self) -> dict[int, int]:

@@ -14,11 +14,11 @@ from pdc_fx.data import ImageData
 from pdc_fx.distill import Observer, TiedTraining, TrainOptions, accuracy, logits_of
 from pdc_fx.errors import InputError, TraceError
 from pdc_fx.ir import ChannelGroups, ClusterPlan
+from pdc_fx.passes.analysis import AnalyzeDependencies
 from pdc_fx.passes.cluster import Allocation, PlanClusters
-from pdc_fx.passes.dependency import AnalyzeDependencies
 from pdc_fx.passes.rewrite import ChannelAddition
 from pdc_fx.passes.tie import Mode, TieClusters, Tying
-from pdc_fx.trace import Inputs, as_arguments, evaluating, record
+from pdc_fx.trace import Inputs, as_arguments, evaluating
 
 
 def analyze(model: nn.Module, example_inputs: Inputs, *, frozen: Iterable[str] = ()) -> ChannelGroups:
@@ -38,7 +38,7 @@ def analyze(model: nn.Module, example_inputs: Inputs, *, frozen: Iterable[str] =
     >>> [(g.name, g.channels) for g in groups.groups], groups.frozen[0].reason
     ([('0', 8)], 'is an output of the model')
     """
-    return AnalyzeDependencies(tuple(frozen))(record(model, example_inputs))
+    return AnalyzeDependencies(example_inputs, tuple(frozen))(model).groups
 
 
 def plan(

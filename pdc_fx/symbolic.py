@@ -26,7 +26,7 @@ _OPEN = (nn.ChannelShuffle, nn.Flatten, nn.Unflatten, nn.ConstantPad1d, nn.Const
 
 
 # Functions that torch calls without asking proxies among their arguments, which are sizes.
-_CREATION = "zeros ones full empty arange linspace eye rand randn tensor".split()
+_CREATION = ["zeros", "ones", "full", "empty", "arange", "linspace", "eye", "rand", "randn", "tensor"]
 
 
 def symbolic_trace(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
@@ -72,10 +72,10 @@ class _Value(fx.Proxy):
         return len(self.value)
 
     def __int__(self) -> int:
-        return int(self.tracer.settled(self))  # type: ignore[attr-defined, no-any-return]
+        return int(self.tracer.settled(self))  # type: ignore[attr-defined]
 
     def __float__(self) -> float:
-        return float(self.tracer.settled(self))  # type: ignore[attr-defined, no-any-return]
+        return float(self.tracer.settled(self))  # type: ignore[attr-defined]
 
 
 class _Method:
@@ -103,7 +103,7 @@ class _Tracer(fx.Tracer):
         return _Value(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
-        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **named)
+        proxy: Any = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if kind == "placeholder":
             proxy.value = next(self._inputs, self)
             if proxy.value is self:  # an argument that was not given: its default is part of what is traced
@@ -172,7 +172,7 @@ class _Tracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         assert isinstance(obj, _Value)
-        return iter([obj[index] for index in range(len(obj.value))])
+        return iter([obj[index] for index in range(len(obj.value))])  # type: ignore[index]
 
     def keys(self, obj: fx.Proxy) -> Any:
         assert isinstance(obj, _Value)

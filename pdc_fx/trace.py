@@ -7,7 +7,8 @@ the state dict, every function a ``call_function`` node with ``meta``:
 - ``shape``: the shape of the result (a tuple; absent where the result is not one tensor),
 - ``module``: path of the innermost module that was running,
 - ``source``: file and line of the innermost frame outside torch and pdc-fx,
-- ``aliased``: nodes whose storage an in-place function changed behind their back.
+- ``aliased``: nodes whose storage an in-place function changed behind their back,
+- ``constant``: for an integer buffer, its values (which positions a gather takes, say).
 
 A tensor that no recorded function made (a plain attribute, or the result of code the mode cannot see) becomes a ``get_attr``
 node with ``meta["unknown"] = True``; the analysis trusts nothing about it.
@@ -104,8 +105,13 @@ def record(model: nn.Module, example_inputs: Inputs) -> Recording:
     return _record(model, model, as_arguments(example_inputs))
 
 
-def record_graph_module(module: fx.GraphModule, example_inputs: Inputs) -> tuple[Recording, dict[fx.Node, fx.Node]]:
-    """Record an fx graph as it is interpreted; also give, for each of its nodes, the recorded call that made its result."""
+def record_graph_module(
+    module: fx.GraphModule, example_inputs: Inputs, owner: nn.Module
+) -> tuple[Recording, dict[fx.Node, fx.Node]]:
+    """Record an fx graph as it is interpreted; also give, for each of its nodes, the recorded call that made its result.
+
+    Tensors and modules are called by the names they have in ``owner``, the module that was traced.
+    """
     found: dict[fx.Node, fx.Node] = {}
 
     class Watched(fx.Interpreter):
@@ -116,7 +122,8 @@ def record_graph_module(module: fx.GraphModule, example_inputs: Inputs) -> tuple
             part = result[0] if isinstance(result, (tuple, list)) and result else result
             if isinstance(part, Tensor) and n.op != "output":
                 node = self.recorder.node_of(part)
-                found[n] = node if part is result else node.all_input_nodes[0]
+                if part is result or node.target is operator.getitem:
+                    found[n] = node if part is result else node.all_input_nodes[0]
             return result
 
     interpreter = Watched(module)
@@ -125,7 +132,7 @@ def record_graph_module(module: fx.GraphModule, example_inputs: Inputs) -> tuple
         interpreter.recorder = Recorder.active[-1]
         return interpreter.run(*args)
 
-    return _record(module, run, as_arguments(example_inputs)), found
+    return _record(owner, run, as_arguments(example_inputs)), found
 
 
 def _record(model: nn.Module, call: Callable[..., Any], args: tuple[Any, ...]) -> Recording:
@@ -139,6 +146,7 @@ def _record(model: nn.Module, call: Callable[..., Any], args: tuple[Any, ...]) -
                 f"the model raised {type(error).__name__} in its forward pass: {error}",
                 where=_describe_inputs(args),
                 hint="check the shape and dtype of the example inputs (--input on the command line)",
+                calls=sum(node.op == "call_function" for node in recorder.graph.nodes),
             ) from error
         recorder.finish(output)
     del mapped
@@ -281,6 +289,8 @@ class Recorder(TorchFunctionMode):
         target = name or f"unknown_{len(self._attributes)}"
         node = self.graph.create_node("get_attr", target, name=target.replace(".", "_"))
         node.meta["unknown"] = name is None
+        if name is not None and not tensor.is_floating_point():
+            node.meta["constant"] = tensor
         self._attributes[target] = node
         self._bind(tensor, node)
         return node

@@ -91,6 +91,41 @@ def joined_parts(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([a.relu(), b.sigmoid()], 1)
 
 
+def shuffled(x: Tensor, groups: int) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def grown(m: Net, x: Tensor) -> Tensor:
+    """Iterates over the parts of a chunk, as plain symbolic tracing cannot."""
+    parts = list(x.chunk(2, 1))
+    parts.extend(m.a(parts[-1]) for _ in range(2))
+    return torch.cat(parts, 1)
+
+
+def padded_same(m: Net, x: Tensor) -> Tensor:
+    """Pads only where the size asks for it, and shuffles so that the graph must be edited."""
+    missing = x.shape[-1] % 3
+    return m.a(shuffled(F.pad(x, (0, 3 - missing)) if missing > 0 else x, 2))
+
+
+def by_data(x: Tensor) -> Tensor:
+    """Branches on the data, and holds a size: no graph can be had to edit it."""
+    return shuffled(x, 2) if float(x.sum()) > 1e9 else torch.cat([x[:, :4].relu(), x[:, 4:]], 1)
+
+
+class Permuted(nn.Module):
+    """Channels in the order of an index buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 8), conv(8, 4)
+        self.register_buffer("order", torch.tensor([3, 1, 2, 0, 7, 5, 6, 4]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x).index_select(1, self.order))  # type: ignore[no-any-return]
+
+
 def scale(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.rand(shape) + 0.5)
 
@@ -154,6 +189,16 @@ SAMPLES = (
     Sample("softmax_over_channels", between(lambda m, x: x.softmax(1)), 0),
     Sample("roll_space", between(lambda m, x: x.roll(1, 3)), 8),
     Sample("transpose", between(lambda m, x: x.transpose(2, 3)), 8),
+    Sample("roll_channels", between(lambda m, x: x.roll(3, 1)), 8),
+    Sample("index_select", Permuted, 8),
+    Sample("every_other", between(lambda m, x: torch.cat([x[:, ::2].relu(), x[:, 1::2]], 1)), 8),
+    Sample("channel_shuffle", between(lambda m, x: shuffled(x, 4)), 8),
+    Sample("channel_shuffle_of_parts", between(lambda m, x: shuffled(torch.cat([x, m.a(x)], 1), 2), a=conv(8, 8), head=16), 16),
+    Sample("shuffled_and_activated_between", between(lambda m, x: x.view(2, 4, 2, 8, 8).relu().transpose(1, 2).reshape(x.shape)), 0),
+    Sample("list_of_chunks", between(grown, a=conv(4, 4), head=16), 8),
+    Sample("padded_where_needed", between(padded_same, a=conv(8, 6), head=6), 14),
+    Sample("literal_in_a_branch_on_the_data", between(lambda m, x: by_data(x)), 0),
+    Sample("one_channel_alone", between(lambda m, x: x * x[:, 3:4].sigmoid()), 7),
     Sample("input_concat", lambda: Net(lambda m, x: m.head(torch.cat([x, m.stem(x)], 1)), stem=conv(3, 8), head=conv(11, 4)), 8),
     Sample("input_added", lambda: Net(lambda m, x: m.head(x + m.stem(x)), stem=conv(3, 3), head=conv(3, 4)), 0),
     Sample("grouped", between(lambda m, x: m.a(x), a=conv(8, 8, groups=2)), 8),

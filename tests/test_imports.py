@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"pdc_fx.errors"},
     {"pdc_fx.ir"},
     {"pdc_fx.trace", "pdc_fx.data", "pdc_fx.models"},
-    {"pdc_fx.rules"},
+    {"pdc_fx.rules", "pdc_fx.symbolic"},
     {"pdc_fx.passes"},
     {"pdc_fx.distill", "pdc_fx.export"},
     {"pdc_fx.artifacts"},

@@ -333,12 +333,11 @@ def test_sections_without_content_are_left_out() -> None:
 
 def test_a_real_network(tmp_path: Path) -> None:
     torch, torchvision = pytest.importorskip("torch"), pytest.importorskip("torchvision")
+    from pdc_fx import analyze
     from pdc_fx.passes.check import random_halves
-    from pdc_fx.passes.dependency import AnalyzeDependencies
-    from pdc_fx.trace import record
 
     model = torchvision.models.resnet18(weights=None).eval()
-    plan = random_halves(AnalyzeDependencies(())(record(model, (torch.zeros(1, 3, 64, 64),))), 0)
+    plan = random_halves(analyze(model, (torch.zeros(1, 3, 64, 64),)), 0)
     page = Page(render(plan))
     assert {g.name for g in plan.groups.groups} <= set(page.of("code"))
     assert {f.reason for f in plan.groups.frozen} <= set(page.of("td"))

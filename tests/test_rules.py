@@ -10,10 +10,10 @@ import torch
 from samples import SAMPLES, Sample, between
 from torch import nn
 
+from pdc_fx import analyze
 from pdc_fx.errors import NothingToMergeError
 from pdc_fx.passes.check import check, random_halves, randomize_statistics
 from pdc_fx.passes.compare import compare
-from pdc_fx.passes.dependency import AnalyzeDependencies
 from pdc_fx.passes.rewrite import merge_channels
 from pdc_fx.passes.tie import Tying
 from pdc_fx.rules import registered
@@ -31,7 +31,7 @@ def prepared(sample: Sample) -> tuple[nn.Module, torch.Tensor]:
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
 def test_merges_what_it_should_and_exactly(sample: Sample) -> None:
     model, inputs = prepared(sample)
-    groups = AnalyzeDependencies()(record(model, inputs))
+    groups = analyze(model, inputs)
     assert groups.mergeable_channels == sample.merges, groups.frozen
     assert all(entry.reason for entry in groups.frozen)
     if not sample.merges:
@@ -49,11 +49,11 @@ def test_merges_what_it_should_and_exactly(sample: Sample) -> None:
 @pytest.mark.parametrize("sample", [s for s in SAMPLES if s.merges], ids=str)
 def test_predicted_macs_are_those_of_the_compact_model(sample: Sample) -> None:
     model, inputs = prepared(sample)
-    plan = random_halves(AnalyzeDependencies()(record(model, inputs)), 1)
+    plan = random_halves(analyze(model, inputs), 1)
     tied = copy.deepcopy(model)
     Tying(tied, plan, "hard").snap()
     compact = merge_channels(tied, plan, inputs)
-    measured = AnalyzeDependencies()(record(compact, inputs))
+    measured = analyze(compact, inputs)
     assert plan.macs_after == measured.macs()
     assert plan.params_after == sum(p.numel() for p in compact.parameters())
 
@@ -83,7 +83,7 @@ def test_without_channel_addition_the_check_fails(sample: Sample, monkeypatch: p
         return tensor
 
     model, inputs = prepared(sample)
-    plan = random_halves(AnalyzeDependencies()(record(model, inputs)), 1)
+    plan = random_halves(analyze(model, inputs), 1)
     Tying(model, plan, "hard").snap()
     monkeypatch.setattr(surgery, "merge_tensor", dropped)
     found = compare(model, merge_channels(model, plan, inputs), inputs, tolerance=1e-9)
@@ -102,7 +102,7 @@ def test_a_wrong_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unknown_operator_is_named_with_its_source_line() -> None:
     model = between(lambda m, x: torch.fft.fft(x).real)()
-    groups = AnalyzeDependencies()(record(model, torch.randn(1, 3, 8, 8)))
+    groups = analyze(model, torch.randn(1, 3, 8, 8))
     assert groups.mergeable_channels == 0
     assert any("fft" in f.reason and "test_rules.py:" in f.reason for f in groups.frozen)
 

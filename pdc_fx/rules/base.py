@@ -132,6 +132,7 @@ class Flow:
     frozen: list[tuple[Tensor, str, str]] = field(default_factory=list)
     makers: list[tuple[int, str]] = field(default_factory=list)
     bundles: list[Tensor] = field(default_factory=list)
+    balanced: list[tuple[Tensor, str]] = field(default_factory=list)
     sites: list[MacSite] = field(default_factory=list)
     fixed_macs: int = 0
     labels: int = 0
@@ -157,6 +158,16 @@ class Flow:
         free = (labels != FIXED).all(1)
         self.freeze(labels[~free], "is combined with values that cannot shrink", module)
         self.bundles.append(labels[free])
+
+    def balance(self, labels: Tensor, module: str) -> None:
+        """State that each row of ``labels`` is averaged over: exact only if all its clusters are equally large.
+
+        With clusters of ``m`` members each, ``mean(x) = sum over clusters of m x_c / n = mean(x_c)``.
+        """
+        if bool((labels == FIXED).any()):
+            self.freeze(labels, "is averaged with values that cannot shrink", module)
+        else:
+            self.balanced.append((labels, module))
 
     def freeze(self, labels: Tensor, reason: str, module: str) -> None:
         labels = labels.reshape(-1)
@@ -203,6 +214,11 @@ class Site:
 
     def value(self, argument: Any) -> Value:
         return self.flow.values[argument] if isinstance(argument, fx.Node) else None
+
+    def constant(self, argument: Any) -> Tensor | None:
+        """The values of an integer buffer of the model, or None."""
+        constant: Tensor | None = argument.meta.get("constant") if isinstance(argument, fx.Node) else None
+        return constant
 
     def weight(self, argument: Any) -> Weight | None:
         """The argument as a parameter of the model, or None where it is something computed."""
@@ -368,6 +384,11 @@ def literal(*targets: Any) -> Callable[[EditRule], EditRule]:
     return register
 
 
+def as_gather(edit: Edit) -> None:
+    """The edit of functions whose order along an axis is written out: they are re-emitted as gathers, never edited in place."""
+    raise AssertionError(f"{edit.node} should have been written as a gather")
+
+
 def edit_for(target: Any) -> EditRule | None:
     """The edit of a function that may hold sizes as literals, or None."""
     return _EDITS.get(target)
@@ -379,6 +400,7 @@ class Declined(Exception):
 
 Rule = Callable[[Site], Value]
 _RULES: dict[Any, Rule] = {}
+_MOVES: set[Any] = set()
 
 _NAMESPACES = (torch, torch.Tensor, torch.nn.functional, torch._C._nn, torch.special, torch._VF)
 
@@ -404,16 +426,27 @@ def getter(name: str) -> Any:
     )
 
 
-def rule(*targets: Any) -> Callable[[Rule], Rule]:
-    """Register a rule for torch functions, given as objects or as a string of names."""
+def rule(*targets: Any, moves: bool = False) -> Callable[[Rule], Rule]:
+    """Register a rule for torch functions, given as objects or as a string of names.
+
+    ``moves`` says that the function only puts the values of its first argument into other places, so that it, or a chain of such
+    functions, may be replaced by a gather where its written-out form does not fit the smaller network.
+    """
 
     def register(function: Rule) -> Rule:
         for target in targets:
             for item in functions(target) if isinstance(target, str) else [target]:
                 _RULES[item] = function
+                if moves:
+                    _MOVES.add(item)
         return function
 
     return register
+
+
+def moves(target: Any) -> bool:
+    """Whether a function only moves the values of its first argument."""
+    return target in _MOVES
 
 
 def rule_for(target: Any) -> Rule | None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pdc_fx.rules.base import FIXED, Channels, Declined, Edit, Shape, Site, Value, getter, literal, mix, rule
+from pdc_fx.rules.base import FIXED, Channels, Declined, Edit, Shape, Site, Value, as_gather, getter, literal, mix, rule
 
 
 @rule(operator.getitem)
@@ -74,7 +74,7 @@ def reshaped(x: Channels, shape: Shape) -> Channels:
     return Channels(shape, wide.label.reshape(sizes), wide.path.reshape(sizes)).collapsed()
 
 
-@rule("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel")
+@rule("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel", moves=True)
 def reshape(site: Site) -> Value:
     """Anything that keeps the order of the elements."""
     x = site.channels(site.argument(0, "input"))
@@ -100,7 +100,7 @@ def edit_sizes(edit: Edit) -> None:
         edit.node.args = (edit.node.args[0], *sizes)
 
 
-@rule("permute transpose t swapaxes swapdims movedim moveaxis adjoint", getter("T"), getter("mT"))
+@rule("permute transpose t swapaxes swapdims movedim moveaxis adjoint", getter("T"), getter("mT"), moves=True)
 def permute(site: Site) -> Value:
     """The order of the axes is read off by running the function on a tensor whose strides tell its axes apart."""
     x = site.channels(site.argument(0, "input"))
@@ -244,7 +244,7 @@ def _unbound_dim(site: Site) -> int:
     return int(site.argument(1, "dim", 0))
 
 
-@rule(torch.Tensor.__getitem__)
+@rule(torch.Tensor.__getitem__, moves=True)
 def getitem(site: Site) -> Value:
     """Slices, integers, ``None`` and ``...``; indexing by tensors only away from the channels."""
     x = site.channels(site.node.args[0])
@@ -314,7 +314,7 @@ def indexed(site: Site, x: Channels, items: list[Any]) -> Channels:
     return Channels(site.shape, label, path if plain else mix(path, site.key)).collapsed()
 
 
-@rule("narrow")
+@rule("narrow", moves=True)
 def narrow(site: Site) -> Value:
     """``narrow(x, dim, start, length)``."""
     x = site.channels(site.argument(0, "input"))
@@ -327,7 +327,7 @@ def narrow(site: Site) -> Value:
     return indexed(site, x, items)
 
 
-@rule("select")
+@rule("select", moves=True)
 def select(site: Site) -> Value:
     """``select(x, dim, index)``."""
     x = site.channels(site.argument(0, "input"))
@@ -358,7 +358,7 @@ def expand(site: Site) -> Value:
     )
 
 
-@rule("roll flip fliplr flipud")
+@rule("roll flip fliplr flipud", moves=True)
 def shuffle_along(site: Site) -> Value:
     """Positions change places along some axes; run on the labels where these carry channels."""
     x = site.channels(site.argument(0, "input"))
@@ -367,3 +367,18 @@ def shuffle_along(site: Site) -> Value:
         return x.then(site.key)
     rest, named = site.node.args[1:], {k: v for k, v in site.node.kwargs.items() if k != "input"}
     return Channels(site.shape, target(x.label, *rest, **named), target(x.path, *rest, **named)).then(site.key)
+
+
+@rule("index_select", moves=True)
+def index_select(site: Site) -> Value:
+    """``index_select(x, dim, index)``; along the channels only where ``index`` is a buffer of the model."""
+    x = site.channels(site.argument(0, "input"))
+    dim, index = int(site.argument(1, "dim")) % len(x.shape), site.constant(site.argument(2, "index"))
+    if dim not in x.varying:
+        return x.then(site.key, site.shape)
+    if index is None:
+        raise Declined("takes channels at positions that are computed")
+    return replace(x, shape=site.shape, label=x.label.index_select(dim, index), path=x.path.index_select(dim, index))
+
+
+literal("roll narrow select index_select")(as_gather)

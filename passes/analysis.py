@@ -1,0 +1,259 @@
+"""Model -> channel groups, and how its program can follow when channels go.
+
+The dependency analysis looks at the functions that ran. Whether the *program* still runs with fewer channels is another question:
+sizes may be written into it (``view(-1, 9216)``, a channel shuffle, a ``chunk``). Where such a call meets channels that could go,
+
+1. ``torch.fx`` traces the model symbolically; the graph can be edited, so those channels stay free;
+2. where it cannot, a trial decides: channels are merged at random, the module runs, and whatever meets a call whose result is
+   not as foretold stays, with the line as the reason. The trial is repeated until it passes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from pdc_fx.errors import TraceError
+from pdc_fx.ir import ChannelGroups, ClusterPlan, Integers, first_appearance
+from pdc_fx.passes.base import Pass
+from pdc_fx.passes.dependency import Solution, Stuck, flow_of, places_of, solve, spread
+from pdc_fx.passes.gathers import Gather, gathers
+from pdc_fx.passes.prediction import Mismatch, Prediction
+from pdc_fx.passes.surgery import compacted
+from pdc_fx.passes.tie import Tying
+from pdc_fx.rules import Channels, Flow
+from pdc_fx.rules.base import FIXED, edit_for, rule_for
+from pdc_fx.symbolic import symbolic_trace
+from pdc_fx.trace import Inputs, Recording, function_name, record, record_graph_module
+
+
+@dataclass(frozen=True)
+class Program:
+    """The model as a symbolic graph that can be edited.
+
+    Attributes:
+        graph: what ``torch.fx`` traced.
+        constants: tensors that the graph holds and the model does not.
+        calls: node of ``graph`` -> the recorded call that made its result.
+        gathers: movements that are to be written as gathers.
+    """
+
+    graph: fx.Graph
+    constants: Mapping[str, Tensor]
+    calls: Mapping[fx.Node, fx.Node]
+    gathers: tuple[Gather, ...]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What is known of a model: its channels and, where sizes are written into it, its program."""
+
+    solution: Solution
+    program: Program | None = None
+
+    @property
+    def groups(self) -> ChannelGroups:
+        return self.solution.groups
+
+
+class AnalyzeDependencies(Pass[nn.Module, Analysis]):
+    """The analysis as a pass; ``recording`` saves it the forward pass where one was recorded already."""
+
+    def __init__(
+        self, example_inputs: Inputs, frozen: tuple[str, ...] = (), recording: Recording | None = None
+    ) -> None:
+        self.example_inputs, self.frozen, self.recording = example_inputs, frozen, recording
+
+    def call(self, value: nn.Module) -> Analysis:
+        recording = self.recording or record(value, self.example_inputs)
+        solution = solve(flow_of(recording), self.frozen)
+        if not _literals(solution) and not _spread(solution):
+            return Analysis(solution)
+        edited = self._traced(value, recording)
+        if edited is not None:
+            return edited
+        if not _literals(solution):
+            return Analysis(solution)
+        return Analysis(_tried(value, self.example_inputs, solution))
+
+    def _traced(self, model: nn.Module, recording: Recording) -> Analysis | None:
+        """The analysis of the symbolic graph, or None where there is none."""
+        try:
+            module = symbolic_trace(model, self.example_inputs)
+            traced, calls = record_graph_module(module, self.example_inputs, model)
+        except TraceError:
+            return None  # the channels concerned will stay, with the reason
+        if not _same_outputs(recording.output, traced.output):
+            return None
+        flow = flow_of(traced)
+        users: dict[fx.Node, set[fx.Node]] = defaultdict(set)
+        for node, call in calls.items():
+            users[call] |= {calls.get(user, call) for user in node.users}
+        found: list[Gather] = []
+
+        def movable(flow: Flow, unit: Integers) -> frozenset[fx.Node]:
+            nodes, chains = gathers(flow, unit, users)
+            found.extend(chains)
+            return nodes
+
+        solution = solve(flow, self.frozen, movable=movable)
+        own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+        constants = {name: tensor for name, tensor in module.named_buffers() if name not in own}
+        return Analysis(solution, Program(module.graph, constants, calls, tuple(found)))
+
+
+def _same_outputs(one: object, other: object) -> bool:
+    a, b = ([leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)] for value in (one, other))
+    return len(a) == len(b) and all(
+        torch.equal(x, y) or torch.allclose(x, y, equal_nan=True) for x, y in zip(a, b, strict=True)
+    )
+
+
+def _spread(solution: Solution) -> bool:
+    return any(len(spread(value, solution.unit)) for value in solution.flow.values.values())
+
+
+def _literals(solution: Solution) -> bool:
+    """Whether a call meets channels of a group whose written-out arguments do not fit fewer of them."""
+    risky = [
+        n
+        for n, value in solution.flow.values.items()
+        if edit_for(n.target) and _free([value, *_sources(n, solution)], solution)
+    ]
+    if not risky:
+        return False
+    prediction = Prediction(solution, random_widths(solution.groups, 0))
+    return any(_unfit(node, prediction) for node in risky)
+
+
+def _sources(node: fx.Node, solution: Solution) -> list[object]:
+    return [solution.flow.values[n] for n in node.all_input_nodes]
+
+
+def _unfit(node: fx.Node, prediction: Prediction) -> bool:
+    """Whether a call, with its arguments as they were, does not give the labels foretold when it is run on those foretold."""
+    values = prediction.solution.flow.values
+    value, source = values[node], node.args[0] if node.args else None
+    argument = values.get(source) if isinstance(source, fx.Node) else None
+    if not isinstance(argument, Channels):
+        return True
+    parts = value if isinstance(value, list) else [value]
+    if all(isinstance(p, Channels) and torch.equal(p.label, argument.label) for p in parts):
+        return False  # the channels lie as they did; only other axes are concerned
+    if not isinstance(value, Channels):
+        return True
+    expected, given = prediction.block(value), prediction.block(argument)
+    if expected is None or given is None or any(isinstance(a, fx.Node) for a in tree_leaves(node.args[1:])):
+        return True
+    assert callable(node.target)
+    try:
+        result = node.target(given[1].expand(given[0]).contiguous(), *node.args[1:], **node.kwargs)
+    except (RuntimeError, IndexError):  # what torch raises where sizes do not fit
+        return True
+    return tuple(result.shape) != expected[0] or bool((result != expected[1]).any())
+
+
+def random_widths(groups: ChannelGroups, seed: int) -> ClusterPlan:
+    """A plan with a random number of clusters in every group: what fits only even halves must not pass for fitting."""
+    generator = np.random.default_rng(seed)
+    size = {number: int(generator.choice(groups.cluster_sizes(number)[1:])) for number in groups.balanced}
+
+    def clusters(channels: int, balance: int | None) -> Integers:
+        width = int(generator.integers(1, channels)) if balance is None else channels // size[balance]
+        labels = np.arange(channels) % width
+        return first_appearance(generator.permutation(labels))
+
+    return ClusterPlan(groups, tuple(clusters(g.channels, g.balance) for g in groups.groups), "random", {"seed": seed})
+
+
+def _tried(model: nn.Module, inputs: Inputs, solution: Solution) -> Solution:
+    """Freeze what a trial merge shows to be written into the program.
+
+    The reference is a tied copy, since a program that branches on the data must take the same way in both.
+    """
+    plan = random_widths(solution.groups, 0)
+    tied = copy.deepcopy(model).requires_grad_(False)
+    Tying(tied, plan, "hard").snap()
+    reference = solve(flow_of(record(tied, inputs)), solution.groups.frozen_names)
+    stuck: list[Stuck] = []
+    while reference.groups.groups:
+        plan = _restricted(plan, reference.groups)
+        mismatch = trial(compacted(tied, plan), reference, plan, inputs)
+        if mismatch is None:
+            break
+        stuck.append(_blamed(mismatch, reference))
+        reference = solve(reference.flow, solution.groups.frozen_names, stuck=stuck)
+    return solve(solution.flow, solution.groups.frozen_names, stuck=stuck)
+
+
+def trial(compact: nn.Module, solution: Solution, plan: ClusterPlan, inputs: Inputs) -> Mismatch | None:
+    """Run a compact module; the first call whose result is not as ``plan`` foretells, or None."""
+    planned = calls_of(solution.flow.recording)
+    try:
+        recording = record(compact, inputs)
+    except TraceError as error:
+        return Mismatch(planned[min(error.calls, len(planned) - 1)], f"is not reached: {error}")
+    calls = calls_of(recording)
+    for before, now in zip(planned, calls, strict=False):
+        if rule_for(before.target) != rule_for(now.target):
+            return Mismatch(before, f"is not reached: {function_name(now.target)} is called instead")
+    if len(calls) != len(planned):
+        return Mismatch(planned[min(len(calls), len(planned) - 1)], "is reached another number of times")
+    return Prediction(solution, plan).difference(zip(planned, calls, strict=True), flow_of(recording))
+
+
+def calls_of(recording: Recording) -> list[fx.Node]:
+    """The functions that ran, in order."""
+    return [n for n in recording.graph.nodes if n.op == "call_function"]
+
+
+def _blamed(mismatch: Mismatch, solution: Solution) -> Stuck:
+    """The channels at a call, or at the nearest one before it that holds any that could go."""
+    nodes = calls_of(solution.flow.recording)
+    for node in reversed(nodes[: nodes.index(mismatch.node) + 1]):
+        units = _free_units([solution.flow.values[node], *_sources(node, solution)], solution)
+        if len(units):
+            break
+    else:
+        units = np.flatnonzero(solution.group >= 0)
+    source = mismatch.node.meta.get("source", "")
+    reason = f"{function_name(mismatch.node.target)} holds sizes that torch.fx cannot trace and edit ({source})"
+    return Stuck(places_of(units, solution), reason, str(mismatch.node.meta.get("module", "")))
+
+
+def _free_units(value: object, solution: Solution) -> Integers:
+    if isinstance(value, (list, tuple)):
+        return np.concatenate([_free_units(v, solution) for v in value] or [np.zeros(0, dtype=np.int64)])
+    if not isinstance(value, Channels):
+        return np.zeros(0, dtype=np.int64)
+    units: Integers = np.unique(solution.unit[value.label[value.label != FIXED].numpy()])
+    free: Integers = units[solution.group[units] >= 0]
+    return free
+
+
+def _free(value: object, solution: Solution) -> bool:
+    return bool(len(_free_units(value, solution)))
+
+
+def _restricted(plan: ClusterPlan, groups: ChannelGroups) -> ClusterPlan:
+    """The clusters of ``plan`` among the channels that ``groups`` still has."""
+    known: dict[tuple[str, int, int], tuple[int, int]] = {}
+    for index, (group, clusters) in enumerate(zip(plan.groups.groups, plan.clusters, strict=True)):
+        first = group.members[0]
+        known.update(
+            ((first.tensor, first.dim, int(p)), (index, int(c)))
+            for p, c in zip(first.positions[:, 0], clusters, strict=True)
+        )
+    restricted = []
+    for group in groups.groups:
+        first = group.members[0]
+        keys = [known[first.tensor, first.dim, int(p)] for p in first.positions[:, 0]]
+        restricted.append(first_appearance(np.asarray([cluster for _, cluster in keys])))
+    return ClusterPlan(groups, tuple(restricted), plan.allocation, plan.options)

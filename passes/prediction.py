@@ -1,0 +1,132 @@
+"""What every value of a network becomes under a plan, and whether a smaller network's recording agrees.
+
+A channel that stays keeps its label, so the value at a node becomes the block of its labels that remain. The compact network is
+recorded and analysed like any other; its rules mint labels in the same order, so its labels can be translated one by one, and
+must lie where they were foretold: a size, an order or an offset that is written into the program and no longer fits shows up at
+the call that holds it, whether or not the shapes happen to agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from pdc_fx.ir import ClusterPlan
+from pdc_fx.passes.dependency import Solution
+from pdc_fx.rules import Channels, Flow
+from pdc_fx.rules.base import FIXED
+from pdc_fx.trace import function_name
+
+Masks = tuple[Tensor | None, ...]
+_UNKNOWN = -2
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A call whose result is not as foretold."""
+
+    node: fx.Node
+    text: str
+
+    def __str__(self) -> str:
+        return f"{function_name(self.node.target)} at {self.node.meta.get('source', '')} {self.text}"
+
+
+class Prediction:
+    """The values of a solved flow under a plan."""
+
+    def __init__(self, solution: Solution, plan: ClusterPlan) -> None:
+        self.solution = solution
+        stays = np.ones(len(solution.group), dtype=bool)
+        for index, clusters in enumerate(plan.clusters):
+            representatives = np.unique(clusters, return_index=True)[1]
+            units = np.flatnonzero(solution.group == index)
+            stays[units] = np.isin(solution.row[units], representatives)
+        kept = stays[solution.unit] if len(solution.unit) else np.zeros(0, dtype=bool)
+        self.kept = torch.from_numpy(np.append(kept, True))  # the last entry is that of FIXED
+
+    def masks(self, value: Channels) -> Masks | None:
+        """For each axis the positions that remain, or None where it carries no channel; None if they form no block."""
+        alive = self.kept[value.label]
+        masks: list[Tensor | None] = []
+        block = torch.ones_like(alive)
+        for dim, size in enumerate(alive.shape):
+            if size == 1:
+                masks.append(None)
+                continue
+            mask = alive.movedim(dim, 0).reshape(size, -1).any(1)
+            masks.append(mask)
+            block &= mask.reshape([-1 if d == dim else 1 for d in range(alive.dim())])
+        return tuple(masks) if torch.equal(block, alive) else None
+
+    def block(self, value: Channels) -> tuple[tuple[int, ...], Tensor] | None:
+        """The shape a value will have and its labels, size 1 along axes without channels; None if no block remains."""
+        masks, label = self.masks(value), value.label
+        if masks is None:
+            return None
+        for dim, mask in enumerate(masks):
+            if mask is not None:
+                label = label.index_select(dim, mask.nonzero().reshape(-1))
+        sizes = zip(value.shape, masks, strict=True)
+        return tuple(size if mask is None else int(mask.sum()) for size, mask in sizes), label
+
+    def shrinks(self, value: object) -> bool:
+        """Whether any position of a value, or of one of several, goes."""
+        if isinstance(value, (list, tuple)):
+            return any(self.shrinks(v) for v in value)
+        return isinstance(value, Channels) and not bool(self.kept[value.label].all())
+
+    def difference(self, pairs: Iterable[tuple[fx.Node, fx.Node]], compact: Flow) -> Mismatch | None:
+        """The first of ``pairs`` (call before, call in the compact network) whose result is not as foretold.
+
+        Beyond the calls, whatever meets in the compact network must have met before.
+        """
+        translate = self._translation(compact)
+        last = None
+        for before, now in pairs:
+            last = before
+            expected, actual = self.solution.flow.values[before], compact.values[now]
+            if (text := self._mismatch(expected, actual, translate)) is not None:
+                return Mismatch(before, text)
+        a, b = (translate[torch.cat([pair[i] for pair in compact.pairs] or [torch.zeros(0).long()])] for i in range(2))
+        unit = self.solution.unit
+        if last is not None and (bool((a < 0).any() | (b < 0).any()) or (unit[a.numpy()] != unit[b.numpy()]).any()):
+            return Mismatch(last, "is reached by other channels than it should be")
+        return None
+
+    def _mismatch(self, expected: object, actual: object, translate: Tensor) -> str | None:
+        if isinstance(expected, (list, tuple)) and isinstance(actual, (list, tuple)):
+            if len(expected) != len(actual):
+                return f"gives {len(actual)} results instead of {len(expected)}"
+            found = (self._mismatch(e, a, translate) for e, a in zip(expected, actual, strict=True))
+            return next((text for text in found if text is not None), None)
+        if not isinstance(expected, Channels) or not isinstance(actual, Channels):
+            return None
+        block = self.block(expected)
+        if block is None:
+            return "holds channels that remain in no block"
+        shape, label = block
+        if shape != actual.shape:
+            return f"gives {actual.shape} instead of {shape}"
+        return None if bool((translate[actual.label] == label).all()) else "takes other channels than it should"
+
+    def _translation(self, compact: Flow) -> Tensor:
+        """Label of the compact flow -> label before; FIXED stays FIXED."""
+        before = _ranges(self.solution.flow)
+        result = torch.full([compact.labels + 1], _UNKNOWN)
+        result[-1] = FIXED
+        for old, new in zip(before, _ranges(compact), strict=False):
+            kept = torch.arange(old.start, old.stop)[self.kept[old.start : old.stop]]
+            if len(kept) == len(new):
+                result[new.start : new.stop] = kept
+        return result
+
+
+def _ranges(flow: Flow) -> list[range]:
+    starts = [start for start, _ in flow.makers] + [flow.labels]
+    return [range(a, b) for a, b in pairwise(starts)]
