@@ -20,10 +20,14 @@ from torch.nn.modules.batchnorm import _NormBase
 from pdc_fx.errors import ExactnessError, InputError, NothingToMergeError
 from pdc_fx.ir import Certificate, ChannelGroups, ClusterPlan, Integers, first_appearance
 from pdc_fx.passes.analysis import AnalyzeDependencies
-from pdc_fx.passes.compare import compare
+from pdc_fx.passes.axes import named_tensors
+from pdc_fx.passes.compare import compare, in_precision, varies
 from pdc_fx.passes.rewrite import describe, merge_channels
 from pdc_fx.passes.tie import Tying
-from pdc_fx.trace import Inputs, as_arguments, record
+from pdc_fx.trace import Inputs, record
+
+GAINS = (1.0, 10.0, 100.0)
+"""How much the layers whose channels are frozen are amplified until the outputs vary: an untrained detector finds nothing."""
 
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
 
@@ -60,6 +64,13 @@ def randomize_statistics(model: nn.Module, seed: int) -> None:
             uniform(parameter, base - 0.2, base + 0.2)
 
 
+@torch.no_grad()
+def _amplify(model: nn.Module, names: tuple[str, ...], gain: float) -> None:
+    tensors = named_tensors(model)
+    for name in names:
+        tensors[name].mul_(gain)
+
+
 def check(
     model: nn.Module,
     example_inputs: Inputs,
@@ -91,21 +102,24 @@ def check(
     if dtype_name not in TOLERANCES:
         raise InputError(f"a check runs in float64 or float32, not in {dtype_name}")
     seconds: dict[str, float] = {}
-    inputs = tuple(
-        a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in as_arguments(example_inputs)
-    )
-    original = copy.deepcopy(model).to(dtype).requires_grad_(False)
-    randomize_statistics(original, seed)
-    with _timed(seconds, "trace"):
-        recording = record(original, inputs)
-    with _timed(seconds, "analyze"):
-        analysis = AnalyzeDependencies(inputs, frozen, recording)(original)
-    groups = analysis.groups
-    if not groups.groups:
-        reasons = "; ".join(f"{f.channels} channels of '{f.module}': {f.reason}" for f in groups.frozen[:3])
-        raise NothingToMergeError(
-            "no two channels of this model may be merged", where=reasons, hint="'pdc-fx inspect' lists all reasons"
-        )
+    outputs: tuple[str, ...] = ()
+    for gain in GAINS:
+        original, inputs = in_precision(model, example_inputs, dtype)
+        original.requires_grad_(False)
+        randomize_statistics(original, seed)
+        _amplify(original, outputs, gain)
+        with _timed(seconds, "trace"):
+            recording = record(original, inputs)
+        with _timed(seconds, "analyze"):
+            analysis = AnalyzeDependencies(inputs, frozen, recording)(original)
+        groups, outputs = analysis.groups, analysis.solution.frozen_producers()
+        if not groups.groups:
+            reasons = "; ".join(f"{f.channels} channels of '{f.module}': {f.reason}" for f in groups.frozen[:3])
+            raise NothingToMergeError(
+                "no two channels of this model may be merged", where=reasons, hint="'pdc-fx inspect' lists all reasons"
+            )
+        if varies(recording.output):
+            break
     plan = random_halves(groups, seed)
     with _timed(seconds, "tie"):
         tied = copy.deepcopy(original)

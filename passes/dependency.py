@@ -39,6 +39,15 @@ class Solution:
     group: Integers  # channel number -> group number, or -1
     row: Integers  # channel number -> its row in the group, or -1
 
+    def frozen_producers(self) -> tuple[str, ...]:
+        """The tensors that make channels of which none may go."""
+        found = []
+        for (tensor, _), axis in self.flow.axes.items():
+            label = axis.label[axis.label != FIXED].numpy()
+            if axis.role == "producer" and len(label) and (self.group[self.unit[label]] < 0).all():
+                found.append(tensor)
+        return tuple(found)
+
 
 def flow_of(recording: Recording) -> Flow:
     """Run every rule over the recording."""

@@ -6,7 +6,7 @@ order is written out becomes a gather, and so does the end of a chain of movemen
 
 from __future__ import annotations
 
-import copy
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,7 +18,7 @@ from pdc_fx.passes.gathers import Gather, moved_by
 from pdc_fx.passes.prediction import Prediction
 from pdc_fx.rules import Channels
 from pdc_fx.rules.base import Edit, as_gather, edit_for
-from pdc_fx.trace import Inputs, record_graph_module
+from pdc_fx.trace import Inputs, as_arguments, evaluating, record_graph_module
 
 
 def edited(compact: nn.Module, program: Program, prediction: Prediction, example_inputs: Inputs) -> fx.GraphModule:
@@ -48,7 +48,9 @@ def edited(compact: nn.Module, program: Program, prediction: Prediction, example
             _replace(copies[node], made_by[gather.source], gather.dim, name)
         else:
             _edit(copies[node], call, prediction)
-    return _checked(_module(compact, graph, program, indices), program, copies, prediction, compact, example_inputs)
+    return _checked(
+        _module(compact, graph, program, indices, example_inputs), program, copies, prediction, compact, example_inputs
+    )
 
 
 def _argument(call: fx.Node, prediction: Prediction) -> object:
@@ -89,10 +91,13 @@ def _replace(node: fx.Node, source: fx.Node, dim: int, name: str) -> None:
     node.graph.erase_node(node)
 
 
-def _module(compact: nn.Module, graph: fx.Graph, program: Program, indices: dict[str, Tensor]) -> fx.GraphModule:
+def _module(
+    compact: nn.Module, graph: fx.Graph, program: Program, indices: dict[str, Tensor], example_inputs: Inputs
+) -> fx.GraphModule:
     for name, tensor in {**program.constants, **indices}.items():
-        compact.register_buffer(name, copy.copy(tensor), persistent=name not in indices)
+        compact.register_buffer(name, tensor, persistent=name not in indices)
     module = fx.GraphModule(compact, graph, type(compact).__name__)
+    _drop_outdated_assertions(module, example_inputs)
     for name, tensor in indices.items():  # fx makes all buffers part of the state dict
         delattr(module, name)
         module.register_buffer(name, tensor, persistent=False)
@@ -100,6 +105,29 @@ def _module(compact: nn.Module, graph: fx.Graph, program: Program, indices: dict
     module.graph.lint()
     module.recompile()
     return module
+
+
+def _drop_outdated_assertions(module: fx.GraphModule, example_inputs: Inputs) -> None:
+    """Remove the assertions that fail on the example inputs, and so speak of numbers of channels, which have changed."""
+
+    class Lenient(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            if n.target is torch._assert and not self.fetch_args_kwargs_from_env(n)[0][0]:
+                outdated.append(n)
+                return None
+            return super().run_node(n)
+
+    outdated: list[fx.Node] = []
+    if any(n.target is torch._assert for n in module.graph.nodes):
+        try:
+            with evaluating(module):
+                Lenient(module).run(*as_arguments(example_inputs))
+        except Exception as error:
+            raise RewriteError(
+                f"a size written into the forward pass could not be edited: {error}", hint="freeze the module (frozen=)"
+            ) from error
+    for node in outdated:
+        module.graph.erase_node(node)
 
 
 def _checked(

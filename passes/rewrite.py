@@ -16,7 +16,7 @@ from pdc_fx.errors import ExactnessError, RewriteError
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies, trial
 from pdc_fx.passes.base import Pass
-from pdc_fx.passes.compare import Comparison, compare, in_float64
+from pdc_fx.passes.compare import Comparison, compare, in_precision
 from pdc_fx.passes.literals import edited
 from pdc_fx.passes.prediction import Prediction
 from pdc_fx.passes.surgery import compacted
@@ -50,7 +50,7 @@ class ChannelAddition(Pass[nn.Module, nn.Module]):
         if not self.verify:
             return merge_channels(value, self.plan, self.example_inputs)
         # proved in float64; the compact module then takes the dtypes of the one that came in, one rounding per entry
-        tied, inputs = in_float64(value, self.example_inputs)
+        tied, inputs = in_precision(value, self.example_inputs)
         compact = merge_channels(tied, self.plan, inputs)
         self.comparison = compare(tied, compact, inputs, tolerance=TOLERANCE)
         dtypes = {name: t.dtype for name, t in value.state_dict().items()}

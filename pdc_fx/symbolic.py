@@ -9,6 +9,7 @@ hold for the next input, and ends the trace.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pdc_fx.errors import TraceError
-from pdc_fx.trace import Inputs, as_arguments, evaluating
+from pdc_fx.trace import Inputs, as_arguments, own_precision, user_frame
 
 # Modules without parameters whose sizes may have to follow the channels: traced through, so that a node of the graph holds them.
 _OPEN = (nn.ChannelShuffle, nn.Flatten, nn.Unflatten, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
@@ -30,7 +31,7 @@ _CREATION = ["zeros", "ones", "full", "empty", "arange", "linspace", "eye", "ran
 
 
 def symbolic_trace(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
-    """The module as a graph that can be edited; it shares its parameters with ``model``.
+    """The module in eval mode as a graph that can be edited; it shares its tensors with ``model``.
 
     Raises:
         TraceError: the forward pass depends on the data, calls what cannot be traced, or gives something else when traced.
@@ -43,17 +44,20 @@ def symbolic_trace(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
     """
     args = as_arguments(example_inputs)
     tracer = _Tracer(args)
-    before = set(vars(model))
-    with evaluating(model), tracer.creating():
+    twin = _twin(model)  # a forward pass may leave values, here proxies, on the module
+    with torch.no_grad(), tracer.creating():
         try:
-            return fx.GraphModule(model, tracer.trace(model), type(model).__name__)
+            return fx.GraphModule(twin, tracer.trace(twin), type(model).__name__)
         except TraceError:
             raise
         except Exception as error:  # a trace runs code of the user on proxies, which may fail in any way
             raise TraceError(f"torch.fx cannot trace the model: {type(error).__name__}: {error}") from error
-        finally:
-            for name in set(vars(model)) - before:  # constants that the tracer left on the module
-                delattr(model, name)
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy of the module in eval mode that has the same tensors."""
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
 
 
 class _Value(fx.Proxy):
@@ -111,9 +115,11 @@ class _Tracer(fx.Tracer):
                 return args[0] if args else None
             return proxy
         values = tree_map(_value_of, (tuple(args), dict(kwargs)))
+        proxy.node.meta["source"] = user_frame()
         self._running = True  # fx patches module calls and attributes while it traces
         try:
-            proxy.value = self._run(kind, target, *values)
+            with own_precision(self.root):
+                proxy.value = self._run(kind, target, *values)
         finally:
             self._running = False
         return proxy

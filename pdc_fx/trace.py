@@ -74,13 +74,42 @@ def function_name(target: object) -> str:
     return name or getattr(target, "__qualname__", None) or repr(target)
 
 
+class _DoublePrecision(TorchFunctionMode):
+    """Reads float32, where a forward pass asks for it by name, as float64."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def double(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
+
+        named = {key: double(value) for key, value in (kwargs or {}).items()}
+        return (Tensor.double if func is Tensor.float else func)(*map(double, args), **named)
+
+
+@contextmanager
+def own_precision(model: nn.Module) -> Iterator[None]:
+    """Keep a model in double precision in double precision, though its forward pass makes float32 tensors.
+
+    Exactness is measured in float64, on models that were written for float32.
+    """
+    if not any(p.dtype is torch.float64 for p in model.parameters()):
+        yield
+        return
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _DoublePrecision():
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module of ``model`` in eval mode and without gradients, and back as it was afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), own_precision(model):
             yield
     finally:
         for module in training:
@@ -118,6 +147,7 @@ def record_graph_module(
         recorder: Recorder
 
         def run_node(self, n: fx.Node) -> Any:
+            self.recorder.source = n.meta.get("source")
             result = super().run_node(n)
             part = result[0] if isinstance(result, (tuple, list)) and result else result
             if isinstance(part, Tensor) and n.op != "output":
@@ -199,6 +229,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
+        self.source: str | None = None  # of what runs, where the frames do not tell
         self._model = model
         self._nodes: Any = WeakIdKeyDictionary()
         self._storages: dict[int, list[weakref.ref[Tensor]]] = {}
@@ -273,7 +304,7 @@ class Recorder(TorchFunctionMode):
         versions = [_version(t) for t in tensors]
         result = func(*args, **kwargs)
         node = self.graph.create_node("call_function", func, node_args, node_kwargs)
-        node.meta.update(module=self._module_stack[-1], source=_user_frame())
+        node.meta.update(module=self._module_stack[-1], source=self.source or user_frame())
         mutated = [t for t, version in zip(tensors, versions, strict=True) if _version(t) != version]
         if mutated:
             node.meta["aliased"] = [alias for t in mutated for alias in self._aliases(t)]
@@ -354,7 +385,8 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _user_frame() -> str:
+def user_frame() -> str:
+    """File and line of the innermost frame outside torch and pdc-fx."""
     frame = sys._getframe(2)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN_ROOTS):
         frame = frame.f_back

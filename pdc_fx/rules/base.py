@@ -203,7 +203,9 @@ class Site:
     @property
     def shape(self) -> Shape:
         """Shape of the result."""
-        shape: Shape = self.node.meta["shape"]
+        shape: Shape | None = self.node.meta.get("shape")
+        if shape is None:
+            raise Declined("does not give one tensor")
         return shape
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:

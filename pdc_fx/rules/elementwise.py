@@ -16,7 +16,7 @@ UNARY = """
 relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh sigmoid logsigmoid softplus softsign tanh
 tanhshrink softshrink hardshrink threshold abs neg sign exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square sin cos tan
 asin acos atan sinh cosh asinh acosh atanh erf erfc floor ceil round trunc frac reciprocal positive nan_to_num isnan isinf
-isfinite logical_not bitwise_not clamp clamp_min clamp_max clip contiguous clone detach to float double half bfloat16 type_as
+isfinite logical_not bitwise_not clamp clamp_min clamp_max clip detach to float double half bfloat16 type_as
 cpu cuda
 """
 BINARY = """
@@ -29,6 +29,9 @@ logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor where lerp
 def unary(site: Site) -> Value:
     """``f(x)``."""
     return site.channels(site.argument(0, "input")).then(site.key)
+
+
+rule("contiguous clone", moves=True)(unary)
 
 
 @rule("dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d rrelu")

@@ -116,6 +116,8 @@ def cat(site: Site) -> Value:
     """``cat(tensors, dim)``."""
     parts = [site.channels(node) for node in site.argument(0, "tensors")]
     parts = [p for p in parts if p.shape != (0,)]
+    if not parts:
+        return Channels.fixed(site.shape)
     dim = int(site.argument(1, "dim", site.node.kwargs.get("axis", 0))) % len(site.shape)
     return joined(site, parts, dim)
 
