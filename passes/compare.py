@@ -76,7 +76,7 @@ def compare(
         TraceError: one of them raises.
     """
     inputs = random_inputs(example_inputs, seed)
-    expected, actual = (named_outputs(_run(model, inputs)) for model in (reference, other))
+    expected, actual = (named_outputs(run(model, inputs)) for model in (reference, other))
     if list(expected) != list(actual):
         return Comparison(
             False, float("inf"), float("inf"), tolerance, f"outputs {list(actual)} instead of {list(expected)}"
@@ -92,13 +92,15 @@ def compare(
     return Comparison(first is None, absolute, relative, tolerance, first, not varies(expected))
 
 
-def _run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+def run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """The output in eval mode; :class:`TraceError` if the model raises."""
     with evaluating(model):
         try:
             return model(*inputs)
         except Exception as error:
             raise TraceError(
-                f"{type(model).__name__} raised {type(error).__name__} while it was compared: {error}"
+                f"{type(model).__name__} raised {type(error).__name__} in its forward pass: {error}",
+                hint="check the shape and dtype of the example inputs (--input on the command line)",
             ) from error
 
 
