@@ -14,6 +14,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tie import Tying
 from pdc_fx.rules import Channels, Flow
 from pdc_fx.rules.base import FIXED, edit_for, rule_for
+from pdc_fx.rules.resize import follows
 from pdc_fx.symbolic import symbolic_trace
 from pdc_fx.trace import Inputs, Recording, function_name, record, record_graph_module
 
@@ -74,12 +76,15 @@ class AnalyzeDependencies(Pass[nn.Module, Analysis]):
     def call(self, value: nn.Module) -> Analysis:
         recording = self.recording or record(value, self.example_inputs)
         solution = solve(flow_of(recording), self.frozen)
-        if not _literals(solution) and not _spread(solution):
+        literals = bool(solution.groups.groups) and holds_literals(
+            value, Prediction(solution, random_widths(solution.groups, 0))
+        )
+        if not literals and not _spread(solution):
             return Analysis(solution)
         edited = self._traced(value, recording)
         if edited is not None:
             return edited
-        if not _literals(solution):
+        if not literals:
             return Analysis(solution)
         return Analysis(_tried(value, self.example_inputs, solution))
 
@@ -120,44 +125,50 @@ def _spread(solution: Solution) -> bool:
     return any(len(spread(value, solution.unit)) for value in solution.flow.values.values())
 
 
-def _literals(solution: Solution) -> bool:
-    """Whether a call meets channels of a group whose written-out arguments do not fit fewer of them."""
-    risky = [
-        n
-        for n, value in solution.flow.values.items()
-        if edit_for(n.target) and _free([value, *_sources(n, solution)], solution)
-    ]
-    if not risky:
-        return False
-    prediction = Prediction(solution, random_widths(solution.groups, 0))
-    return any(_unfit(node, prediction) for node in risky)
+def holds_literals(model: nn.Module, prediction: Prediction) -> bool:
+    """Whether a call meets channels that go, and has arguments written out that do not fit fewer of them."""
+    solution = prediction.solution
+    return any(
+        edit_for(node.target)
+        and prediction.shrinks([value, *_sources(node, solution)])
+        and _unfit(node, prediction, model)
+        for node, value in solution.flow.values.items()
+    )
 
 
 def _sources(node: fx.Node, solution: Solution) -> list[object]:
     return [solution.flow.values[n] for n in node.all_input_nodes]
 
 
-def _unfit(node: fx.Node, prediction: Prediction) -> bool:
+def _unfit(node: fx.Node, prediction: Prediction, model: nn.Module) -> bool:
     """Whether a call, with its arguments as they were, does not give the labels foretold when it is run on those foretold."""
     values = prediction.solution.flow.values
     value, source = values[node], node.args[0] if node.args else None
     argument = values.get(source) if isinstance(source, fx.Node) else None
     if not isinstance(argument, Channels):
         return True
-    parts = value if isinstance(value, list) else [value]
+    given, parts = prediction.block(argument), value if isinstance(value, list) else [value]
+    if given is None:
+        return True
     if all(isinstance(p, Channels) and torch.equal(p.label, argument.label) for p in parts):
-        return False  # the channels lie as they did; only other axes are concerned
-    if not isinstance(value, Channels):
+        # the channels lie as they did; still, a normalisation writes out how many there are
+        inside = model.get_submodule(node.meta["module"])
+        return not follows(inside) and _run(node, torch.empty(given[0], device="meta")) is None
+    expected = prediction.block(value) if isinstance(value, Channels) else None
+    if expected is None or any(isinstance(a, fx.Node) for a in tree_leaves(node.args[1:])):
         return True
-    expected, given = prediction.block(value), prediction.block(argument)
-    if expected is None or given is None or any(isinstance(a, fx.Node) for a in tree_leaves(node.args[1:])):
-        return True
+    result = _run(node, given[1].expand(given[0]).contiguous())
+    return result is None or tuple(result.shape) != expected[0] or bool((result != expected[1]).any())
+
+
+def _run(node: fx.Node, argument: Tensor) -> Any:
+    """A recorded call on another first argument, and without tensors beside it; None where sizes do not fit."""
+    rest, named = fx.node.map_arg((node.args[1:], node.kwargs), lambda _: None)
     assert callable(node.target)
     try:
-        result = node.target(given[1].expand(given[0]).contiguous(), *node.args[1:], **node.kwargs)
-    except (RuntimeError, IndexError):  # what torch raises where sizes do not fit
-        return True
-    return tuple(result.shape) != expected[0] or bool((result != expected[1]).any())
+        return node.target(argument, *rest, **named)
+    except (RuntimeError, IndexError, TypeError):
+        return None
 
 
 def random_widths(groups: ChannelGroups, seed: int) -> ClusterPlan:

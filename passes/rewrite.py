@@ -14,14 +14,13 @@ from torch import fx, nn
 
 from pdc_fx.errors import ExactnessError, RewriteError
 from pdc_fx.ir import ClusterPlan
-from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies, trial
+from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies, holds_literals, trial
 from pdc_fx.passes.base import Pass
 from pdc_fx.passes.compare import Comparison, compare, in_precision
 from pdc_fx.passes.literals import edited
 from pdc_fx.passes.prediction import Prediction
 from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tie import require_tied
-from pdc_fx.rules.base import edit_for
 from pdc_fx.trace import Inputs
 
 TOLERANCE = 1e-9  # relative, in float64
@@ -79,8 +78,7 @@ def merge_channels(
     analysis = analysis or analysis_for(model, plan, example_inputs)
     compact = compacted(model, plan)
     prediction = Prediction(analysis.solution, plan)
-    values = analysis.solution.flow.values
-    if not any(edit_for(n.target) and prediction.shrinks([values[m] for m in (n, *n.all_input_nodes)]) for n in values):
+    if not holds_literals(model, prediction):
         return compact
     mismatch = trial(compact, analysis.solution, plan, example_inputs)
     if mismatch is None:

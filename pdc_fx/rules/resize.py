@@ -35,11 +35,26 @@ def _prelu(module: nn.Module, before: tuple[int, ...]) -> None:
     module.num_parameters = module.weight.shape[0]
 
 
+def _layer_norm(module: nn.Module, before: tuple[int, ...]) -> None:
+    assert isinstance(module, (nn.LayerNorm, nn.RMSNorm))
+    module.normalized_shape = tuple(module.weight.shape)
+
+
+def _group_norm(module: nn.Module, before: tuple[int, ...]) -> None:
+    assert isinstance(module, nn.GroupNorm)
+    if module.num_groups == module.num_channels:
+        module.num_groups = module.weight.shape[0]
+    module.num_channels = module.weight.shape[0]
+
+
 TABLE: tuple[tuple[type[nn.Module], Resize], ...] = (
     (_ConvNd, _conv),
     (nn.Linear, _linear),
     (_NormBase, _norm),
     (nn.PReLU, _prelu),
+    (nn.LayerNorm, _layer_norm),
+    (nn.RMSNorm, _layer_norm),
+    (nn.GroupNorm, _group_norm),
 )
 
 
@@ -49,3 +64,8 @@ def resize(module: nn.Module, before: tuple[int, ...]) -> None:
         if isinstance(module, kind):
             update(module, before)
             return
+
+
+def follows(module: nn.Module) -> bool:
+    """Whether the sizes that ``module`` passes to its function are attributes that :func:`resize` brings in line."""
+    return any(isinstance(module, kind) for kind, _ in TABLE) and any(True for _ in module.parameters(recurse=False))
