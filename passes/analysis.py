@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from pdc_fx.ir import ChannelGroups, ClusterPlan, Integers, first_appearance
 from pdc_fx.passes.base import Pass
 from pdc_fx.passes.dependency import Solution, Stuck, flow_of, places_of, solve, spread
 from pdc_fx.passes.gathers import Gather, gathers
+from pdc_fx.passes.literals import Program, edited
 from pdc_fx.passes.prediction import Mismatch, Prediction
 from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tie import Tying
@@ -34,23 +35,6 @@ from pdc_fx.rules.base import FIXED, edit_for, rule_for
 from pdc_fx.rules.resize import follows
 from pdc_fx.symbolic import symbolic_trace
 from pdc_fx.trace import Inputs, Recording, function_name, record, record_graph_module
-
-
-@dataclass(frozen=True)
-class Program:
-    """The model as a symbolic graph that can be edited.
-
-    Attributes:
-        graph: what ``torch.fx`` traced.
-        constants: tensors that the graph holds and the model does not.
-        calls: node of ``graph`` -> the recorded call that made its result.
-        gathers: movements that are to be written as gathers.
-    """
-
-    graph: fx.Graph
-    constants: Mapping[str, Tensor]
-    calls: Mapping[fx.Node, fx.Node]
-    gathers: tuple[Gather, ...]
 
 
 @dataclass(frozen=True)
@@ -76,42 +60,96 @@ class AnalyzeDependencies(Pass[nn.Module, Analysis]):
     def call(self, value: nn.Module) -> Analysis:
         recording = self.recording or record(value, self.example_inputs)
         solution = solve(flow_of(recording), self.frozen)
-        literals = bool(solution.groups.groups) and holds_literals(
-            value, Prediction(solution, random_widths(solution.groups, 0))
+        if not solution.groups.groups and not _spread(solution):
+            return Analysis(solution)
+        plan = random_widths(solution.groups, 0)
+        fits = (
+            not follows_sizes(value, Prediction(solution, plan))
+            or trial(compacted(value, plan), solution, plan, self.example_inputs) is None
         )
-        if not literals and not _spread(solution):
+        if fits and not _spread(solution):
             return Analysis(solution)
-        edited = self._traced(value, recording)
-        if edited is not None:
-            return edited
-        if not literals:
-            return Analysis(solution)
-        return Analysis(_tried(value, self.example_inputs, solution))
+        program = traced(value, self.example_inputs, recording)
+        if program is not None:
+            return self._edited(value, *program)
+        return Analysis(solution) if fits else Analysis(self._tried(value, solution))
 
-    def _traced(self, model: nn.Module, recording: Recording) -> Analysis | None:
-        """The analysis of the symbolic graph, or None where there is none."""
-        try:
-            module = symbolic_trace(model, self.example_inputs)
-            traced, calls = record_graph_module(module, self.example_inputs, model)
-        except TraceError:
-            return None  # the channels concerned will stay, with the reason
-        if not _same_outputs(recording.output, traced.output):
-            return None
-        flow = flow_of(traced)
-        users: dict[fx.Node, set[fx.Node]] = defaultdict(set)
-        for node, call in calls.items():
-            users[call] |= {calls.get(user, call) for user in node.users}
-        found: list[Gather] = []
+    def _edited(self, model: nn.Module, program: Program, recording: Recording) -> Analysis:
+        """The analysis of the symbolic graph, with what no edit can mend frozen."""
+        flow, users = flow_of(recording), _users(program)
 
-        def movable(flow: Flow, unit: Integers) -> frozenset[fx.Node]:
-            nodes, chains = gathers(flow, unit, users)
-            found.extend(chains)
-            return nodes
+        def analyzed(stuck: list[Stuck]) -> Analysis:
+            found: list[Gather] = []
 
-        solution = solve(flow, self.frozen, movable=movable)
-        own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-        constants = {name: tensor for name, tensor in module.named_buffers() if name not in own}
-        return Analysis(solution, Program(module.graph, constants, calls, tuple(found)))
+            def movable(flow: Flow, unit: Integers) -> frozenset[fx.Node]:
+                nodes, chains = gathers(flow, unit, users)
+                found.extend(chains)
+                return nodes
+
+            solution = solve(flow, self.frozen, stuck=stuck, movable=movable)
+            return Analysis(solution, replace(program, gathers=tuple(found)))
+
+        def attempt(analysis: Analysis, plan: ClusterPlan) -> Mismatch | None:
+            assert analysis.program is not None
+            prediction = Prediction(analysis.solution, plan)
+            result = edited(compacted(model, plan), analysis.program, prediction, self.example_inputs)
+            return result if isinstance(result, Mismatch) else None
+
+        return _until_it_fits(analyzed, attempt)[0]
+
+    def _tried(self, model: nn.Module, solution: Solution) -> Solution:
+        """Freeze what trial merges show to be written into the program.
+
+        The reference is a tied copy, since a program that branches on the data must take the same way in both.
+        """
+        tied = copy.deepcopy(model).requires_grad_(False)
+        Tying(tied, random_widths(solution.groups, 0), "hard").snap()
+        flow = flow_of(record(tied, self.example_inputs))
+
+        def analyzed(stuck: list[Stuck]) -> Analysis:
+            return Analysis(solve(flow, self.frozen, stuck=stuck))
+
+        def attempt(analysis: Analysis, plan: ClusterPlan) -> Mismatch | None:
+            return trial(compacted(tied, plan), analysis.solution, plan, self.example_inputs)
+
+        _, stuck = _until_it_fits(analyzed, attempt)
+        return solve(solution.flow, self.frozen, stuck=stuck)
+
+
+def _until_it_fits(
+    analyzed: Callable[[list[Stuck]], Analysis], attempt: Callable[[Analysis, ClusterPlan], Mismatch | None]
+) -> tuple[Analysis, list[Stuck]]:
+    """Merge at random and freeze the channels at whatever does not come out as foretold, until all does."""
+    stuck: list[Stuck] = []
+    analysis = analyzed(stuck)
+    plan = random_widths(analysis.groups, 0)
+    while analysis.groups.groups and (mismatch := attempt(analysis, plan)) is not None:
+        stuck.append(_blamed(mismatch, analysis.solution))
+        analysis = analyzed(stuck)
+        plan = _restricted(plan, analysis.groups)
+    return analysis, stuck
+
+
+def traced(model: nn.Module, example_inputs: Inputs, recording: Recording) -> tuple[Program, Recording] | None:
+    """The model as a symbolic graph, and what the graph does; None where ``torch.fx`` cannot give one that does the same."""
+    try:
+        module = symbolic_trace(model, example_inputs)
+        now, calls = record_graph_module(module, example_inputs, model)
+    except TraceError:
+        return None  # the channels concerned will stay, with the reason
+    if not _same_outputs(recording.output, now.output):
+        return None
+    own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    constants = {name: tensor for name, tensor in module.named_buffers() if name not in own}
+    return Program(module.graph, constants, calls), now
+
+
+def _users(program: Program) -> dict[fx.Node, set[fx.Node]]:
+    """Recorded call -> the recorded calls that use its result in the program; one that was not recorded stands for itself."""
+    users: dict[fx.Node, set[fx.Node]] = defaultdict(set)
+    for node, call in program.calls.items():
+        users[call] |= {program.calls.get(user, user) for user in node.users}
+    return users
 
 
 def _same_outputs(one: object, other: object) -> bool:
@@ -125,9 +163,15 @@ def _spread(solution: Solution) -> bool:
     return any(len(spread(value, solution.unit)) for value in solution.flow.values.values())
 
 
-def holds_literals(model: nn.Module, prediction: Prediction) -> bool:
-    """Whether a call meets channels that go, and has arguments written out that do not fit fewer of them."""
+def follows_sizes(model: nn.Module, prediction: Prediction) -> bool:
+    """Whether the program may do something else with fewer channels: it reads their number, or has it written out."""
     solution = prediction.solution
+    for node, dim in solution.flow.recording.sized:
+        value = solution.flow.values[node]
+        if isinstance(value, Channels) and prediction.shrinks(value):
+            read = value.varying if dim is None else {dim % len(value.shape)} & set(value.varying)
+            if read:
+                return True
     return any(
         edit_for(node.target)
         and prediction.shrinks([value, *_sources(node, solution)])
@@ -184,26 +228,6 @@ def random_widths(groups: ChannelGroups, seed: int) -> ClusterPlan:
     return ClusterPlan(groups, tuple(clusters(g.channels, g.balance) for g in groups.groups), "random", {"seed": seed})
 
 
-def _tried(model: nn.Module, inputs: Inputs, solution: Solution) -> Solution:
-    """Freeze what a trial merge shows to be written into the program.
-
-    The reference is a tied copy, since a program that branches on the data must take the same way in both.
-    """
-    plan = random_widths(solution.groups, 0)
-    tied = copy.deepcopy(model).requires_grad_(False)
-    Tying(tied, plan, "hard").snap()
-    reference = solve(flow_of(record(tied, inputs)), solution.groups.frozen_names)
-    stuck: list[Stuck] = []
-    while reference.groups.groups:
-        plan = _restricted(plan, reference.groups)
-        mismatch = trial(compacted(tied, plan), reference, plan, inputs)
-        if mismatch is None:
-            break
-        stuck.append(_blamed(mismatch, reference))
-        reference = solve(reference.flow, solution.groups.frozen_names, stuck=stuck)
-    return solve(solution.flow, solution.groups.frozen_names, stuck=stuck)
-
-
 def trial(compact: nn.Module, solution: Solution, plan: ClusterPlan, inputs: Inputs) -> Mismatch | None:
     """Run a compact module; the first call whose result is not as ``plan`` foretells, or None."""
     planned = calls_of(solution.flow.recording)
@@ -247,10 +271,6 @@ def _free_units(value: object, solution: Solution) -> Integers:
     units: Integers = np.unique(solution.unit[value.label[value.label != FIXED].numpy()])
     free: Integers = units[solution.group[units] >= 0]
     return free
-
-
-def _free(value: object, solution: Solution) -> bool:
-    return bool(len(_free_units(value, solution)))
 
 
 def _restricted(plan: ClusterPlan, groups: ChannelGroups) -> ClusterPlan:

@@ -6,29 +6,46 @@ order is written out becomes a gather, and so does the end of a chain of movemen
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from pdc_fx.errors import RewriteError, TraceError
-from pdc_fx.passes.analysis import Program
+from pdc_fx.errors import TraceError
 from pdc_fx.passes.dependency import flow_of
 from pdc_fx.passes.gathers import Gather, moved_by
-from pdc_fx.passes.prediction import Prediction
+from pdc_fx.passes.prediction import Mismatch, Prediction
 from pdc_fx.rules import Channels
 from pdc_fx.rules.base import Edit, as_gather, edit_for
 from pdc_fx.trace import Inputs, as_arguments, evaluating, record_graph_module
 
 
-def edited(compact: nn.Module, program: Program, prediction: Prediction, example_inputs: Inputs) -> fx.GraphModule:
-    """The smaller network as a graph module whose literals follow the plan.
+@dataclass(frozen=True)
+class Program:
+    """A model as a symbolic graph that can be edited.
+
+    Attributes:
+        graph: what ``torch.fx`` traced.
+        constants: tensors that the graph holds and the model does not.
+        calls: node of ``graph`` -> the recorded call that made its result.
+        gathers: movements that are to be written as gathers.
+    """
+
+    graph: fx.Graph
+    constants: Mapping[str, Tensor]
+    calls: Mapping[fx.Node, fx.Node]
+    gathers: tuple[Gather, ...] = ()
+
+
+def edited(
+    compact: nn.Module, program: Program, prediction: Prediction, example_inputs: Inputs
+) -> fx.GraphModule | Mismatch:
+    """The smaller network as a graph module whose literals follow the plan; or the call that still is not as foretold.
 
     Args:
         compact: the module with its tensors already merged; the result takes them over.
-
-    Raises:
-        RewriteError: the edited graph does not do what was foretold.
     """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -48,9 +65,16 @@ def edited(compact: nn.Module, program: Program, prediction: Prediction, example
             _replace(copies[node], made_by[gather.source], gather.dim, name)
         else:
             _edit(copies[node], call, prediction)
-    return _checked(
-        _module(compact, graph, program, indices, example_inputs), program, copies, prediction, compact, example_inputs
-    )
+    module = _module(compact, graph, program, indices)
+    by_name = {copies[node].name: call for node, call in program.calls.items() if node in copies}
+    try:
+        _drop_outdated_assertions(module, example_inputs)
+        recording, calls = record_graph_module(module, example_inputs, compact)
+    except TraceError as error:
+        ran = [by_name[node.name] for node in list(module.graph.nodes) if node.name in by_name]
+        return Mismatch(ran[min(error.calls, len(ran) - 1)], f"cannot be edited: {error}")
+    pairs = [(by_name[node.name], call) for node, call in calls.items() if node.name in by_name]
+    return prediction.difference(pairs, flow_of(recording)) or module
 
 
 def _argument(call: fx.Node, prediction: Prediction) -> object:
@@ -91,13 +115,10 @@ def _replace(node: fx.Node, source: fx.Node, dim: int, name: str) -> None:
     node.graph.erase_node(node)
 
 
-def _module(
-    compact: nn.Module, graph: fx.Graph, program: Program, indices: dict[str, Tensor], example_inputs: Inputs
-) -> fx.GraphModule:
+def _module(compact: nn.Module, graph: fx.Graph, program: Program, indices: dict[str, Tensor]) -> fx.GraphModule:
     for name, tensor in {**program.constants, **indices}.items():
         compact.register_buffer(name, tensor, persistent=name not in indices)
     module = fx.GraphModule(compact, graph, type(compact).__name__)
-    _drop_outdated_assertions(module, example_inputs)
     for name, tensor in indices.items():  # fx makes all buffers part of the state dict
         delattr(module, name)
         module.register_buffer(name, tensor, persistent=False)
@@ -111,45 +132,26 @@ def _drop_outdated_assertions(module: fx.GraphModule, example_inputs: Inputs) ->
     """Remove the assertions that fail on the example inputs, and so speak of numbers of channels, which have changed."""
 
     class Lenient(fx.Interpreter):
+        ran = 0
+
         def run_node(self, n: fx.Node) -> Any:
             if n.target is torch._assert and not self.fetch_args_kwargs_from_env(n)[0][0]:
                 outdated.append(n)
                 return None
-            return super().run_node(n)
+            result = super().run_node(n)
+            self.ran += 1
+            return result
 
     outdated: list[fx.Node] = []
-    if any(n.target is torch._assert for n in module.graph.nodes):
-        try:
-            with evaluating(module):
-                Lenient(module).run(*as_arguments(example_inputs))
-        except Exception as error:
-            raise RewriteError(
-                f"a size written into the forward pass could not be edited: {error}", hint="freeze the module (frozen=)"
-            ) from error
+    if not any(n.target is torch._assert for n in module.graph.nodes):
+        return
+    interpreter = Lenient(module)
+    try:
+        with evaluating(module):
+            interpreter.run(*as_arguments(example_inputs))
+    except Exception as error:  # whatever torch or the model raises where sizes do not fit
+        raise TraceError(str(error), calls=interpreter.ran) from error
     for node in outdated:
         module.graph.erase_node(node)
-
-
-def _checked(
-    module: fx.GraphModule,
-    program: Program,
-    copies: dict[fx.Node, fx.Node],
-    prediction: Prediction,
-    owner: nn.Module,
-    inputs: Inputs,
-) -> fx.GraphModule:
-    hint = "freeze the module (frozen=)"
-    try:
-        recording, calls = record_graph_module(module, inputs, owner)
-    except TraceError as error:
-        raise RewriteError(f"a size written into the forward pass could not be edited: {error}", hint=hint) from error
-    by_name = {node.name: call for node, call in calls.items()}
-    pairs = [
-        (call, by_name[copies[n].name])
-        for n, call in program.calls.items()
-        if n in copies and copies[n].name in by_name
-    ]
-    mismatch = prediction.difference(pairs, flow_of(recording))
-    if mismatch is not None:
-        raise RewriteError(f"a size written into the forward pass could not be edited: {mismatch}", hint=hint)
-    return module
+    module.graph.eliminate_dead_code()
+    module.recompile()

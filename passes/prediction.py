@@ -18,8 +18,8 @@ from torch import Tensor, fx
 
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.dependency import Solution
-from pdc_fx.rules import Channels, Flow
-from pdc_fx.rules.base import FIXED
+from pdc_fx.rules import Channels, Flow, elementwise
+from pdc_fx.rules.base import FIXED, rule_for
 from pdc_fx.trace import function_name
 
 Masks = tuple[Tensor | None, ...]
@@ -91,7 +91,8 @@ class Prediction:
         for before, now in pairs:
             last = before
             expected, actual = self.solution.flow.values[before], compact.values[now]
-            if (text := self._mismatch(expected, actual, translate)) is not None:
+            text = _other_numbers(before, now) or self._mismatch(expected, actual, translate)
+            if text is not None:
                 return Mismatch(before, text)
         a, b = (translate[torch.cat([pair[i] for pair in compact.pairs] or [torch.zeros(0).long()])] for i in range(2))
         unit = self.solution.unit
@@ -125,6 +126,14 @@ class Prediction:
             if len(kept) == len(new):
                 result[new.start : new.stop] = kept
         return result
+
+
+def _other_numbers(before: fx.Node, now: fx.Node) -> str | None:
+    """A number that an element-wise call takes must not be another one in the smaller network: ``x / x.shape[1]``."""
+    if rule_for(before.target) not in (elementwise.nary, elementwise.unary):
+        return None
+    was, is_now = ([a for a in (*n.args, *n.kwargs.values()) if isinstance(a, (int, float))] for n in (before, now))
+    return None if was == is_now else f"takes {is_now} instead of {was}, a number that follows the channels"
 
 
 def _ranges(flow: Flow) -> list[range]:

@@ -14,11 +14,11 @@ from torch import fx, nn
 
 from pdc_fx.errors import ExactnessError, RewriteError
 from pdc_fx.ir import ClusterPlan
-from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies, holds_literals, trial
+from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies, follows_sizes, trial
 from pdc_fx.passes.base import Pass
 from pdc_fx.passes.compare import Comparison, compare, in_precision
 from pdc_fx.passes.literals import edited
-from pdc_fx.passes.prediction import Prediction
+from pdc_fx.passes.prediction import Mismatch, Prediction
 from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tie import require_tied
 from pdc_fx.trace import Inputs
@@ -78,17 +78,20 @@ def merge_channels(
     analysis = analysis or analysis_for(model, plan, example_inputs)
     compact = compacted(model, plan)
     prediction = Prediction(analysis.solution, plan)
-    if not holds_literals(model, prediction):
+    if not follows_sizes(model, prediction):
         return compact
     mismatch = trial(compact, analysis.solution, plan, example_inputs)
     if mismatch is None:
         return compact
-    if analysis.program is None:
-        raise RewriteError(
-            f"a size is written into the forward pass, and torch.fx cannot trace it to edit it: {mismatch}",
-            hint="compute the size from x.shape, or freeze the module (frozen=)",
-        )
-    return edited(compact, analysis.program, prediction, example_inputs)
+    if analysis.program is not None:
+        result = edited(compact, analysis.program, prediction, example_inputs)
+        if not isinstance(result, Mismatch):
+            return result
+        mismatch = result
+    raise RewriteError(
+        f"a size is written into the forward pass where it cannot be edited: {mismatch}",
+        hint="compute the size from x.shape, or freeze the module (frozen=)",
+    )
 
 
 def analysis_for(model: nn.Module, plan: ClusterPlan, example_inputs: Inputs) -> Analysis:

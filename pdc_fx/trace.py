@@ -52,6 +52,7 @@ class Recording:
         parameters: names of the parameters among them.
         unreached: modules of whose own parameters none was used.
         inputs: shape and dtype of the tensors among the example inputs.
+        sized: the tensors of which the model's own code read sizes, and along which axis (None for all of them).
         output: what the forward pass returned.
     """
 
@@ -60,6 +61,7 @@ class Recording:
     parameters: tuple[str, ...]
     unreached: tuple[str, ...]
     inputs: tuple[tuple[tuple[int, ...], str], ...]
+    sized: frozenset[tuple[fx.Node, int | None]]
     output: Any = field(repr=False)
 
 
@@ -185,7 +187,9 @@ def _record(model: nn.Module, call: Callable[..., Any], args: tuple[Any, ...]) -
     inputs = tuple(
         (tuple(a.shape), str(a.dtype).removeprefix("torch.")) for a in tree_leaves(args) if isinstance(a, Tensor)
     )
-    return Recording(recorder.graph, shapes, parameters, recorder.unreached(), inputs, output)
+    return Recording(
+        recorder.graph, shapes, parameters, recorder.unreached(), inputs, frozenset(recorder.sized), output
+    )
 
 
 def _describe_inputs(args: tuple[Any, ...]) -> str:
@@ -218,6 +222,7 @@ _METADATA: set[Any] = {
     *(getattr(torch.Tensor, name).__get__ for name in _PROPERTIES.split() if hasattr(torch.Tensor, name)),
     *(torch.is_floating_point, torch.is_complex, torch.numel, torch.is_tensor),
 }
+_SIZES: set[Any] = {Tensor.size, Tensor.shape.__get__, Tensor.numel, Tensor.nelement, Tensor.__len__, torch.numel}  # type: ignore[attr-defined]
 
 
 class Recorder(TorchFunctionMode):
@@ -229,6 +234,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
+        self.sized: set[tuple[fx.Node, int | None]] = set()
         self.source: str | None = None  # of what runs, where the frames do not tell
         self._model = model
         self._nodes: Any = WeakIdKeyDictionary()
@@ -297,6 +303,9 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _METADATA:
+            if func in _SIZES and (node := self._nodes.get(args[0])) is not None:
+                dim = args[1] if len(args) > 1 else 0 if func is Tensor.__len__ else None
+                self.sized.add((node, dim if isinstance(dim, int) else None))
             return func(*args, **kwargs)
         # arguments are looked up first: an in-place function will bind its target anew
         tensors: list[Tensor] = []

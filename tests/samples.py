@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 Forward = Callable[["Net", Tensor], Tensor]
@@ -130,6 +131,114 @@ def scale(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.rand(shape) + 0.5)
 
 
+def weight(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(shape) / shape[-1] ** 0.5)
+
+
+def network(forward: Forward, **layers: nn.Module | nn.Parameter) -> Callable[[], nn.Module]:
+    return lambda: Net(forward, **layers)
+
+
+def gated(parts: tuple[Tensor, ...]) -> Tensor:
+    first, second = parts
+    return first * second.sigmoid()
+
+
+def crossed(x: Tensor) -> Tensor:
+    """Two parts meet, and meet again after one was rolled."""
+    first, second = x.chunk(2, 1)
+    return torch.cat([first * second, second * first.roll(1, 1)], 1)
+
+
+def heads(x: Tensor) -> Tensor:
+    return x.view(2, 6, 2, -1).transpose(1, 2)
+
+
+def attention(m: Net, x: Tensor) -> Tensor:
+    """Two heads, written out."""
+    look = (heads(m.q(x)) @ heads(m.q(x)).mT).softmax(-1)
+    return m.head((look @ heads(m.v(x))).transpose(1, 2).flatten(2))
+
+
+def attention_function(m: Net, x: Tensor) -> Tensor:
+    found = F.scaled_dot_product_attention(heads(m.q(x)), heads(m.q(x)), heads(m.v(x)))
+    return m.head(found.transpose(1, 2).flatten(2))
+
+
+def non_local(m: Net, x: Tensor) -> Tensor:
+    look = (m.q(x).flatten(2).mT @ m.q(x).flatten(2)).softmax(1)
+    return x + (m.v(x).flatten(2) @ look).view_as(x)
+
+
+def standardized(x: Tensor) -> Tensor:
+    deviation, mean = torch.std_mean(x, (2, 3), keepdim=True)
+    return (x - mean) / deviation
+
+
+def largest_and_where(x: Tensor) -> Tensor:
+    """For half of the channels the largest value of a row, for the others where it is: these are not alike."""
+    largest, where = x.max(3, keepdim=True)
+    return x + torch.cat([largest[:, :4], where[:, 4:]], 1)
+
+
+def written(m: Net, x: Tensor) -> Tensor:
+    """Assignment to slices, by an index and by a mask."""
+    y = torch.zeros_like(x)
+    y[:, :, ::2] = x[:, :, 1::2]
+    y[..., 0] = m.a(x)[..., 0]
+    y[torch.tensor([1, 0]), :, 1] = x[:, :, 3]
+    y[y < 0] = 0.5
+    return y
+
+
+def written_by_gate(m: Net, x: Tensor) -> Tensor:
+    y = x.relu()
+    y[:, :, 0] = m.a(x)[:, :, 0]
+    return y
+
+
+def written_in_part(x: Tensor) -> Tensor:
+    y = x.relu()
+    y[:, 2:5] = 0
+    return y
+
+
+def overwritten(m: Net, x: Tensor) -> Tensor:
+    y = x.relu()
+    y.copy_(m.a(x))
+    z = x.sigmoid().fill_(2.0)
+    return y.mul_(2).add_(x) * z + z.zero_()
+
+
+def coordinates(x: Tensor) -> Tensor:
+    rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    return x + (rows - columns).sin()
+
+
+def regions(layer: Callable[[Tensor, list[Tensor], int], Tensor], x: Tensor) -> Tensor:
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [1.0, 1.0, 6.0, 6.0]], dtype=x.dtype)
+    return layer(x, [boxes, boxes], 2)
+
+
+def moved_by(m: Net, x: Tensor) -> Tensor:
+    """A spatial transformer."""
+    theta = m.a(x.mean((2, 3))).unflatten(1, (2, 3))
+    grid = F.affine_grid(theta, [2, 1, 8, 8], align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
+
+
+def unfolded(m: Net, x: Tensor) -> Tensor:
+    """A convolution written as im2col and a product."""
+    columns = F.unfold(x, 3, padding=1)
+    return (m.w @ columns).unflatten(2, (8, 8))
+
+
+def chosen(x: Tensor) -> Tensor:
+    """Indices of several kinds, away from the channels."""
+    y = x[x[:, 0, 0, 0] > -100][:, :, torch.tensor([0, 2, 5])]
+    return y[..., torch.tensor([[1, 0], [2, 3]])].flatten(3)
+
+
 SAMPLES = (
     Sample("conv", between(lambda m, x: x), 8),
     Sample("conv_dilated_strided", between(lambda m, x: m.a(x), a=nn.Conv2d(8, 8, 3, stride=2, dilation=2, padding=2)), 16),
@@ -221,5 +330,99 @@ SAMPLES = (
     Sample("group_norm_of_each_functional", between(lambda m, x: F.group_norm(x, 8)), 8),
     Sample("group_norm_of_all", between(lambda m, x: m.n(x), n=nn.GroupNorm(1, 8)), 8),
     Sample("group_norm_residual", between(lambda m, x: x + m.n(m.a(x)), a=conv(8, 8), n=nn.GroupNorm(4, 8)), 8),
+    # contractions
+    Sample("einsum", between(lambda m, x: torch.einsum("bchw,oc->bohw", x, m.w), w=weight(8, 8)), 16),
+    Sample("einsum_lists", between(lambda m, x: torch.einsum(x, [0, 1, ...], m.w, [2, 1], [0, 2, ...]), w=weight(8, 8)), 16),
+    Sample("einsum_channelwise", between(lambda m, x: torch.einsum("bchw,cwv->bchv", x, m.w), w=weight(8, 8, 8)), 8),
+    Sample("einsum_over_space", between(lambda m, x: torch.einsum("bchw,vw", x, m.w), w=weight(8, 8)), 8),
+    Sample("einsum_grouped", between(lambda m, x: torch.einsum("bgihw,goi->bgohw", x.view(2, 2, 4, 8, 8), m.w).flatten(1, 2), w=weight(2, 4, 4)), 8),
+    Sample("einsum_heads", network(lambda m, x: torch.einsum("bhd,hdo->bo", torch.einsum("bc,chd->bhd", x, m.a).relu(), m.b), a=weight(5, 3, 8), b=weight(3, 8, 4)), 8, (2, 5)),
+    Sample("einsum_sums_channels", between(lambda m, x: x * torch.einsum("bchw->bhw", x).unsqueeze(1)), 0),
+    Sample("linear_over_tokens", network(lambda m, x: m.head(m.b(m.a(m.stem(x).mT).relu()).mT), stem=nn.Linear(5, 8), a=nn.Linear(6, 10), b=nn.Linear(10, 6), head=nn.Linear(8, 4)), 8, (2, 6, 5)),
+    Sample("matmul", network(lambda m, x: (x @ m.a).relu() @ m.b, a=weight(5, 8), b=weight(8, 4)), 8, (2, 5)),
+    Sample("matmul_transposed", network(lambda m, x: (x @ m.a.t()).relu() @ m.b.to(x.dtype).T, a=weight(8, 5), b=weight(4, 8)), 8, (2, 5)),
+    Sample("matmul_from_the_left", network(lambda m, x: m.b @ (m.a @ x).relu(), a=weight(8, 5), b=weight(4, 8)), 8, (5, 3)),
+    Sample("matrix_times_vector", network(lambda m, x: torch.mv(m.b, torch.mv(m.a, x).relu()), a=weight(8, 5), b=weight(4, 8)), 8, (5,)),
+    Sample("addmm", network(lambda m, x: torch.addmm(m.d, torch.addmm(m.c, x, m.a).relu(), m.b), a=weight(5, 8), b=weight(8, 4), c=weight(8), d=weight(4)), 8, (2, 5)),
+    Sample("bmm", network(lambda m, x: torch.bmm(torch.bmm(x, m.a).relu(), m.b), a=weight(2, 5, 8), b=weight(2, 8, 4)), 8, (2, 3, 5)),
+    Sample("tensordot", network(lambda m, x: torch.tensordot(torch.tensordot(x, m.a, 1).relu(), m.b, ([1], [1])), a=weight(5, 8), b=weight(4, 8)), 8, (2, 5)),
+    Sample("bilinear", network(lambda m, x: m.head(m.a(x, x)), a=nn.Bilinear(5, 5, 8), head=nn.Linear(8, 4)), 8, (2, 5)),
+    Sample("gram_matrix", between(lambda m, x: x * (x.flatten(2) @ x.flatten(2).mT).mean((1, 2))[:, None, None, None]), 0),
+    Sample("non_local", between(non_local, q=conv(8, 4), v=conv(8, 8)), 8),
+    Sample("attention", network(attention, q=nn.Linear(5, 8), v=nn.Linear(5, 8), head=nn.Linear(8, 4)), 4, (2, 6, 5)),
+    Sample("attention_function", network(attention_function, q=nn.Linear(5, 8), v=nn.Linear(5, 8), head=nn.Linear(8, 4)), 4, (2, 6, 5)),
+    Sample("multi_head_attention", network(lambda m, x: m.head(m.a(m.stem(x), m.stem(x), m.stem(x))[0]), stem=nn.Linear(5, 8), a=nn.MultiheadAttention(8, 2, batch_first=True), head=nn.Linear(8, 4)), 0, (2, 6, 5)),
+    # transposed and deformable convolution
+    Sample("transposed", between(lambda m, x: m.a(x).relu(), a=nn.ConvTranspose2d(8, 6, 3, stride=2), head=6), 14),
+    Sample("transposed_1d", lambda: nn.Sequential(nn.Conv1d(3, 8, 3), nn.ConvTranspose1d(8, 6, 3), nn.Conv1d(6, 4, 3)), 14, (2, 3, 9)),
+    Sample("transposed_3d", lambda: nn.Sequential(nn.Conv3d(3, 8, 3), nn.ConvTranspose3d(8, 6, 3), nn.Conv3d(6, 4, 3)), 14, (2, 3, 5, 5, 5)),
+    Sample("transposed_unbatched", lambda: nn.Sequential(conv(3, 8), nn.ConvTranspose2d(8, 6, 3), conv(6, 4)), 14, (3, 8, 8)),
+    Sample("transposed_grouped", between(lambda m, x: m.a(x).relu(), a=nn.ConvTranspose2d(8, 12, 3, groups=2), head=12), 10),
+    Sample("transposed_grouped_residual", between(lambda m, x: x + m.a(x).relu(), a=nn.ConvTranspose2d(8, 8, 3, padding=1, groups=2)), 4),
+    Sample("transposed_depthwise", between(lambda m, x: m.a(x).relu(), a=nn.ConvTranspose2d(8, 8, 2, stride=2, groups=8)), 8),
+    Sample("transposed_depthwise_multiplier", between(lambda m, x: m.a(x).relu(), a=nn.ConvTranspose2d(8, 16, 2, stride=2, groups=8), head=16), 8),
+    Sample("depthwise_multiplier_residual", between(lambda m, x: m.a(x) + m.b(x), a=conv(8, 16, groups=8), b=conv(8, 16), head=16), 8),
+    Sample("deformable", between(lambda m, x: m.a(x, m.b(x)), a=torchvision.ops.DeformConv2d(8, 8, 3, padding=1), b=conv(8, 18)), 16),
+    Sample("deformable_depthwise", between(lambda m, x: m.a(x, m.b(x), m.c(x).sigmoid()), a=torchvision.ops.DeformConv2d(8, 8, 3, padding=1, groups=8), b=conv(8, 18), c=conv(8, 9)), 8),
+    Sample("deformable_by_part", between(lambda m, x: m.a(x, m.b(x)), a=torchvision.ops.DeformConv2d(8, 8, 3, padding=1), b=conv(8, 36)), 8),
+    # places
+    Sample("pixel_shuffle", between(lambda m, x: F.pixel_shuffle(m.a(x), 2), a=conv(8, 24), head=6), 14),
+    Sample("pixel_unshuffle", between(lambda m, x: F.pixel_unshuffle(x, 2), head=32), 8),
+    Sample("channel_shuffle_function", between(lambda m, x: F.channel_shuffle(x, 2)), 4),
+    Sample("unfold_fold", between(lambda m, x: F.fold(F.unfold(x, 3, padding=1).relu(), (8, 8), 3, padding=1)), 8),
+    Sample("unfold_matmul", between(unfolded, w=weight(6, 72), head=6), 14),
+    Sample("windows", between(lambda m, x: x.unfold(2, 3, 1).mean(-1)), 8),
+    Sample("windows_of_channels", between(lambda m, x: x.unfold(1, 2, 2).mean(-1), head=4), 0),
+    Sample("repeat", between(lambda m, x: x.repeat(1, 2, 1, 2), head=16), 8),
+    Sample("repeat_residual", between(lambda m, x: x.repeat(1, 2, 1, 1) + m.a(x), a=conv(8, 16), head=16), 8),
+    Sample("repeat_interleave", between(lambda m, x: x.repeat_interleave(2, 1) * m.a(x), a=conv(8, 16), head=16), 8),
+    Sample("tiled_onto_interleaved", between(lambda m, x: x.tile(2, 1, 1) + x.repeat_interleave(2, 1), head=16), 0),
+    Sample("broadcast_tensors", between(lambda m, x: gated(torch.broadcast_tensors(x, m.a(x))), a=conv(8, 1)), 8),
+    Sample("triangle", between(lambda m, x: x.tril()), 8),
+    Sample("triangle_of_channels", network(lambda m, x: m.head(m.stem(x).triu()), stem=nn.Linear(5, 8), head=nn.Linear(8, 4)), 0, (2, 6, 5)),
+    Sample("rotated", between(lambda m, x: torch.rot90(x, 1, (2, 3))), 8),
+    Sample("rotated_channels", between(lambda m, x: torch.rot90(x, 1, (1, 2))), 0),
+    Sample("glu", between(lambda m, x: F.glu(x, 1), head=4), 4),
+    Sample("halves_multiplied", between(lambda m, x: gated(x.chunk(2, 1)), head=4), 4),
+    Sample("halves_crossed", between(lambda m, x: crossed(x)), 0),
+    Sample("hstack", between(lambda m, x: torch.hstack([x, m.a(x).relu()]), a=conv(8, 6), head=14), 14),
+    # tensors made on the way
+    Sample("zeros_added", between(lambda m, x: x + torch.zeros(x.shape, dtype=x.dtype)), 8),
+    Sample("zeros_like", between(lambda m, x: torch.cat([torch.zeros_like(m.a(x)) + x, torch.ones_like(x)], 1), a=conv(8, 8), head=16), 8),
+    Sample("zeros_concat", between(lambda m, x: torch.cat([x, x.new_zeros(2, 4, 8, 8)], 1) + m.a(x), a=conv(8, 12), head=12), 8),
+    Sample("expanded_as", between(lambda m, x: torch.cat([x, m.a(x).expand_as(x)], 1), a=conv(8, 1), head=16), 8),
+    Sample("coordinates", between(lambda m, x: coordinates(x)), 8),
+    Sample("ramp_over_channels", between(lambda m, x: x + torch.arange(8.0).view(8, 1, 1)), 0),
+    Sample("gate_alone", between(lambda m, x: x * m.a(x)[:, 1:2], a=conv(8, 2)), 8),
+    # indices and assignment
+    Sample("indexed", between(lambda m, x: chosen(x)), 7),
+    Sample("indices_of_a_condition", between(lambda m, x: x[torch.where(x[:, 0, 0, 0] > -100)]), 7),
+    Sample("indexed_by_list", between(lambda m, x: x[:, [7, 6, 5, 4, 3, 2, 1, 0]]), 8),
+    Sample("indexed_together", between(lambda m, x: x[[0, 1, 0, 1, 0, 1, 0, 1], [0, 1, 2, 3, 4, 5, 6, 7]].unsqueeze(0)), 0),
+    Sample("indexed_channels", between(lambda m, x: x[:, torch.arange(8)]), 0),
+    Sample("index_select_space", between(lambda m, x: x.index_select(2, torch.tensor([0, 2]))), 8),
+    Sample("gather", between(lambda m, x: x.gather(3, x.argsort(3)) + torch.take_along_dim(x, m.a(x).argmax(3, keepdim=True), 3), a=conv(8, 8)), 8),
+    Sample("scatter", between(lambda m, x: torch.zeros_like(x).scatter(3, x.argsort(3), x)), 8),
+    Sample("index_add", between(lambda m, x: x.index_add(3, torch.tensor([0, 2]), m.a(x)[..., :2]), a=conv(8, 8)), 8),
+    Sample("gather_channels", between(lambda m, x: x.gather(1, x.argsort(1))), 0),
+    Sample("written", between(written, a=conv(8, 8)), 8),
+    Sample("written_by_gate", between(written_by_gate, a=conv(8, 1)), 8),
+    Sample("written_in_part", between(lambda m, x: written_in_part(x)), 0),
+    Sample("overwritten", between(overwritten, a=conv(8, 8)), 8),
+    # over one axis, by position
+    Sample("standardized", between(lambda m, x: standardized(x)), 8),
+    Sample("values_beside_places", between(lambda m, x: largest_and_where(x)), 8),
+    Sample("norm_over_space", between(lambda m, x: x / x.norm(2, 2, keepdim=True)), 8),
+    Sample("norm_over_channels", between(lambda m, x: x / x.norm(2, 1, keepdim=True)), 0),
+    Sample("variance_of_all", between(lambda m, x: x / x.var(False)), 0),
+    Sample("maximum", between(lambda m, x: torch.max(x, m.a(x)), a=conv(8, 8)), 8),
+    Sample("clamped_by_tensor", between(lambda m, x: torch.clamp(x, min=m.a(x)), a=conv(8, 8)), 8),
+    Sample("largest_three", between(lambda m, x: x.topk(3, 3)[0]), 8),
+    Sample("sorted_channels", between(lambda m, x: x.sort(1)[0]), 0),
+    Sample("spatial_transformer", between(moved_by, a=nn.Linear(8, 6)), 8),
+    Sample("roi_align", network(lambda m, x: m.head(regions(torchvision.ops.roi_align, m.stem(x)).flatten(1).relu()), stem=conv(3, 8), head=nn.Linear(32, 4)), 8),
+    Sample("roi_pool", network(lambda m, x: m.head(regions(torchvision.ops.roi_pool, m.stem(x)).flatten(1).relu()), stem=conv(3, 8), head=nn.Linear(32, 4)), 8),
+    Sample("roi_align_by_position", network(lambda m, x: m.head(regions(torchvision.ops.ps_roi_align, m.stem(x))), stem=conv(3, 8), head=conv(2, 4)), 0),
+    Sample("response_norm", between(lambda m, x: F.local_response_norm(x, 2)), 0),
     Sample("output_is_stem", lambda: nn.Sequential(conv(3, 8), nn.ReLU()), 0),
 )  # fmt: skip

@@ -17,7 +17,7 @@ from pdc_fx.passes.compare import compare
 from pdc_fx.passes.rewrite import merge_channels
 from pdc_fx.passes.tie import Tying
 from pdc_fx.rules import registered
-from pdc_fx.rules.base import functions, rule
+from pdc_fx.rules.base import functions, rule, rule_for
 from pdc_fx.trace import record
 
 
@@ -54,7 +54,9 @@ def test_predicted_macs_are_those_of_the_compact_model(sample: Sample) -> None:
     Tying(tied, plan, "hard").snap()
     compact = merge_channels(tied, plan, inputs)
     measured = analyze(compact, inputs)
-    assert plan.macs_after == measured.macs()
+    # a product of two activations is counted at the width that it had
+    assert plan.macs_after - plan.groups.fixed_macs == measured.macs() - measured.fixed_macs
+    assert measured.fixed_macs <= plan.groups.fixed_macs
     assert plan.params_after == sum(p.numel() for p in compact.parameters())
 
 
@@ -67,7 +69,7 @@ def test_every_rule_has_a_sample() -> None:
     for sample in SAMPLES:
         model, inputs = prepared(sample)
         calls = [n.target for n in record(model, inputs).graph.nodes if n.op == "call_function"]
-        used |= {function_of(registered()[target]) for target in calls if target in registered()}
+        used |= {function_of(found) for target in calls if (found := rule_for(target))}
     idle = {function_of(r) for r in registered().values()} - used
     assert not idle, f"rules without a sample: {idle}"
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -103,10 +104,19 @@ class Channels:
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter or buffer of the model, used as it is."""
+    """A parameter or buffer of the model, used as it is or with its axes in another ``order``."""
 
     name: str
     shape: Shape
+    order: Shape | None = None
+
+    def axis(self, dim: int) -> int:
+        """The axis of the stored tensor that is axis ``dim`` here."""
+        return dim if self.order is None else self.order[dim]
+
+    def permuted(self, order: Sequence[int]) -> Weight:
+        """The same parameter with its axes in another order: ``w.t()``."""
+        return Weight(self.name, tuple(self.shape[d] for d in order), tuple(self.axis(d) for d in order))
 
 
 Value = Channels | Weight | tuple[Any, ...] | list[Any] | None
@@ -169,6 +179,12 @@ class Flow:
         else:
             self.balanced.append((labels, module))
 
+    def made_together(self, labels: Tensor) -> bool:
+        """Whether all these are channels that were minted at once."""
+        starts = torch.tensor([start for start, _ in self.makers], dtype=torch.int64)
+        makers = torch.searchsorted(starts, labels, right=True)
+        return bool((labels != FIXED).all()) and bool((makers == makers[:1]).all())
+
     def freeze(self, labels: Tensor, reason: str, module: str) -> None:
         labels = labels.reshape(-1)
         labels = labels[labels != FIXED]
@@ -177,6 +193,7 @@ class Flow:
 
     def attach(self, weight: Weight, dim: int, role: Role, label: Tensor, path: Tensor, module: str) -> None:
         """State that axis ``dim`` of ``weight`` holds ``label`` (one-dimensional)."""
+        dim = weight.axis(dim)
         known = self.axes.get((weight.name, dim))
         if known is None:
             self.axes[weight.name, dim] = Axis(role, label, path)
@@ -249,23 +266,20 @@ class Site:
         return self._made(weight, dim, "channelwise")[0]
 
     def _made(self, weight: Weight, dim: int, role: Role) -> tuple[Tensor, Tensor]:
-        known = self.flow.axes.get((weight.name, dim))
+        known = self.flow.axes.get((weight.name, weight.axis(dim)))
         label = known.label if known else self.flow.mint(weight.shape[dim], weight.name.rpartition(".")[0])
         path = mix(torch.zeros_like(label), self.key)
         self.flow.attach(weight, dim, role, label, path, self.module)
         return label, path
 
     def freeze_weight(self, weight: Weight, why: str) -> None:
-        for dim in range(len(weight.shape)):
-            label = self.flow.axes[weight.name, dim].label if (weight.name, dim) in self.flow.axes else None
-            if label is not None:
-                self.flow.freeze(label, f"'{weight.name}' {why}", self.module)
+        for dim, size in enumerate(weight.shape):
+            axis = weight.name, weight.axis(dim)
+            if (known := self.flow.axes.get(axis)) is not None:
+                self.flow.freeze(known.label, f"'{weight.name}' {why}", self.module)
             else:
-                self.flow.axes[weight.name, dim] = Axis(
-                    "channelwise",
-                    torch.full([weight.shape[dim]], FIXED),
-                    torch.zeros(weight.shape[dim], dtype=torch.int64),
-                )
+                fixed = torch.full([size], FIXED)
+                self.flow.axes[axis] = Axis("channelwise", fixed, torch.zeros_like(fixed))
 
     def along(self, channels: Channels, dim: int) -> tuple[Tensor, Tensor]:
         """Labels and paths along one axis, one-dimensional.
@@ -286,6 +300,18 @@ class Site:
             path = mix(path, torch.arange(label.shape[1])).sum(1, keepdim=True)
         return label[:, 0], path[:, 0]
 
+    def without(self, channels: Channels, dims: Iterable[int]) -> Channels:
+        """Channels that no longer vary along ``dims``: those that differ along these only are one, with a place for each."""
+        gone = sorted(set(dims) & set(channels.varying))
+        if not gone:
+            return channels
+        last = range(-len(gone), 0)
+        label, path = (t.movedim(gone, list(last)) for t in (channels.label, channels.path))
+        count = prod(label.shape[-len(gone) :])
+        one_label, one_path = self.bundled(label.reshape(-1, count), path.reshape(-1, count))
+        sizes = [1 if d in gone else size for d, size in enumerate(channels.label.shape)]
+        return replace(channels, label=one_label.reshape(sizes), path=one_path.reshape(sizes))
+
     def laid(self, label: Tensor, path: Tensor, dim: int, shape: Shape | None = None) -> Channels:
         """One-dimensional labels laid along axis ``dim`` of the result."""
         shape = self.shape if shape is None else shape
@@ -305,12 +331,17 @@ class Site:
         """A channel-wise parameter (or None): its entries must agree wherever channels are merged."""
         if argument is None:
             return
-        weight = self.weight(argument)
+        weight = argument if isinstance(argument, Weight) else self.weight(argument)
         if weight is not None:
             self.flow.attach(weight, dim, "channelwise", label, mix(path, self.key), self.module)
             return
         other, _ = self.along(self.channels(argument), dim)
         self.flow.unify(label, other, self.module, "meets")
+
+    def hold(self, weight: Weight, dim: int, role: Role) -> None:
+        """State that axis ``dim`` of ``weight`` carries no channels here."""
+        fixed = torch.full([weight.shape[dim]], FIXED)
+        self.flow.attach(weight, dim, role, fixed, torch.zeros_like(fixed), self.module)
 
     def freeze(self, value: Any, reason: str) -> None:
         """Freeze every channel in ``value`` (an argument, or anything that holds arguments)."""
@@ -451,9 +482,22 @@ def moves(target: Any) -> bool:
     return target in _MOVES
 
 
+def operator_rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operators of other libraries by name (``torchvision.roi_align``), without importing these."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            _RULES[name] = function
+        return function
+
+    return register
+
+
 def rule_for(target: Any) -> Rule | None:
     """The rule of a torch function, or None."""
-    return _RULES.get(target)
+    if isinstance(target, torch._ops.OpOverload):
+        target = target.overloadpacket
+    return _RULES.get(str(target) if isinstance(target, torch._ops.OpOverloadPacket) else target)
 
 
 def registered() -> dict[Any, Rule]:

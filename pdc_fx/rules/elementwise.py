@@ -16,22 +16,28 @@ UNARY = """
 relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh sigmoid logsigmoid softplus softsign tanh
 tanhshrink softshrink hardshrink threshold abs neg sign exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square sin cos tan
 asin acos atan sinh cosh asinh acosh atanh erf erfc floor ceil round trunc frac reciprocal positive nan_to_num isnan isinf
-isfinite logical_not bitwise_not clamp clamp_min clamp_max clip detach to float double half bfloat16 type_as
-cpu cuda
+isfinite logical_not bitwise_not clamp clamp_min clamp_max clip zero_
 """
+SAME = "detach to float double half bfloat16 type_as cpu cuda"
 BINARY = """
 add sub rsub mul div true_divide floor_divide floordiv truediv pow remainder fmod maximum minimum fmax fmin atan2 eq ne lt le gt ge
-logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor where lerp addcmul addcdiv masked_fill and or xor
+logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor where lerp addcmul addcdiv masked_fill and or xor copy_ fill
 """
 
 
-@rule(UNARY, getter("data"))
+@rule(UNARY)
 def unary(site: Site) -> Value:
-    """``f(x)``."""
+    """``f(x)``; a bound that is a tensor (``clamp(x, min=y)``) is an operand like any other."""
+    if len(site.node.all_input_nodes) > 1:
+        return nary(site)
     return site.channels(site.argument(0, "input")).then(site.key)
 
 
-rule("contiguous clone", moves=True)(unary)
+@rule(SAME, getter("data"))
+@rule("contiguous clone", moves=True)
+def same_values(site: Site) -> Value:
+    """A copy, a cast, another device or layout: a parameter stays one."""
+    return site.weight(site.argument(0, "input")) or site.channels(site.argument(0, "input")).then(site.key)
 
 
 @rule("dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d rrelu")
@@ -61,10 +67,15 @@ def prelu(site: Site) -> Value:
 
 def combine(site: Site, nodes: list[fx.Node]) -> Channels:
     """The element-wise combination of tensors that broadcast against each other."""
-    shape = site.shape
+    rank = len(site.shape)
     values = [site.value(node) for node in nodes]
-    varying = {d + len(shape) - len(v.shape) for v in values if isinstance(v, Channels) for d in v.varying}
-    operands = [_aligned(site, node, shape, varying) for node in nodes]
+    varying = {d + rank - len(v.shape) for v in values if isinstance(v, Channels) for d in v.varying}
+    return met(site, site.shape, [aligned(site, node, rank, varying) for node in nodes])
+
+
+def met(site: Site, shape: Shape, operands: list[Channels]) -> Channels:
+    """The element-wise combination of values that have as many axes as the result."""
+    varying = {d for value in operands for d in value.varying}
     sizes = [size if d in varying else 1 for d, size in enumerate(shape)]
     joined: Tensor | None = None
     path = torch.tensor(site.key)
@@ -72,13 +83,12 @@ def combine(site: Site, nodes: list[fx.Node]) -> Channels:
         differing = {d for d in varying if value.size(d) > 1}
         if set(value.varying) == varying and (varying or not value.same.issuperset(range(len(shape)))):
             if joined is not None:
-                site.flow.unify(joined, value.label, site.module, "is combined with")
+                _meet(site, joined, value.label)
             joined = value.label if joined is None else joined
             path = mix(path, value.path)
             continue
         # not every channel has a position of its own here: a gate, a scalar, a constant
-        if value.varying:
-            site.flow.freeze(value.label, "is shared by channels that vary in another direction", site.module)
+        site.flow.freeze(value.label, "is shared by channels that vary in another direction", site.module)
         if differing - set(value.varying):
             for other in operands:
                 site.flow.freeze(
@@ -90,15 +100,32 @@ def combine(site: Site, nodes: list[fx.Node]) -> Channels:
     return Channels(shape, joined.expand(sizes), path.expand(sizes))
 
 
-def _aligned(site: Site, node: fx.Node, shape: Shape, varying: set[int]) -> Channels:
+def _meet(site: Site, a: Tensor, b: Tensor) -> None:
+    """Channels that meet are one. Where two parts of what one layer made meet (``chunk`` and multiply), each is a place of it."""
+    both = torch.cat([a.reshape(-1), b.reshape(-1)])
+    if site.flow.made_together(both) and not bool((both.sort().values.diff() == 0).any()):
+        site.flow.bundle(torch.stack([a.reshape(-1), b.reshape(-1)], 1), site.module)
+    else:
+        site.flow.unify(a, b, site.module, "is combined with")
+
+
+def aligned(site: Site, node: fx.Node, rank: int, varying: set[int]) -> Channels:
     """The operand with as many axes as the result; a parameter takes part along the axis in which channels vary."""
     value = site.value(node)
-    missing = len(shape) - len(node.meta["shape"])
+    missing = rank - len(node.meta["shape"])
     if isinstance(value, Weight) and varying:
         own = [d for d, size in enumerate(value.shape) if size > 1 and d + missing in varying]
+        for d, size in enumerate(value.shape):
+            if size > 1 and d not in own:
+                site.hold(value, d, "channelwise")
         value = site.riding(value, own) if own else Channels.fixed(value.shape, same=range(len(value.shape)))
     else:
         value = site.channels(node)
+    return lifted(value, missing)
+
+
+def lifted(value: Channels, missing: int) -> Channels:
+    """The value with ``missing`` axes of size 1 in front, as broadcasting adds them."""
     ones = (1,) * missing
     return Channels(
         ones + value.shape,

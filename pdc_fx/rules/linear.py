@@ -1,17 +1,20 @@
-"""Contractions with a weight: convolution and linear layers, the producers and readers of channels.
+"""Convolutions and their transposes, the producers and readers of channels (linear layers: :mod:`pdc_fx.rules.contraction`).
 
-``y[n, o] = sum_i w[o, i] * x[n, i] + b[o]``. If ``x[:, i] == x[:, j]``, the two terms may be replaced by one whose weight is
+``y[n, o] = sum_i w[o, i] * x[n, i] + b[o]`` at every position.
+If ``x[:, i] == x[:, j]``, the two terms may be replaced by one whose weight is
 ``w[o, i] + w[o, j]``: *channel addition*. If ``w[o, :] == w[p, :]`` and ``b[o] == b[p]``, the outputs ``o`` and ``p`` are equal.
 """
 
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pdc_fx.rules.base import Channels, Declined, Site, Value, Weight, mix, rule
+from pdc_fx.rules.base import Channels, Declined, Site, Value, Weight, mix, operator_rule, rule
+from pdc_fx.rules.places import in_a_row, spread
 
 
 def _weight(site: Site) -> Weight:
@@ -19,17 +22,6 @@ def _weight(site: Site) -> Weight:
     if weight is None:
         raise Declined("has a weight that is computed in the forward pass")
     return weight
-
-
-@rule("linear")
-def linear(site: Site) -> Value:
-    """``x: (..., in)``, ``weight: (out, in)``."""
-    x, weight = site.channels(site.argument(0, "input")), _weight(site)
-    site.read(weight, 1, *site.along(x, -1))
-    label, path = site.produce(weight, 0)
-    site.ride(site.argument(2, "bias"), 0, label, path)
-    site.multiply_accumulates(weight, prod(x.shape[:-1]))
-    return site.laid(label, path, len(site.shape) - 1)
 
 
 @rule("conv1d conv2d conv3d")
@@ -40,10 +32,12 @@ def convolution(site: Site) -> Value:
     inputs = site.along(x, axis)
     groups = int(site.argument(6, "groups", 1))
     site.multiply_accumulates(weight, prod(site.shape) // weight.shape[0])
-    return _convolved(site, weight, inputs, groups, axis)
+    return _convolved(site, weight, inputs, groups, axis, site.argument(2, "bias"))
 
 
-def _convolved(site: Site, weight: Weight, inputs: tuple[Tensor, Tensor], groups: int, axis: int) -> Channels:
+def _convolved(
+    site: Site, weight: Weight, inputs: tuple[Tensor, Tensor], groups: int, axis: int, bias: Any
+) -> Channels:
     label, path = inputs
     if groups == 1:
         site.read(weight, 1, label, path)
@@ -52,7 +46,7 @@ def _convolved(site: Site, weight: Weight, inputs: tuple[Tensor, Tensor], groups
         label, path = _depthwise(site, weight, label, path)
     else:
         label, path = _grouped(site, weight, label, path, groups)
-    site.ride(site.argument(2, "bias"), 0, label, path)
+    site.ride(bias, 0, label, path)
     return site.laid(label, path, axis)
 
 
@@ -68,9 +62,41 @@ def _grouped(site: Site, weight: Weight, label: Tensor, path: Tensor, groups: in
 
 def _depthwise(site: Site, weight: Weight, label: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
     """Each channel has ``m`` filters of its own; its outputs are the same channel at ``m`` places."""
-    multiplier = weight.shape[0] // len(label)
-    place = torch.arange(multiplier).repeat(len(label))
-    label = label.repeat_interleave(multiplier)
-    path = mix(path.repeat_interleave(multiplier), place, site.key)
-    site.ride(site.node.args[1] if len(site.node.args) > 1 else site.node.kwargs["weight"], 0, label, path)
+    label, path = in_a_row(site, label, path, weight.shape[0] // len(label))
+    site.ride(weight, 0, label, path)
     return label, path
+
+
+@operator_rule("torchvision.deform_conv2d")
+def deformable_convolution(site: Site) -> Value:
+    """``deform_conv2d(x, weight, offset, mask, bias, stride, padding, dilation, groups, offset_groups, use_mask)``.
+
+    The offsets say where a convolution looks. Where they differ from one part of the channels to another, these stay.
+    """
+    x, weight = site.channels(site.node.args[0]), _weight(site)
+    site.freeze(list(site.node.args[2:4]), "decides where a deformable convolution looks")
+    if site.argument(12, "offset_groups") != 1:
+        site.flow.freeze(x.label, "is read at offsets that differ by channel", site.module)
+    site.multiply_accumulates(weight, prod(site.shape) // weight.shape[0])
+    return _convolved(site, weight, site.along(x, 1), int(site.argument(11, "groups")), 1, site.argument(4, "bias"))
+
+
+@rule("conv_transpose1d conv_transpose2d conv_transpose3d")
+def transposed_convolution(site: Site) -> Value:
+    """``x: (N, in, *space)`` or ``(in, *space)``, ``weight: (in, out / groups, *kernel)``."""
+    x, weight = site.channels(site.argument(0, "input")), _weight(site)
+    axis = len(site.shape) - len(weight.shape) + 1
+    label, path = site.along(x, axis)
+    groups = int(site.argument(6, "groups", 1))
+    site.multiply_accumulates(weight, prod(x.shape) // weight.shape[0])
+    if groups == len(label) > 1:
+        site.ride(weight, 0, label, path)
+        site.hold(weight, 1, "channelwise")
+        label, path = in_a_row(site, label, path, weight.shape[1])
+    else:
+        # ``y[g, o] = sum_i w[g, i, o] * x[g, i]``: the rows of a group lie behind those of the one before
+        site.bundled(label.reshape(groups, -1).T, path.reshape(groups, -1).T)
+        site.read(weight, 0, label, mix(path, torch.arange(groups).repeat_interleave(len(label) // groups)))
+        label, path = (t.T.flatten() for t in spread(site, *site.produce(weight, 1), 0, groups))
+    site.ride(site.argument(2, "bias"), 0, label, path)
+    return site.laid(label, path, axis)

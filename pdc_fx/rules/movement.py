@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pdc_fx.rules.base import FIXED, Channels, Declined, Edit, Shape, Site, Value, as_gather, getter, literal, mix, rule
+from pdc_fx.rules.base import Channels, Declined, Edit, Shape, Site, Value, as_gather, getter, literal, mix, rule
+from pdc_fx.rules.indexing import has_tensors, picked, spelled_out
 
 
 @rule(operator.getitem)
@@ -103,11 +104,14 @@ def edit_sizes(edit: Edit) -> None:
 @rule("permute transpose t swapaxes swapdims movedim moveaxis adjoint", getter("T"), getter("mT"), moves=True)
 def permute(site: Site) -> Value:
     """The order of the axes is read off by running the function on a tensor whose strides tell its axes apart."""
-    x = site.channels(site.argument(0, "input"))
+    weight = site.weight(site.argument(0, "input"))
+    x = site.channels(site.argument(0, "input")) if weight is None else Channels.fixed(weight.shape)
     probe = torch.empty([d + 2 for d in range(len(x.shape))], device="meta")
     target, args = site.node.target, [probe, *site.node.args[1:]]
     moved = target(*args, **{k: v for k, v in site.node.kwargs.items() if k != "input"}) if callable(target) else probe
     order = [size - 2 for size in moved.shape]
+    if weight is not None:
+        return weight.permuted(order)
     return Channels(site.shape, x.label.permute(order), x.path.permute(order)).then(site.key)
 
 
@@ -130,9 +134,19 @@ def stack(site: Site) -> Value:
     return joined(site, [reshaped(p, (*p.shape[:dim], 1, *p.shape[dim:])) for p in parts], dim)
 
 
+@rule("hstack vstack dstack")
+def stack_along(site: Site) -> Value:
+    """A concat along the second, first or third axis."""
+    name = str(getattr(site.node.target, "__name__", ""))
+    dim = {"hstack": 1, "vstack": 0, "dstack": 2}[name]
+    parts = [site.channels(node) for node in site.argument(0, "tensors")]
+    if any(len(part.shape) < max(dim + 1, 2) for part in parts):
+        raise Declined("adds axes to what it concatenates")
+    return joined(site, parts, dim)
+
+
 def joined(site: Site, parts: list[Channels], dim: int) -> Channels:
-    """Parts laid behind each other along ``dim``; what is no channel (zeros) gets labels of its own, so that it can follow
-    the channels that it meets later."""
+    """Parts laid behind each other along ``dim``; what is no channel (zeros) stays none, as its size is made elsewhere."""
     across = {d for p in parts for d in p.varying if d != dim}
     if (
         not across
@@ -141,21 +155,10 @@ def joined(site: Site, parts: list[Channels], dim: int) -> Channels:
     ):
         # joined along an axis in which no part varies: space or batch
         return Channels(site.shape, parts[0].label, mix(*(p.path for p in parts), site.key))
-    labels, paths = [], []
-    for part in parts:
-        if not part.varying and part.same.issuperset({dim, *across}) and bool((part.label == FIXED).all()):
-            part = _minted(site, part, {dim, *across})
-        wide = part.expanded([dim, *across])
-        labels.append(wide.label)
-        paths.append(wide.path)
-    return Channels(site.shape, torch.cat(labels, dim), torch.cat(paths, dim)).collapsed()
-
-
-def _minted(site: Site, part: Channels, dims: set[int]) -> Channels:
-    """Labels for a constant that is the same everywhere."""
-    sizes = [size if d in dims else 1 for d, size in enumerate(part.shape)]
-    label = site.flow.mint(prod(sizes), site.module).reshape(sizes)
-    return Channels(part.shape, label, mix(torch.zeros_like(label), site.key))
+    wide = [part.expanded([dim, *across]) for part in parts]
+    return Channels(
+        site.shape, torch.cat([p.label for p in wide], dim), torch.cat([p.path for p in wide], dim)
+    ).collapsed()
 
 
 @rule("pad constant_pad_nd")
@@ -251,13 +254,7 @@ def getitem(site: Site) -> Value:
     """Slices, integers, ``None`` and ``...``; indexing by tensors only away from the channels."""
     x = site.channels(site.node.args[0])
     index = site.node.args[1]
-    items = list(index) if isinstance(index, tuple) else [index]
-    consumed = sum(1 for i in items if i is not None and i is not Ellipsis)
-    if Ellipsis not in items:
-        items.append(Ellipsis)
-    at = items.index(Ellipsis)
-    items[at : at + 1] = [slice(None)] * (len(x.shape) - consumed)
-    return indexed(site, x, items)
+    return picked(site, x, index) if has_tensors(index) else indexed(site, x, spelled_out(index, len(x.shape)))
 
 
 @literal(torch.Tensor.__getitem__)
@@ -274,7 +271,9 @@ def edit_slices(edit: Edit) -> None:
             continue
         kept = edit.kept_in[dim]
         if kept is not None and not bool(kept.all()):
-            items[at] = _moved(kept, range(len(kept))[item] if isinstance(item, slice) else [item % len(kept)], item)
+            named = item if isinstance(item, list) else [item]
+            taken = range(len(kept))[item] if isinstance(item, slice) else [i % len(kept) for i in named]
+            items[at] = _moved(kept, taken, item)
         dim += 1
     edit.node.update_arg(1, tuple(items) if isinstance(index, tuple) else items[0])
 
@@ -304,8 +303,8 @@ def indexed(site: Site, x: Channels, items: list[Any]) -> Channels:
             picks.append(None)
             continue
         varying = x.label.shape[dim] > 1
-        if isinstance(item, fx.Node) or not isinstance(item, (int, slice)) or isinstance(item, bool):
-            raise Declined("indexes with a tensor or a list")
+        if not isinstance(item, (int, slice)) or isinstance(item, bool):
+            raise Declined("has an index of an unknown kind")
         if isinstance(item, slice) and any(isinstance(p, fx.Node) for p in (item.start, item.stop, item.step)):
             raise Declined("slices at a position that is computed")
         whole = isinstance(item, slice) and len(range(x.shape[dim])[item]) == x.shape[dim] and item.step in (None, 1)
@@ -346,8 +345,8 @@ def edit_expand(edit: Edit) -> None:
 
 @rule("expand expand_as broadcast_to")
 def expand(site: Site) -> Value:
-    """Axes of size 1 are repeated: the channels are where they were."""
-    x = site.channels(site.argument(0, "input"))
+    """Axes of size 1 are repeated: the channels are where they were. ``expand_as(other)`` follows the channels of ``other``."""
+    x, other = site.channels(site.argument(0, "input")), site.value(site.argument(1, "other"))
     ones = (1,) * (len(site.shape) - len(x.shape))
     was = ones + x.shape
     same = (
@@ -355,9 +354,11 @@ def expand(site: Site) -> Value:
         | {d + len(ones) for d in x.same}
         | set(range(len(ones)))
     )
-    return Channels(
-        site.shape, x.label.reshape(ones + x.label.shape), x.path.reshape(ones + x.path.shape), frozenset(same)
-    )
+    label, path = x.label.reshape(ones + x.label.shape), x.path.reshape(ones + x.path.shape)
+    if isinstance(other, Channels) and not x.varying and other.varying and same.issuperset(other.varying):
+        site.flow.freeze(x.label, "is shared by channels that vary in another direction", site.module)
+        label, path = other.label, path.expand(other.label.shape)
+    return Channels(site.shape, label, path, frozenset(same))
 
 
 @rule("roll flip fliplr flipud", moves=True)
@@ -369,18 +370,6 @@ def shuffle_along(site: Site) -> Value:
         return x.then(site.key)
     rest, named = site.node.args[1:], {k: v for k, v in site.node.kwargs.items() if k != "input"}
     return Channels(site.shape, target(x.label, *rest, **named), target(x.path, *rest, **named)).then(site.key)
-
-
-@rule("index_select", moves=True)
-def index_select(site: Site) -> Value:
-    """``index_select(x, dim, index)``; along the channels only where ``index`` is a buffer of the model."""
-    x = site.channels(site.argument(0, "input"))
-    dim, index = int(site.argument(1, "dim")) % len(x.shape), site.constant(site.argument(2, "index"))
-    if dim not in x.varying:
-        return x.then(site.key, site.shape)
-    if index is None:
-        raise Declined("takes channels at positions that are computed")
-    return replace(x, shape=site.shape, label=x.label.index_select(dim, index), path=x.path.index_select(dim, index))
 
 
 literal("roll narrow select index_select")(as_gather)

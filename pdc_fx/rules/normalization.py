@@ -87,7 +87,9 @@ def layer_norm(site: Site) -> Value:
 @literal("layer_norm rms_norm")
 def edit_normalized_shape(edit: Edit) -> None:
     """The sizes of the last axes are written out."""
-    sizes = [int(mask.sum()) if mask is not None else size for mask, size in zip(edit.kept_in, edit.source, strict=True)]
+    sizes = [
+        int(mask.sum()) if mask is not None else size for mask, size in zip(edit.kept_in, edit.source, strict=True)
+    ]
     written = edit.get(1, "normalized_shape")
     edit.set(1, "normalized_shape", tuple(sizes[len(sizes) - (1 if isinstance(written, int) else len(written)) :]))
 

@@ -12,16 +12,23 @@ Resize = Callable[[nn.Module, tuple[int, ...]], None]
 
 
 def _conv(module: nn.Module, before: tuple[int, ...]) -> None:
+    """``weight: (out, in / groups, *kernel)``, transposed ``(in, out / groups, *kernel)``; a depthwise one has its groups shrink."""
     assert isinstance(module, _ConvNd)
+    first, second = module.weight.shape[:2]
     if module.groups > 1 and module.groups == module.in_channels:
-        module.groups = module.weight.shape[0] * module.groups // before[0]
-    module.out_channels = module.weight.shape[0]
-    module.in_channels = module.weight.shape[1] * module.groups
+        module.groups = first * module.groups // before[0]
+    second *= module.groups
+    module.in_channels, module.out_channels = (first, second) if module.transposed else (second, first)
 
 
 def _linear(module: nn.Module, before: tuple[int, ...]) -> None:
     assert isinstance(module, nn.Linear)
     module.out_features, module.in_features = module.weight.shape
+
+
+def _bilinear(module: nn.Module, before: tuple[int, ...]) -> None:
+    assert isinstance(module, nn.Bilinear)
+    module.out_features, module.in1_features, module.in2_features = module.weight.shape
 
 
 def _norm(module: nn.Module, before: tuple[int, ...]) -> None:
@@ -50,6 +57,7 @@ def _group_norm(module: nn.Module, before: tuple[int, ...]) -> None:
 TABLE: tuple[tuple[type[nn.Module], Resize], ...] = (
     (_ConvNd, _conv),
     (nn.Linear, _linear),
+    (nn.Bilinear, _bilinear),
     (_NormBase, _norm),
     (nn.PReLU, _prelu),
     (nn.LayerNorm, _layer_norm),

@@ -9,8 +9,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import fx
 
-from pdc_fx.rules.base import Channels, Declined, Site, Value, dims_of, rule
+from pdc_fx.rules.base import Channels, Declined, Site, Value, dims_of, functions, operator_rule, rule
+from pdc_fx.rules.elementwise import combine
 
 
 def per_map(site: Site, spatial: int) -> Value:
@@ -21,13 +23,13 @@ def per_map(site: Site, spatial: int) -> Value:
     done = site.laid(label, path, axis, x.shape).then(site.key)
     if "shape" in site.node.meta:
         return Channels(site.shape, done.label, done.path)
-    return [done, done]
+    return [done, done.then(1)]
 
 
 for _spatial in (1, 2, 3):
     _kinds = ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool")
     rule(" ".join(f"{kind}{_spatial}d" for kind in _kinds))(partial(per_map, spatial=_spatial))
-    for _kind in ("max_pool", "adaptive_max_pool", "fractional_max_pool"):
+    for _kind in ("max_pool", "adaptive_max_pool"):
         if hasattr(torch.nn.functional, f"{_kind}{_spatial}d_with_indices"):
             rule(f"{_kind}{_spatial}d_with_indices")(partial(per_map, spatial=_spatial))
 
@@ -38,11 +40,25 @@ def interpolate(site: Site) -> Value:
     return per_map(site, len(site.shape) - 2)
 
 
-@rule("mean sum amax amin prod std var logsumexp norm all any max min argmax argmin median")
+_NAMED_ONLY = functions("aminmax")
+_SECOND = [*functions("norm"), torch.linalg.vector_norm, torch.linalg.norm]
+
+
+@rule("mean sum amax amin prod std var logsumexp all any max min argmax argmin median")
+@rule(
+    "std_mean var_mean aminmax nanmean nansum nanmedian count_nonzero mode norm",
+    torch.linalg.vector_norm,
+    torch.linalg.norm,
+)
 def reduction(site: Site) -> Value:
-    """``mean(x, dim, keepdim)`` over axes along which the channel does not vary."""
+    """``mean(x, dim, keepdim)`` over axes along which the channel does not vary; ``max(a, b)`` is element-wise."""
+    if isinstance(site.argument(1, "other"), fx.Node):
+        return combine(site, [site.argument(0, "input"), site.argument(1, "other")])
     x = site.channels(site.argument(0, "input"))
-    dim: Any = site.argument(1, "dim", site.node.kwargs.get("axis"))
+    place = 2 if site.node.target in _SECOND else len(site.node.args) if site.node.target in _NAMED_ONLY else 1
+    dim: Any = site.argument(place, "dim", site.node.kwargs.get("axis"))
+    if isinstance(dim, bool):  # ``var(x, unbiased)``
+        dim = None
     if dim is not None and not isinstance(dim, (int, tuple, list)):
         raise Declined("has an axis that is not an integer")
     dims = dims_of(dim, len(x.shape))
@@ -53,7 +69,7 @@ def reduction(site: Site) -> Value:
     if not keep:
         label, path = label.squeeze(dims), path.squeeze(dims)
     result = Channels(_result_shape(site), label, path).then(site.key)
-    return result if "shape" in site.node.meta else [result, result]
+    return result if "shape" in site.node.meta else [result, result.then(1)]
 
 
 def _result_shape(site: Site) -> tuple[int, ...]:
@@ -63,12 +79,47 @@ def _result_shape(site: Site) -> tuple[int, ...]:
     return shape
 
 
-@rule("softmax log_softmax softmin normalize cumsum cumprod")
+@rule("softmax log_softmax softmin normalize cumsum cumprod logcumsumexp sort argsort msort topk cummax cummin diff")
 def along_an_axis(site: Site) -> Value:
     """The result at one position depends on all positions along ``dim``, and on nothing else."""
+    if len(site.node.all_input_nodes) > 1:
+        raise Declined("takes several tensors")
     x = site.channels(site.argument(0, "input"))
-    default = 1 if site.node.target is torch.nn.functional.normalize else None
-    dim = site.argument(2 if default else 1, "dim", default)
+    place, default = _AXES.get(site.node.target, (1, None))
+    dim = site.argument(place, "dim", default)
     if not isinstance(dim, int) or dim % len(x.shape) in x.varying:
         raise Declined("mixes all channels")
-    return x.then(site.key)
+    done = x.then(site.key, _result_shape(site))
+    return done if "shape" in site.node.meta else [done, done.then(1)]
+
+
+_AXES: dict[Any, tuple[int, int | None]] = {
+    torch.nn.functional.normalize: (2, 1),
+    **dict.fromkeys(functions("sort argsort"), (1, -1)),
+    **dict.fromkeys(functions("topk diff"), (2, -1)),
+    **dict.fromkeys(functions("msort"), (9, 0)),
+}
+
+
+@rule("grid_sample")
+def grid_sample(site: Site) -> Value:
+    """``grid_sample(x, grid)``: all channels are read at the positions that the grid holds."""
+    site.freeze(site.argument(1, "grid"), "decides where to sample")
+    x = site.channels(site.argument(0, "input"))
+    return site.laid(*site.along(x, 1), 1).then(site.key)
+
+
+@rule("affine_grid")
+def affine_grid(site: Site) -> Value:
+    """Positions to sample at."""
+    site.freeze(site.argument(0, "theta"), "decides where to sample")
+    return Channels.fixed(site.shape)
+
+
+@operator_rule("torchvision.roi_align", "torchvision.roi_pool")
+def regions(site: Site) -> Value:
+    """``roi_align(x, boxes, ...)``: the regions of all maps, along the first axis."""
+    site.freeze(site.node.args[1], "decides where to look")
+    label, path = site.along(site.channels(site.node.args[0]), 1)
+    done = site.laid(label, path, 1, _result_shape(site)).then(site.key)
+    return done if "shape" in site.node.meta else [done, done.then(1)]

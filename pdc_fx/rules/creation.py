@@ -1,0 +1,50 @@
+"""Tensors made in the forward pass, which read no values of the tensors that are handed to them.
+
+What repeats one value (zeros, ones) has no channel and may be laid beside channels or under them. What is made in the likeness of a
+tensor has as many channels as this one, all alike: ``zeros_like(x)`` shrinks with ``x``.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from pdc_fx.rules.base import Channels, Site, Value, fixed_result, rule
+
+_SEQUENCES = """
+arange range linspace logspace eye tensor as_tensor asarray from_numpy tril_indices triu_indices hann_window hamming_window
+blackman_window bartlett_window kaiser_window
+"""
+
+
+@rule("zeros ones full empty scalar_tensor new_zeros new_ones new_full new_empty")
+def one_value(site: Site) -> Value:
+    """The same value everywhere."""
+    site.freeze([*site.node.args[1:], *site.node.kwargs.values()], "fills a tensor")
+    constant = Channels.fixed(site.shape, same=range(len(site.shape)))
+    return constant.then(site.key)
+
+
+@rule("zeros_like ones_like full_like empty_like")
+def one_value_like(site: Site) -> Value:
+    """The same value everywhere, on as many channels as ``x`` has."""
+    site.freeze([*site.node.args[1:], *site.node.kwargs.values()], "fills a tensor")
+    x = site.value(site.argument(0, "input"))
+    constant = Channels.fixed(site.shape, same=range(len(site.shape))).then(site.key)
+    if not isinstance(x, Channels) or not x.varying:
+        return constant
+    label = x.label
+    return Channels(site.shape, label, constant.path.expand(label.shape), constant.same)
+
+
+@rule(*(getattr(torch, name) for name in _SEQUENCES.split()), torch.Tensor.new_tensor)
+def sequence(site: Site) -> Value:
+    """Values that are written into the program; tensors among them become part of one that has no channels."""
+    site.freeze([list(site.node.args), dict(site.node.kwargs)], "becomes part of a constant")
+    return fixed_result(site.node)
+
+
+@rule("meshgrid cartesian_prod combinations")
+def grid(site: Site) -> Value:
+    """Coordinates."""
+    site.freeze(list(site.node.args), "spans a grid")
+    return fixed_result(site.node)

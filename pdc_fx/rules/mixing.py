@@ -1,0 +1,38 @@
+"""Functions that mix channels, or make values that nothing can be said about: frozen, each with a reason that a person understands.
+
+A function without any rule is frozen too, as one that has no rule; this table is for those whose reason is known.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from pdc_fx.rules.base import Declined, Site, Value, functions, operator_rule, rule
+
+_RANDOM = """
+rand_like randn_like randint_like bernoulli multinomial normal uniform_ exponential_ fractional_max_pool2d fractional_max_pool3d
+"""
+_REASONS: dict[str, list[Any]] = {
+    "normalises over neighbouring channels": [F.local_response_norm],
+    "compares whole vectors of channels": [F.cosine_similarity, F.pairwise_distance, torch.cdist],
+    "draws random numbers": functions(_RANDOM),
+    "leads to values that depend on which position was largest": functions("max_unpool1d max_unpool2d max_unpool3d"),
+    "looks up rows of a table": [F.embedding, F.embedding_bag],
+    "turns channels into a transform of them": [torch.stft, torch.istft],
+}
+_WHY = {target: why for why, targets in _REASONS.items() for target in targets}
+_OPERATORS = {
+    "torchvision.nms": "chooses boxes by their overlap",
+    "torchvision.ps_roi_align": "takes another channel at each place of a region",
+    "torchvision.ps_roi_pool": "takes another channel at each place of a region",
+}
+
+
+@rule(*_WHY)
+@operator_rule(*_OPERATORS)
+def mixing(site: Site) -> Value:
+    """Always declined."""
+    raise Declined(_WHY.get(site.node.target) or _OPERATORS[str(site.node.target)])
