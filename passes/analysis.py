@@ -218,7 +218,7 @@ def _run(node: fx.Node, argument: Tensor) -> Any:
 def random_widths(groups: ChannelGroups, seed: int) -> ClusterPlan:
     """A plan with a random number of clusters in every group: what fits only even halves must not pass for fitting."""
     generator = np.random.default_rng(seed)
-    size = {number: int(generator.choice(groups.cluster_sizes(number)[1:])) for number in groups.balanced}
+    size = {number: int(generator.choice(groups.cluster_sizes(number)[1:])) for number in sorted(groups.balanced)}
 
     def clusters(channels: int, balance: int | None) -> Integers:
         width = int(generator.integers(1, channels)) if balance is None else channels // size[balance]

@@ -319,7 +319,7 @@ def _first_labels(unit: Integers, count: int) -> Integers:
 
 def _makers(flow: Flow) -> Callable[[int], str]:
     """A function from a label to the module that made it."""
-    starts = np.asarray([start for start, _ in flow.makers])
+    starts = np.asarray([start for start, *_ in flow.makers])
 
     def maker(label: int) -> str:
         return flow.makers[int(np.searchsorted(starts, label, side="right")) - 1][1]

@@ -8,6 +8,7 @@ the call that holds it, whether or not the shapes happen to agree.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -112,7 +113,10 @@ class Prediction:
         if block is None:
             return "holds channels that remain in no block"
         shape, label = block
-        if shape != actual.shape:
+        # what repeats one value along an axis may be made at any size
+        if any(a != b for d, (a, b) in enumerate(zip(shape, actual.shape, strict=False)) if d not in expected.same) or (
+            len(shape) != len(actual.shape)
+        ):
             return f"gives {actual.shape} instead of {shape}"
         return None if bool((translate[actual.label] == label).all()) else "takes other channels than it should"
 
@@ -121,7 +125,8 @@ class Prediction:
         before = _ranges(self.solution.flow)
         result = torch.full([compact.labels + 1], _UNKNOWN)
         result[-1] = FIXED
-        for old, new in zip(before, _ranges(compact), strict=False):
+        for key, new in _ranges(compact).items():
+            old = before.get(key, range(0))
             kept = torch.arange(old.start, old.stop)[self.kept[old.start : old.stop]]
             if len(kept) == len(new):
                 result[new.start : new.stop] = kept
@@ -136,6 +141,12 @@ def _other_numbers(before: fx.Node, now: fx.Node) -> str | None:
     return None if was == is_now else f"takes {is_now} instead of {was}, a number that follows the channels"
 
 
-def _ranges(flow: Flow) -> list[range]:
-    starts = [start for start, _ in flow.makers] + [flow.labels]
-    return [range(a, b) for a, b in pairwise(starts)]
+def _ranges(flow: Flow) -> dict[tuple[str, str, int], range]:
+    """What minted labels -> these labels, in any recording of the same network."""
+    found: dict[tuple[str, str, int], range] = {}
+    starts = [start for start, *_ in flow.makers] + [flow.labels]
+    times: Counter[tuple[str, str]] = Counter()
+    for (_, module, tensor), (start, stop) in zip(flow.makers, pairwise(starts), strict=True):
+        found[module, tensor, times[module, tensor]] = range(start, stop)
+        times[module, tensor] += 1
+    return found

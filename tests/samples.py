@@ -342,7 +342,7 @@ SAMPLES = (
     Sample("matmul", network(lambda m, x: (x @ m.a).relu() @ m.b, a=weight(5, 8), b=weight(8, 4)), 8, (2, 5)),
     Sample("matmul_transposed", network(lambda m, x: (x @ m.a.t()).relu() @ m.b.to(x.dtype).T, a=weight(8, 5), b=weight(4, 8)), 8, (2, 5)),
     Sample("matmul_from_the_left", network(lambda m, x: m.b @ (m.a @ x).relu(), a=weight(8, 5), b=weight(4, 8)), 8, (5, 3)),
-    Sample("matrix_times_vector", network(lambda m, x: torch.mv(m.b, torch.mv(m.a, x).relu()), a=weight(8, 5), b=weight(4, 8)), 8, (5,)),
+    Sample("matrix_times_vector", network(lambda m, x: torch.mv(m.b, torch.mv(m.a, x).tanh()), a=weight(8, 5), b=weight(4, 8)), 8, (5,)),
     Sample("addmm", network(lambda m, x: torch.addmm(m.d, torch.addmm(m.c, x, m.a).relu(), m.b), a=weight(5, 8), b=weight(8, 4), c=weight(8), d=weight(4)), 8, (2, 5)),
     Sample("bmm", network(lambda m, x: torch.bmm(torch.bmm(x, m.a).relu(), m.b), a=weight(2, 5, 8), b=weight(2, 8, 4)), 8, (2, 3, 5)),
     Sample("tensordot", network(lambda m, x: torch.tensordot(torch.tensordot(x, m.a, 1).relu(), m.b, ([1], [1])), a=weight(5, 8), b=weight(4, 8)), 8, (2, 5)),

@@ -140,16 +140,16 @@ class Flow:
     axes: dict[tuple[str, int], Axis] = field(default_factory=dict)
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     frozen: list[tuple[Tensor, str, str]] = field(default_factory=list)
-    makers: list[tuple[int, str]] = field(default_factory=list)
+    makers: list[tuple[int, str, str]] = field(default_factory=list)
     bundles: list[Tensor] = field(default_factory=list)
     balanced: list[tuple[Tensor, str]] = field(default_factory=list)
     sites: list[MacSite] = field(default_factory=list)
     fixed_macs: int = 0
     labels: int = 0
 
-    def mint(self, count: int, module: str) -> Tensor:
-        """``count`` new labels, made by ``module``."""
-        self.makers.append((self.labels, module))
+    def mint(self, count: int, module: str, tensor: str = "") -> Tensor:
+        """``count`` new labels, made by ``module``: the entries of an axis of ``tensor``, or zeros that it pads with."""
+        self.makers.append((self.labels, module, tensor))
         self.labels += count
         return torch.arange(self.labels - count, self.labels)
 
@@ -181,7 +181,7 @@ class Flow:
 
     def made_together(self, labels: Tensor) -> bool:
         """Whether all these are channels that were minted at once."""
-        starts = torch.tensor([start for start, _ in self.makers], dtype=torch.int64)
+        starts = torch.tensor([start for start, *_ in self.makers], dtype=torch.int64)
         makers = torch.searchsorted(starts, labels, right=True)
         return bool((labels != FIXED).all()) and bool((makers == makers[:1]).all())
 
@@ -267,7 +267,8 @@ class Site:
 
     def _made(self, weight: Weight, dim: int, role: Role) -> tuple[Tensor, Tensor]:
         known = self.flow.axes.get((weight.name, weight.axis(dim)))
-        label = known.label if known else self.flow.mint(weight.shape[dim], weight.name.rpartition(".")[0])
+        axis = f"{weight.name}[{weight.axis(dim)}]"
+        label = known.label if known else self.flow.mint(weight.shape[dim], weight.name.rpartition(".")[0], axis)
         path = mix(torch.zeros_like(label), self.key)
         self.flow.attach(weight, dim, role, label, path, self.module)
         return label, path
