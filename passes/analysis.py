@@ -222,7 +222,12 @@ def random_widths(groups: ChannelGroups, seed: int) -> ClusterPlan:
 
     def clusters(channels: int, balance: int | None) -> Integers:
         width = int(generator.integers(1, channels)) if balance is None else channels // size[balance]
-        labels = np.arange(channels) % width
+        spare = (
+            np.arange(width, channels) % width
+            if balance is not None
+            else generator.integers(0, width, channels - width)
+        )
+        labels = np.concatenate([np.arange(width), spare])
         return first_appearance(generator.permutation(labels))
 
     return ClusterPlan(groups, tuple(clusters(g.channels, g.balance) for g in groups.groups), "random", {"seed": seed})

@@ -1,0 +1,145 @@
+"""Random programs: what the analysis says may be merged is merged exactly, and its claims hold for every intermediate value."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Collection
+
+import pytest
+import torch
+from activations import differences_inside_clusters, random_partition
+from hypothesis import HealthCheck, Phase, event, given, reject, settings
+from hypothesis import strategies as st
+from networks import HEADS, INPUT, OPS, TWO, Interpreter, Program, Step
+
+from pdc_fx import analyze
+from pdc_fx.errors import RewriteError
+from pdc_fx.passes.check import randomize_statistics
+from pdc_fx.passes.compare import compare
+from pdc_fx.passes.rewrite import describe, merge_channels
+from pdc_fx.passes.tie import Tying
+
+# Refusals after the analysis has said yes. Each is a fault of the analysis, to be removed from here when it decides up front.
+TOLERATED = (
+    "torch.fx cannot trace",
+    "do not form a block",  # also where a part of a split loses all of its channels
+    "takes another way at the new widths",  # unbind along the channels
+    "could not be edited",  # 'c // groups' inside a view is computed anew at the new width; a gate on a map made by a linear layer
+)
+
+# Operations left out of the random programs until the fault that they show is mended: see PENDING_PROGRAMS.
+PENDING_OPS = {"roll", "narrow", "picked", "every_other", "scale", "add_in_place", "permuted"}
+
+PENDING_PROGRAMS = {
+    "a roll along the channels needs another shift, which no shape shows": Program((Step("conv", n=1), Step("roll"))),
+    "narrow along the channels has no edit": Program((Step("conv", n=1), Step("narrow"))),
+    "a strided slice takes other channels, which no shape shows": Program((Step("conv", n=3), Step("every_other"))),
+    "an integer index takes another channel, which no shape shows": Program((Step("conv", n=3), Step("picked"))),
+    "select takes another channel, which no shape shows": Program((Step("conv", n=3), Step("picked", n=1))),
+    "a slice from the middle takes other channels, which no shape shows": Program(
+        (Step("conv", n=3), Step("picked", n=2))
+    ),
+    "a parameter by channel meets the input of the model": Program((Step("scale"),)),
+    "one more recorded call changes the order of places, and so the digest": Program(
+        (Step("permuted"), Step("conv")), (Step("flat", n=1),)
+    ),
+    "torch.fx turns 'a += b' into 'a = a + b'": Program(
+        (Step("conv"), Step("add_in_place"), Step("grouped", 1, 0, 1)), (Step("flat", n=1),)
+    ),
+}
+
+
+def steps(names: Collection[str]) -> st.SearchStrategy[Step]:
+    def of(name: str) -> st.SearchStrategy[Step]:
+        b = st.integers(0, 5) if name in TWO else st.just(0)
+        return st.builds(Step, st.just(name), st.integers(0, 3), b, st.integers(0, 71))
+
+    return st.sampled_from(sorted(names)).flatmap(of)
+
+
+programs = st.builds(
+    Program,
+    st.lists(steps(OPS.keys() - PENDING_OPS), min_size=1, max_size=8).map(lambda s: (Step("conv", n=1), *s)),
+    st.lists(steps(HEADS), min_size=1, max_size=2).map(tuple),
+)
+
+
+def examine(program: Program, seed: int) -> str:
+    """Raise an AssertionError where the analysis of ``program`` is wrong; otherwise say what came out."""
+    torch.manual_seed(0)
+    model = Interpreter(program).double().requires_grad_(False)
+    inputs = torch.randn(INPUT, dtype=torch.float64)
+    randomize_statistics(model, seed)
+    groups = analyze(model, inputs)
+    if not groups.groups:
+        return "nothing to merge"
+    plan, tied = random_partition(groups, seed), copy.deepcopy(model)
+    Tying(tied, plan, "hard").snap()
+    found = differences_inside_clusters(tied, plan, inputs)
+    assert not found.differences, "\n".join(map(str, found.differences))
+    compact = merge_channels(tied, plan, inputs)
+    comparison = compare(tied, compact, inputs, tolerance=1e-9)
+    assert comparison.passed, comparison
+    assert plan.params_after == sum(p.numel() for p in compact.parameters())
+    assert plan.macs_after == analyze(compact, inputs).macs()
+    return describe(compact)
+
+
+class LateRefusal(Exception):
+    """One of the tolerated refusals."""
+
+
+def examined(program: Program, seed: int) -> str:
+    """As :func:`examine`, with the tolerated refusals told apart."""
+    try:
+        return examine(program, seed)
+    except RewriteError as error:
+        if any(text in str(error) for text in TOLERATED):
+            raise LateRefusal from error
+        raise
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
+)
+@given(programs, st.integers(0, 99))
+def test_random_networks_merge_exactly(program: Program, seed: int) -> None:
+    try:
+        event(examined(program, seed))
+    except LateRefusal:
+        event("refused late")
+        reject()
+    except Exception as error:  # an assertion as much as a crash anywhere on the way
+        pytest.fail(f"{type(error).__name__}: {error}\nseed={seed}\n{program}\n{program.source()}")
+
+
+@pytest.mark.parametrize("name", sorted(OPS.keys() - PENDING_OPS))
+def test_every_operation_alone(name: str) -> None:
+    """Each operation with each of its first choices, between a convolution and a head."""
+    for n in range(6):
+        program = Program((Step("conv", n=1), Step(name, 0, 1, n)), (Step("point"),))
+        with contextlib.suppress(LateRefusal):
+            examined(program, n)
+
+
+@pytest.mark.parametrize(
+    "program", [pytest.param(p, id=name, marks=pytest.mark.xfail(reason=name)) for name, p in PENDING_PROGRAMS.items()]
+)
+def test_faults_to_mend(program: Program) -> None:
+    for seed in range(4):
+        examine(program, seed)
+
+
+def test_a_program_is_reproducible() -> None:
+    program = Program((Step("conv", n=1), Step("split", n=24), Step("add", 0, 1)), (Step("flat", n=1),))
+    assert eval(repr(program)) == program
+    torch.manual_seed(0)
+    first = Interpreter(program)(torch.ones(INPUT))
+    torch.manual_seed(0)
+    assert torch.equal(first, Interpreter(program)(torch.ones(INPUT)))
+    assert "split" in program.source()

@@ -1,0 +1,163 @@
+"""Small networks that once fooled the analysis or the rewrite: each must merge exactly or be refused up front."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from activations import differences_inside_clusters, random_partition
+from samples import Net, between, conv, scale
+from torch import Tensor, nn
+
+from pdc_fx import analyze
+from pdc_fx.errors import NothingToMergeError
+from pdc_fx.passes.check import check
+from pdc_fx.passes.tie import Tying
+
+
+class Normalised(nn.Module):
+    """Mean and deviation of the input are buffers of the model."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.rand(shape))
+        self.register_buffer("std", torch.rand(shape) + 1)
+        self.body = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body((x - self.mean) / self.std)
+        return y
+
+
+class Optional(nn.Module):
+    """A flag with a default beside the input, and a literal view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = conv(3, 8), nn.Linear(512, 4)
+
+    def forward(self, x: Tensor, features: bool = False) -> Tensor:
+        x = self.body(x)
+        if features:
+            return x
+        y: Tensor = self.head(x.view(-1, 512))
+        return y
+
+
+class SizeOfAnother(nn.Module):
+    """The width of a map that shrinks is used to view one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(3, 8), conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        n, c, h, w = x.shape
+        y: Tensor = self.b(x).view(n, c, h * w).softmax(1).sum(2)
+        return y
+
+
+class InPlaceAlias(nn.Module):
+    """``identity`` is the tensor that ``x += y`` changes; a literal view asks for an edited graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 8), nn.Linear(512, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        identity = x
+        x += self.b(x)
+        y: Tensor = self.head((identity.relu() + x).view(-1, 512))
+        return y
+
+
+def gated_twice(m: Net, x: Tensor) -> Tensor:
+    return torch.cat([x[:, :4] * m.a(x).sigmoid(), x[:, 4:] * m.b(x).sigmoid()], 1)
+
+
+def two_constants(m: Net, x: Tensor) -> Tensor:
+    """Beside the features, copies of the first plane of the input and copies of the second."""
+    planes = [x[:, i : i + 1].expand(-1, 3, -1, -1) for i in range(2)]
+    y: Tensor = m.head(torch.cat([m.stem(x), *planes], 1))
+    return y
+
+
+def in_place_on_a_view(m: Net, x: Tensor) -> Tensor:
+    x.chunk(2, 1)[0].relu_()
+    return x
+
+
+Build = Callable[[], nn.Module]
+
+
+def bounds() -> dict[str, nn.Parameter]:
+    return {"low": nn.Parameter(-torch.rand(8, 1, 1)), "high": nn.Parameter(torch.rand(8, 1, 1))}
+
+
+TRAPS: dict[str, Build] = {
+    "input_normalised_by_buffers": lambda: Normalised(1, 3, 1, 1),
+    "input_normalised_by_small_buffers": lambda: Normalised(3, 1, 1),
+    "roll": between(lambda m, x: x.roll(1, 1)),
+    "roll_of_everything": between(lambda m, x: x.roll(1)),
+    "strided_slices": between(lambda m, x: torch.cat([x[:, ::2].relu(), x[:, 1::2]], 1)),
+    "slice_from_the_middle": between(lambda m, x: torch.cat([x[:, 2:3], x], 1), head=9),
+    "integer_index": between(lambda m, x: torch.cat([x[:, 2].unsqueeze(1), x], 1), head=9),
+    "integer_index_as_a_gate": between(lambda m, x: x * x[:, 2].unsqueeze(1)),
+    "select": between(lambda m, x: torch.cat([x.select(1, 2).unsqueeze(1), x], 1), head=9),
+    "narrow": between(lambda m, x: torch.cat([x.narrow(1, 0, 4).relu(), x.narrow(1, 4, 4)], 1)),
+    "flip": between(lambda m, x: x.flip(1)),
+    "scaled_by_width_of_the_shape": between(lambda m, x: x / x.shape[1] ** 0.5),
+    "scaled_by_width_of_the_module": between(lambda m, x: x * m.stem.out_channels**-0.5),
+    "filled_with_the_width": between(lambda m, x: x + torch.full((x.shape[1], 1, 1), float(x.shape[1])).to(x)),
+    "default_argument": Optional,
+    "size_of_another_map": SizeOfAnother,
+    "in_place_alias": InPlaceAlias,
+    "in_place_on_a_view": between(in_place_on_a_view),
+    "repeated": between(lambda m, x: x.repeat(1, 2, 1, 1), head=16),
+    "concat_with_itself": between(lambda m, x: torch.cat([x, x], 1), head=16),
+    "both_signs": between(lambda m, x: torch.cat([x, -x], 1).relu(), head=16),
+    "two_gates": between(gated_twice, a=conv(8, 1), b=conv(8, 1)),
+    "one_channel_apart": between(lambda m, x: torch.cat(x.split([1, 7], 1)[::-1], 1)),
+    "norm_without_entries": between(lambda m, x: m.a(x), a=nn.InstanceNorm2d(8)),
+    "map_of_biases": between(lambda m, x: x + m.g, g=scale(1, 8, 8, 8)),
+    "clamped_by_channel": lambda: between(lambda m, x: x.clamp(m.low, m.high), **bounds())(),
+    "places_of_a_mask": between(lambda m, x: x * float(len(torch.where(x > 0)[0]) > 0)),
+    "unflatten": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 96), nn.ReLU(), nn.Unflatten(1, (6, 4, 4)), conv(6, 4)
+    ),
+    "depthwise_with_literal_groups": between(
+        lambda m, x: nn.functional.conv2d(x, m.w, padding=1, groups=8), w=scale(8, 1, 3, 3)
+    ),
+    "two_constants": lambda: Net(two_constants, stem=conv(3, 8), head=conv(14, 4)),
+    "viewed_parameter": between(lambda m, x: x * m.g.view(1, 8, 1, 1), g=scale(8)),
+    "padded_after_one_channel": between(
+        lambda m, x: torch.nn.functional.pad(m.a(x), (0, 0, 0, 0, 0, 7)) + x, a=conv(8, 1)
+    ),
+}
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_merges_exactly_or_is_refused_up_front(name: str) -> None:
+    torch.manual_seed(0)
+    model = TRAPS[name]()
+    for seed in range(6):
+        try:
+            certificate = check(model, torch.randn(2, 3, 8, 8), seed=seed)
+        except NothingToMergeError:
+            return
+        assert certificate.passed, f"relative error {certificate.max_rel_error:.2g}"
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_the_analysis_is_right_whatever_the_rewrite_does(name: str) -> None:
+    torch.manual_seed(0)
+    model, inputs = TRAPS[name]().double().requires_grad_(False), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    groups = analyze(model, inputs)
+    for seed in range(6 if groups.groups else 0):
+        plan, tied = random_partition(groups, seed), copy.deepcopy(model)
+        Tying(tied, plan, "hard").snap()
+        found = differences_inside_clusters(tied, plan, inputs)
+        assert not found.differences, "\n".join(map(str, found.differences))
