@@ -197,6 +197,13 @@ def written_by_gate(m: Net, x: Tensor) -> Tensor:
     return y
 
 
+def written_by_mask(x: Tensor, image: Tensor) -> Tensor:
+    """A mask that differs by channel, and of which the recording does not tell that it is one."""
+    y = x.relu()
+    y[torch.cat([image, image, image[:, :2]], 1).round().bool()] = 0
+    return y
+
+
 def written_in_part(x: Tensor) -> Tensor:
     y = x.relu()
     y[:, 2:5] = 0
@@ -336,16 +343,16 @@ SAMPLES = (
     Sample("einsum_channelwise", between(lambda m, x: torch.einsum("bchw,cwv->bchv", x, m.w), w=weight(8, 8, 8)), 8),
     Sample("einsum_over_space", between(lambda m, x: torch.einsum("bchw,vw", x, m.w), w=weight(8, 8)), 8),
     Sample("einsum_grouped", between(lambda m, x: torch.einsum("bgihw,goi->bgohw", x.view(2, 2, 4, 8, 8), m.w).flatten(1, 2), w=weight(2, 4, 4)), 8),
-    Sample("einsum_heads", network(lambda m, x: torch.einsum("bhd,hdo->bo", torch.einsum("bc,chd->bhd", x, m.a).relu(), m.b), a=weight(5, 3, 8), b=weight(3, 8, 4)), 8, (2, 5)),
+    Sample("einsum_heads", network(lambda m, x: torch.einsum("bhd,hdo->bo", torch.einsum("bc,chd->bhd", x, m.a).sigmoid(), m.b), a=weight(5, 3, 8), b=weight(3, 8, 4)), 8, (2, 5)),
     Sample("einsum_sums_channels", between(lambda m, x: x * torch.einsum("bchw->bhw", x).unsqueeze(1)), 0),
     Sample("linear_over_tokens", network(lambda m, x: m.head(m.b(m.a(m.stem(x).mT).relu()).mT), stem=nn.Linear(5, 8), a=nn.Linear(6, 10), b=nn.Linear(10, 6), head=nn.Linear(8, 4)), 8, (2, 6, 5)),
-    Sample("matmul", network(lambda m, x: (x @ m.a).relu() @ m.b, a=weight(5, 8), b=weight(8, 4)), 8, (2, 5)),
-    Sample("matmul_transposed", network(lambda m, x: (x @ m.a.t()).relu() @ m.b.to(x.dtype).T, a=weight(8, 5), b=weight(4, 8)), 8, (2, 5)),
-    Sample("matmul_from_the_left", network(lambda m, x: m.b @ (m.a @ x).relu(), a=weight(8, 5), b=weight(4, 8)), 8, (5, 3)),
-    Sample("matrix_times_vector", network(lambda m, x: torch.mv(m.b, torch.mv(m.a, x).tanh()), a=weight(8, 5), b=weight(4, 8)), 8, (5,)),
-    Sample("addmm", network(lambda m, x: torch.addmm(m.d, torch.addmm(m.c, x, m.a).relu(), m.b), a=weight(5, 8), b=weight(8, 4), c=weight(8), d=weight(4)), 8, (2, 5)),
-    Sample("bmm", network(lambda m, x: torch.bmm(torch.bmm(x, m.a).relu(), m.b), a=weight(2, 5, 8), b=weight(2, 8, 4)), 8, (2, 3, 5)),
-    Sample("tensordot", network(lambda m, x: torch.tensordot(torch.tensordot(x, m.a, 1).relu(), m.b, ([1], [1])), a=weight(5, 8), b=weight(4, 8)), 8, (2, 5)),
+    Sample("matmul", network(lambda m, x: (x @ m.a).sigmoid() @ m.b, a=weight(5, 8), b=weight(8, 4)), 8, (2, 5)),
+    Sample("matmul_transposed", network(lambda m, x: (x @ m.a.t()).sigmoid() @ m.b.to(x.dtype).T, a=weight(8, 5), b=weight(4, 8)), 8, (2, 5)),
+    Sample("matmul_from_the_left", network(lambda m, x: m.b @ (m.a @ x).sigmoid(), a=weight(8, 5), b=weight(4, 8)), 8, (5, 3)),
+    Sample("matrix_times_vector", network(lambda m, x: torch.mv(m.b, torch.mv(m.a, x).sigmoid()), a=weight(8, 5), b=weight(4, 8)), 8, (5,)),
+    Sample("addmm", network(lambda m, x: torch.addmm(m.d, torch.addmm(m.c, x, m.a).sigmoid(), m.b), a=weight(5, 8), b=weight(8, 4), c=weight(8), d=weight(4)), 8, (2, 5)),
+    Sample("bmm", network(lambda m, x: torch.bmm(torch.bmm(x, m.a).sigmoid(), m.b), a=weight(2, 5, 8), b=weight(2, 8, 4)), 8, (2, 3, 5)),
+    Sample("tensordot", network(lambda m, x: torch.tensordot(torch.tensordot(x, m.a, 1).sigmoid(), m.b, ([1], [1])), a=weight(5, 8), b=weight(4, 8)), 8, (2, 5)),
     Sample("bilinear", network(lambda m, x: m.head(m.a(x, x)), a=nn.Bilinear(5, 5, 8), head=nn.Linear(8, 4)), 8, (2, 5)),
     Sample("gram_matrix", between(lambda m, x: x * (x.flatten(2) @ x.flatten(2).mT).mean((1, 2))[:, None, None, None]), 0),
     Sample("non_local", between(non_local, q=conv(8, 4), v=conv(8, 8)), 8),
@@ -407,6 +414,7 @@ SAMPLES = (
     Sample("gather_channels", between(lambda m, x: x.gather(1, x.argsort(1))), 0),
     Sample("written", between(written, a=conv(8, 8)), 8),
     Sample("written_by_gate", between(written_by_gate, a=conv(8, 1)), 8),
+    Sample("written_by_mask", network(lambda m, x: m.head(written_by_mask(m.stem(x), x)), stem=conv(3, 8), head=conv(8, 4)), 0),
     Sample("written_in_part", between(lambda m, x: written_in_part(x)), 0),
     Sample("overwritten", between(overwritten, a=conv(8, 8)), 8),
     # over one axis, by position

@@ -59,6 +59,12 @@ def picks(site: Site, x: Channels, index: Any) -> list[Any]:
         varies = any(d in x.varying for d in range(dim, dim + used))
         if isinstance(item, (fx.Node, slice)):
             site.freeze(item, "is used as an index")
+        if (
+            varies
+            and isinstance(item, slice)
+            and any(isinstance(p, fx.Node) for p in (item.start, item.stop, item.step))
+        ):
+            raise Declined("slices at a position that is computed")
         if isinstance(item, fx.Node):
             if varies:
                 raise Declined("picks channels by a tensor")
@@ -105,6 +111,9 @@ def assign(site: Site) -> Value:
         y = Channels.fixed((), ())
         if isinstance(index, fx.Node) and is_mask(index) and index.meta["shape"] == x.shape:
             return combine(site, [target, index])
+    items = _items_by_axis(index, len(x.shape))
+    if any(isinstance(i, fx.Node) and len(i.meta["shape"]) != 1 and not is_mask(i) for i in items):
+        raise Declined("assigns to positions in a tensor that may be a mask or a table")
     wide = Channels.fixed(x.shape, same=x.same)
     found = picks(site, wide, index)
     lands = _landing(found, len(x.shape))
@@ -113,7 +122,6 @@ def assign(site: Site) -> Value:
     back = {slot: dim for dim, slot in lands.items()}
     if any(d not in back for d in y.varying):
         raise Declined("assigns channels along an axis that is indexed")
-    items = _items_by_axis(index, len(x.shape))
     channels = {*x.varying, *(back[d] for d in y.varying)}
     if any(not _whole(items[d], x.shape[d]) for d in channels):
         raise Declined("assigns to a part of the channels")
