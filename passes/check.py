@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_map
 
 from pdc_fx.errors import ExactnessError, InputError, NothingToMergeError
 from pdc_fx.ir import Certificate, ChannelGroups, ClusterPlan, Integers, first_appearance
@@ -89,8 +90,8 @@ def check(
     if dtype_name not in TOLERANCES:
         raise InputError(f"a check runs in float64 or float32, not in {dtype_name}")
     seconds: dict[str, float] = {}
-    inputs = tuple(
-        a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in as_arguments(example_inputs)
+    inputs = tree_map(
+        lambda a: a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a, as_arguments(example_inputs)
     )
     original = copy.deepcopy(model).to(dtype).requires_grad_(False)
     randomize_statistics(original, seed)
@@ -138,6 +139,7 @@ def check(
         seconds=seconds,
         result_type=describe(compact),
         first_difference=found.first_difference,
+        mergeable_macs=groups.mergeable_macs(),
     )
 
 
