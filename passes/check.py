@@ -184,6 +184,7 @@ def check(
         seconds=seconds,
         result_type=describe(compact),
         first_difference=found.first_difference,
+        mergeable_macs=groups.mergeable_macs(),
     )
 
 

@@ -404,6 +404,7 @@ class Certificate:
     seconds: Mapping[str, float]
     result_type: str
     first_difference: str | None = None
+    mergeable_macs: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,7 +1,6 @@
-"""Model specs: ``torchvision:NAME``, ``timm:NAME``, ``path/to/file.py:factory`` or ``package.module:factory``, and weights for them.
+"""Model specs: ``torchvision:NAME``, ``timm:NAME``, ``path/to/file.py:factory`` or ``package.module:factory``, and their inputs.
 
-A factory of a file is the one place where a user's code runs; weights are data and never run any: safetensors, or checkpoints that
-``torch.load(..., weights_only=True)`` accepts.
+A factory of a file is the one place where a user's code runs.
 """
 
 from __future__ import annotations
@@ -11,31 +10,47 @@ import importlib.util
 import inspect
 import re
 import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pdc_fx.errors import InputError
+from pdc_fx.weights import Normalization, load_weights
 
-Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+Shape = tuple[int, ...]
 
-TORCHVISION_INPUTS: tuple[tuple[str, tuple[int, ...] | None], ...] = (
-    (r"(quantized_)?inception_v3", (1, 3, 299, 299)),
-    (r"(mc3|r3d|r2plus1d)_18", (1, 3, 16, 112, 112)),
-    (r"s3d|mvit_.*|swin3d_.*", (1, 3, 16, 224, 224)),
-    (r"raft_.*", None),  # two images
-    (r".*", (1, 3, 224, 224)),
+
+@dataclass(frozen=True)
+class CallShapes:
+    """What a model is called with.
+
+    Attributes:
+        shapes: one per tensor, batch dimension first.
+        listed: the tensors are images of their own, without a batch dimension, and go in as one list.
+    """
+
+    shapes: tuple[Shape, ...]
+    listed: bool = False
+
+
+TORCHVISION_INPUTS: tuple[tuple[str, CallShapes], ...] = (
+    (r"(quantized_)?inception_v3", CallShapes(((1, 3, 299, 299),))),
+    (r"(mc3|r3d|r2plus1d)_18", CallShapes(((1, 3, 16, 112, 112),))),
+    (r"s3d|mvit_.*|swin3d_.*", CallShapes(((1, 3, 16, 224, 224),))),
+    # the smallest whose correlation pyramid of four levels, on an eighth of the image, has two pixels at the top
+    (r"raft_.*", CallShapes(((1, 3, 128, 128),) * 2)),
+    # resized by the model to fixed sizes, whatever comes in
+    (r"ssd.*|.*rcnn_mobilenet_v3_large_320_fpn", CallShapes(((3, 320, 320),), listed=True)),
+    # resized by the model until the longer side has 1333 pixels, the shorter at most 800: a narrow image costs a sixth of a square one
+    (r".*rcnn_.*|retinanet_.*|fcos_.*", CallShapes(((3, 64, 640),), listed=True)),
+    (r".*", CallShapes(((1, 3, 224, 224),))),
 )
-"""Pattern of a torchvision name -> shape of one example input, None where one tensor is not enough. The first match counts."""
-
-WRAPPERS = ("module.", "_orig_mod.")
-"""What ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` put before every key."""
+"""Pattern of a torchvision name -> what the model is called with. The first match counts."""
 
 FORMS = "torchvision:NAME, timm:NAME, path/to/file.py:factory or package.module:factory"
 
@@ -57,10 +72,10 @@ class LoadedModel:
     spec: str
     num_classes: int | None = None
     normalization: Normalization | None = None
-    input_shape: tuple[int, ...] | None = None
+    input_shape: Shape | None = None
 
 
-def parse_shape(text: str) -> tuple[int, ...]:
+def parse_shape(text: str) -> Shape:
     """Read an input shape: batch, channels, then the sizes of the image (or of the video, frames first).
 
     Raises:
@@ -76,33 +91,75 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("x"))
 
 
-def default_input(loaded: LoadedModel) -> tuple[int, ...]:
-    """The shape of one example input, batch dimension first.
+def default_input(loaded: LoadedModel) -> Shape:
+    """The shape of one example input, batch dimension first, of a model that takes one tensor.
+
+    Raises:
+        InputError: nothing says what it is, or the model takes something else.
+
+    >>> default_input(LoadedModel(nn.Identity(), "torchvision:inception_v3"))
+    (1, 3, 299, 299)
+    """
+    known = call_shapes(loaded)
+    if known.listed or len(known.shapes) > 1:
+        takes = "a list of images" if known.listed else f"{len(known.shapes)} tensors"
+        raise InputError(
+            f"the model takes {takes}, and here one tensor is needed",
+            where=loaded.spec,
+            hint="pass --input, e.g. 1x3x224x224, if it takes one too",
+        )
+    return known.shapes[0]
+
+
+def call_shapes(loaded: LoadedModel) -> CallShapes:
+    """What a model is called with.
 
     What the factory or the model says counts most, then :data:`TORCHVISION_INPUTS`, or the configuration of a timm model.
 
     Raises:
         InputError: nothing says what it is.
-
-    >>> default_input(LoadedModel(nn.Identity(), "torchvision:inception_v3"))
-    (1, 3, 299, 299)
     """
     if loaded.input_shape is not None:
-        return loaded.input_shape
+        return CallShapes((loaded.input_shape,))
     kind, _, name = loaded.spec.partition(":")
-    shape = None
     if kind == "torchvision":
-        shape = next(known for pattern, known in TORCHVISION_INPUTS if re.fullmatch(pattern, name))
-    elif kind == "timm":
+        return _torchvision_shapes(name)
+    if kind == "timm":
         configuration = getattr(loaded.model, "pretrained_cfg", None) or {}
         shape = _as_shape((1, *configuration["input_size"])) if "input_size" in configuration else None
-    if shape is not None:
-        return shape
+        if shape is not None:
+            return CallShapes((shape,))
     raise InputError(
         "the model does not say what its input is",
         where=loaded.spec,
         hint="pass --input, e.g. 1x3x224x224, or give the factory an attribute input_shape",
     )
+
+
+def _torchvision_shapes(name: str) -> CallShapes:
+    return next(known for pattern, known in TORCHVISION_INPUTS if re.fullmatch(pattern, name))
+
+
+def example_inputs(loaded: LoadedModel, shapes: Sequence[Shape] = ()) -> tuple[Any, ...]:
+    """Call arguments of zeros: one tensor, two images, or a list of images, as the model wants it.
+
+    Args:
+        shapes: one per tensor, instead of what :func:`call_shapes` knows. For a model that takes a list of images they are
+            images (``3x480x640``) or batches of them (``2x3x480x640``).
+
+    Raises:
+        InputError: nothing says what the input is, and no shapes are given.
+
+    >>> images, = example_inputs(LoadedModel(nn.Identity(), "torchvision:ssd300_vgg16"))
+    >>> [tuple(image.shape) for image in images]
+    [(3, 320, 320)]
+    """
+    kind, _, name = loaded.spec.partition(":")
+    listed = kind == "torchvision" and _torchvision_shapes(name).listed
+    tensors = [torch.zeros(shape) for shape in (shapes or call_shapes(loaded).shapes)]
+    if not listed:
+        return tuple(tensors)
+    return ([image for tensor in tensors for image in (tensor if tensor.dim() == 4 else tensor[None])],)
 
 
 def build_model(spec: str, *, weights: Path | None = None, num_classes: int | None = None) -> LoadedModel:
@@ -112,7 +169,7 @@ def build_model(spec: str, *, weights: Path | None = None, num_classes: int | No
         spec: ``torchvision:NAME``, ``timm:NAME``, ``path/to/file.py:factory`` or ``package.module:factory``.
         weights: a ``.safetensors`` file, or a checkpoint that ``torch.load(..., weights_only=True)`` accepts: a state dict, alone
             or under ``state_dict`` or ``model``. Its keys are those of the model, all of them perhaps behind a prefix of
-            :data:`WRAPPERS`.
+            :data:`pdc_fx.weights.WRAPPERS`.
         num_classes: passed to the factory as ``num_classes=``.
 
     Returns:
@@ -127,12 +184,12 @@ def build_model(spec: str, *, weights: Path | None = None, num_classes: int | No
     """
     make = factory(spec, num_classes)
     model = make().float()
-    normalization = _load_weights(model, weights) if weights is not None else None
+    normalization = load_weights(model, weights) if weights is not None else None
     shape = _as_shape(getattr(make, "input_shape", None)) or _as_shape(getattr(model, "input_shape", None))
     return LoadedModel(model.eval(), spec, num_classes, normalization, shape)
 
 
-def _as_shape(value: object) -> tuple[int, ...] | None:
+def _as_shape(value: object) -> Shape | None:
     """``value`` as a shape with a batch dimension; None if it is something else that happens to have the name."""
     if not isinstance(value, (tuple, list)) or len(value) < 2:
         return None
@@ -163,6 +220,28 @@ def factory(spec: str, num_classes: int | None = None) -> Callable[[], nn.Module
     if hasattr(target, "input_shape"):
         make.input_shape = target.input_shape  # type: ignore[attr-defined]
     return make
+
+
+def collection(family: str) -> list[str]:
+    """Names of all models of a family: ``torchvision`` (without the quantized ones, whose weights are no tensors) or ``timm``.
+
+    Raises:
+        InputError: there is no such family, or it is not installed.
+
+    >>> len(collection("torchvision")) > 100
+    True
+    """
+    if family == "torchvision":
+        from torchvision.models import list_models
+
+        return [name for name in list_models() if not name.startswith("quantized_")]
+    if family == "timm":
+        try:
+            import timm
+        except ImportError as error:
+            raise InputError("timm is not installed", hint="pip install timm") from error
+        return list(timm.list_models())
+    raise InputError(f"{family!r} is no collection of models", hint="write torchvision or timm")
 
 
 def _guarded(spec: str, create: Callable[[], object]) -> Callable[[], nn.Module]:
@@ -279,150 +358,3 @@ def _class_arguments(target: Callable[..., Any], num_classes: int | None, spec: 
     if "num_classes" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         raise InputError("the factory takes no num_classes", where=spec, hint="leave --num-classes out")
     return {"num_classes": num_classes}
-
-
-def _load_weights(model: nn.Module, path: Path) -> Normalization | None:
-    """Load a file into ``model``, which is left as it is if the file does not fit; give what its metadata says about inputs."""
-    if not path.is_file():
-        raise InputError("there is no such weights file", where=str(path))
-    state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_checkpoint(path), {})
-    own = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-    state = _without_wrapper(state, own)
-    _require_fit(own, state, path)
-    _require_numbers(state, path)
-    model.load_state_dict(state, strict=False)  # what may be missing was decided above
-    return parse_normalization(metadata["normalisation"], path) if "normalisation" in metadata else None
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"the weights file cannot be read: {error}",
-            where=str(path),
-            hint="it is cut short, damaged or no safetensors",
-        ) from error
-
-
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict of a checkpoint: plain, or under ``state_dict`` or ``model``.
-
-    A damaged file makes torch's unpickler raise all kinds of errors (``TypeError``, ``IndexError``, ...), so all are caught.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an error says the same
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(
-            f"the checkpoint cannot be read as plain weights: {_reason(error)}",
-            where=str(path),
-            hint="it is damaged, or a pickle that holds code, which is never run; save model.state_dict(), best as safetensors",
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(data, dict) and isinstance(data.get(key), dict):
-            data = data[key]
-    if not isinstance(data, dict) or not data or not all(isinstance(v, Tensor) for v in data.values()):
-        raise InputError("the checkpoint holds no state dict", where=str(path), hint="save model.state_dict()")
-    return {str(key): value for key, value in data.items()}
-
-
-def _reason(error: Exception) -> str:
-    """What the unpickler met, or the first sentence: further on, torch advises to run the code in the file."""
-    met = re.search(r"WeightsUnpickler error: (.+)", str(error))
-    return met[1] if met else str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
-
-
-def _without_wrapper(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keys without a wrapper's prefix that all of them have, unless the model has it too."""
-    for prefix in WRAPPERS:
-        if all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-
-def _missing(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """Keys the file must hold: not the counters of batch norms, nor a second name of a tensor that it does hold."""
-    held = {own[key].data_ptr() for key in own if key in state}
-    return [
-        key
-        for key, value in own.items()
-        if key not in state and not key.endswith("num_batches_tracked") and value.data_ptr() not in held - {0}
-    ]
-
-
-def _require_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
-    both = [key for key in own if key in state]
-    shapes = [key for key in both if own[key].shape != state[key].shape]
-    kinds = [key for key in both if own[key].is_floating_point() != state[key].is_floating_point()]
-    missing, unexpected = _missing(own, state), [key for key in state if key not in own]
-    lists = (
-        [f"{k}: {_x(state[k])} in the file, {_x(own[k])} in the model" for k in shapes],
-        [f"{k}: {state[k].dtype} in the file, {own[k].dtype} in the model" for k in kinds],
-        [f"{k} ({_x(own[k])}) is missing in the file" for k in missing],
-        [f"{k} ({_x(state[k])}) is not in the model" for k in unexpected],
-    )
-    problems = [problem for kind in lists for problem in kind[:3]]
-    if not problems:
-        return
-    more = sum(map(len, lists)) - len(problems)
-    hint = "the file belongs to another model"
-    if shapes and not (kinds or missing or unexpected):
-        hint = _class_hint([(state[k].shape, own[k].shape) for k in shapes]) or hint
-    raise InputError(
-        "the weights do not fit: " + "; ".join(problems) + (f"; and {more} more" if more else ""),
-        where=str(path),
-        hint=hint,
-    )
-
-
-def _require_numbers(state: Mapping[str, Tensor], path: Path) -> None:
-    broken = [key for key, value in state.items() if value.isnan().any()]
-    if broken:
-        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-        raise InputError(
-            f"weights are NaN: {', '.join(broken[:3])}{more}",
-            where=str(path),
-            hint="the training that wrote the file diverged; take an earlier checkpoint",
-        )
-
-
-def _class_hint(shapes: Sequence[tuple[Sequence[int], Sequence[int]]]) -> str:
-    """What to say if all that differs, in the file and in the model, is one and the same number of outputs."""
-    if any(not there or not here or there[1:] != here[1:] for there, here in shapes):
-        return ""
-    counts = {(there[0], here[0]) for there, here in shapes}
-    return f"pass --num-classes {counts.pop()[0]}" if len(counts) == 1 else ""
-
-
-def _x(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "one number"
-
-
-def parse_normalization(text: str, path: Path) -> Normalization:
-    """Read ``mean 0.5 0.5 0.5 std 0.2 0.2 0.2``, as the metadata of a weights file says it.
-
-    Raises:
-        InputError: it has another form.
-
-    >>> parse_normalization("mean 0.5 std 0.25", Path("weights.safetensors"))
-    ((0.5,), (0.25,))
-    """
-    match = re.fullmatch(r"mean((?:\s+[\d.eE+-]+)+)\s+std((?:\s+[\d.eE+-]+)+)", text.strip())
-    try:
-        if match is None:
-            raise ValueError("another form")
-        mean, std = (tuple(float(v) for v in part.split()) for part in match.groups())
-        if len(mean) != len(std) or min(std) <= 0:
-            raise ValueError("as many means as stds, and those positive")
-    except ValueError as error:
-        raise InputError(
-            f"the metadata's normalisation {text!r} is not understood ({error})",
-            where=str(path),
-            hint="write 'mean M ... std S ...', one number per channel",
-        ) from error
-    return mean, std

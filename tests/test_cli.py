@@ -19,6 +19,7 @@ from pdc_fx.cli import app
 from pdc_fx.errors import ArtifactError
 
 FACTORY = """
+import torch
 from torch import nn
 
 def net(num_classes=10):
@@ -38,6 +39,24 @@ def not_a_module():
 
 def alone():
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten())
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(1, 8, 3), nn.Conv2d(2, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x, y):
+        return self.head(self.one(x) + self.two(y))
+
+class OwnGrid(nn.Module):
+    # makes float32 tensors of its own
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        return self.head(self.first(x)) @ torch.ones(6, 6, dtype=torch.float32)
 """
 
 
@@ -168,7 +187,31 @@ def test_inspect_and_check(spec: str) -> None:
     assert certificate["seconds"].keys() == {"trace", "analyze", "tie", "rewrite", "compare"}
 
 
+def test_a_model_of_two_inputs(folder: Path) -> None:
+    shapes = ("--input", "1x1x8x8", "--input", "1x2x8x8")
+    certificate = json.loads(run("check", f"{folder / 'net.py'}:Pair", *shapes, "--json").stdout)
+    assert (certificate["passed"], certificate["mergeable_channels"]) == (True, 8)
+    assert certificate["mergeable_macs"] == certificate["macs_before"]
+    assert run("inspect", f"{folder / 'net.py'}:Pair", *shapes).exit_code == 0
+
+
+def test_auto_takes_float32_where_float64_does_not_run(folder: Path, spec: str) -> None:
+    grid = f"{folder / 'net.py'}:OwnGrid"
+    assert run("check", grid, "--input", "1x1x8x8").exit_code == 2
+    found = [
+        json.loads(run("check", model, "--dtype", "auto", "--json", *shape).stdout)
+        for model, shape in ((grid, ("--input", "1x1x8x8")), (spec, ()))
+    ]
+    assert [(f["passed"], f["dtype"]) for f in found] == [(True, "float32"), (True, "float64")]
+
+
 BAD = [
+    (
+        ["export", "{f}/net.py:Pair", "--input", "1x1x8x8", "--input", "1x2x8x8", "-o", "{f}/p.onnx"],
+        2,
+        "one tensor only",
+    ),
+    (["export", "torchvision:ssdlite320_mobilenet_v3_large", "-o", "{f}/p.onnx"], 2, "takes a list of images"),
     (["check", "{f}/gone.py:net"], 2, "no such file"),
     (["check", "{f}/net.py:missing"], 2, "missing"),
     (["check", "{f}/net.py:broken"], 2, "no such luck"),

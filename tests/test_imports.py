@@ -16,14 +16,14 @@ FOLDERS = {"pdc_fx": "pdc_fx", "pdc_fx.passes": "passes", "pdc_fx.export": "expo
 # nothing of each other. A new module gets its place here.
 LAYERS: list[set[str]] = [
     {"pdc_fx.errors"},
-    {"pdc_fx.ir"},
+    {"pdc_fx.ir", "pdc_fx.weights"},
     {"pdc_fx.trace", "pdc_fx.data", "pdc_fx.models"},
     {"pdc_fx.rules", "pdc_fx.symbolic"},
     {"pdc_fx.passes"},
     {"pdc_fx.distill", "pdc_fx.export"},
     {"pdc_fx.artifacts"},
     {"pdc_fx.pipeline"},
-    {"pdc_fx.demo"},
+    {"pdc_fx.demo", "pdc_fx.coverage"},
     {"pdc_fx.cli"},
     {"pdc_fx.__main__"},
 ]

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from pdc_fx.errors import InputError
 from pdc_fx.models import (
     LoadedModel,
-    _read_checkpoint,
     build_model,
     default_input,
+    example_inputs,
     factory,
-    parse_normalization,
     parse_shape,
 )
+from pdc_fx.weights import _read_checkpoint, parse_normalization
 
 FILE = """
 import torch
@@ -273,9 +273,40 @@ def test_a_model_is_made_without_a_warning(name: str) -> None:
         assert isinstance(factory(f"torchvision:{name}")(), nn.Module)
 
 
-def test_two_images_are_no_default_input() -> None:
-    with pytest.raises(InputError, match="pass --input"):
-        default_input(LoadedModel(nn.Identity(), "torchvision:raft_small"))
+@pytest.mark.parametrize("name", ["raft_small", "ssd300_vgg16", "maskrcnn_resnet50_fpn"])
+def test_several_images_are_no_default_input(name: str) -> None:
+    with pytest.raises(InputError, match=r"one tensor is needed.*pass --input"):
+        default_input(LoadedModel(nn.Identity(), f"torchvision:{name}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "expected"),
+    [
+        ("resnet18", [], [(1, 3, 224, 224)]),
+        ("resnet18", [(2, 3, 64, 64)], [(2, 3, 64, 64)]),
+        ("fcn_resnet50", [], [(1, 3, 224, 224)]),
+        ("raft_large", [], [(1, 3, 128, 128)] * 2),
+        ("raft_large", [(1, 3, 136, 128)] * 2, [(1, 3, 136, 128)] * 2),
+        ("ssdlite320_mobilenet_v3_large", [], [[(3, 320, 320)]]),
+        ("fasterrcnn_mobilenet_v3_large_320_fpn", [], [[(3, 320, 320)]]),
+        ("fasterrcnn_mobilenet_v3_large_fpn", [], [[(3, 64, 640)]]),
+        ("fcos_resnet50_fpn", [(3, 64, 64), (3, 32, 96)], [[(3, 64, 64), (3, 32, 96)]]),
+        ("fcos_resnet50_fpn", [(2, 3, 64, 64)], [[(3, 64, 64)] * 2]),
+    ],
+)
+def test_example_inputs_of_torchvision(name: str, shapes: list[tuple[int, ...]], expected: list[object]) -> None:
+    def shape(value: Any) -> object:
+        return [shape(item) for item in value] if isinstance(value, list) else tuple(value.shape)
+
+    arguments = example_inputs(LoadedModel(nn.Identity(), f"torchvision:{name}"), shapes)
+    assert [shape(argument) for argument in arguments] == expected
+
+
+@pytest.mark.parametrize("name", ["raft_small", "ssdlite320_mobilenet_v3_large"])
+def test_a_model_of_several_images_runs_on_its_example_inputs(name: str) -> None:
+    loaded = build_model(f"torchvision:{name}")
+    with torch.inference_mode():
+        assert len(loaded.model(*example_inputs(loaded))) > 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- weights

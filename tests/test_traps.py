@@ -139,6 +139,7 @@ TRAPS: dict[str, Build] = {
     ),
 }
 
+
 @pytest.mark.parametrize("name", TRAPS)
 def test_merges_exactly_or_is_refused_up_front(name: str) -> None:
     torch.manual_seed(0)

@@ -5,12 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
 
+from pdc_fx.cli.check import check
+from pdc_fx.cli.options import (
+    Classes,
+    DataOption,
+    Download,
+    Frozen,
+    Json,
+    Model,
+    Overwrite,
+    Seed,
+    Shapes,
+    Weights,
+    open_image_model,
+    open_model,
+    reported,
+)
 from pdc_fx.errors import InputError, PdcError, VerificationError
 
 app = typer.Typer(
@@ -22,68 +37,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done and verified; 1 a verification failed; 2 bad input or usage; 3 nothing in the model can be merged.",
 )
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="torchvision:NAME, timm:NAME or path/to/file.py:factory (the factory's code is run)."
-    ),
-]
-Weights = Annotated[
-    Path | None,
-    typer.Option("--weights", help="A safetensors file, or a checkpoint that loads with weights_only=True."),
-]
-Classes = Annotated[
-    int | None, typer.Option("--num-classes", min=1, help="Number of classes the factory is asked for.")
-]
-Shape = Annotated[
-    str | None,
-    typer.Option("--input", metavar="1x3x224x224", help="Shape of the input (batch x channels x height x width)."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
-Frozen = Annotated[
-    list[str] | None,
-    typer.Option("--freeze", help="Name or pattern of modules whose channels stay, e.g. 'layer4.*'. May be repeated."),
-]
-Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
-DataOption = Annotated[
-    str | None,
-    typer.Option("--data", help="digits, parquet:DIR, folder:DIR, cifar10:DIR, cifar100:DIR or fashionmnist:DIR."),
-]
-Download = Annotated[bool, typer.Option("--download", help="Allow torchvision to fetch the data set into DIR.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output's place.")]
-
-Function = TypeVar("Function", bound=Callable[..., None])
-
-
-def reported(command: Function) -> Function:
-    """Turn a :class:`PdcError` into one message on standard error and its exit code."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except PdcError as error:
-            from pdc_fx.cli.render import print_error
-
-            print_error(str(error))
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt:
-            sys.stderr.write("interrupted; 'compress --resume' continues a run after its last complete epoch\n")
-            raise typer.Exit(130) from None
-
-    return run  # type: ignore[return-value]
-
-
-def _open_model(spec: str, weights: Path | None, classes: int | None, shape: str | None) -> tuple[Any, Any]:
-    """The model and example inputs of zeros."""
-    import torch
-
-    from pdc_fx.models import build_model, default_input, parse_shape
-
-    size = parse_shape(shape) if shape else None
-    loaded = build_model(spec, weights=weights, num_classes=classes)
-    return loaded, torch.zeros(size or default_input(loaded))
-
 
 @app.command()
 @reported
@@ -91,7 +44,7 @@ def inspect(
     model: Model,
     weights: Weights = None,
     num_classes: Classes = None,
-    input: Shape = None,
+    input: Shapes = None,
     freeze: Frozen = None,
     everything: Annotated[bool, typer.Option("--all", help="Show every group.")] = False,
     json: Json = False,
@@ -100,7 +53,7 @@ def inspect(
     from pdc_fx.cli.render import print_groups, print_json
     from pdc_fx.pipeline import analyze
 
-    loaded, example = _open_model(model, weights, num_classes, input)
+    loaded, example = open_model(model, weights, num_classes, input)
     groups = analyze(loaded.model, example, frozen=freeze or ())
     if json:
         print_json({"model": model, "macs": groups.macs(), "params": groups.params(), **groups.to_dict()})
@@ -108,39 +61,7 @@ def inspect(
         print_groups(model, groups, everything=everything)
 
 
-@app.command()
-@reported
-def check(
-    model: Model,
-    weights: Weights = None,
-    num_classes: Classes = None,
-    input: Shape = None,
-    freeze: Frozen = None,
-    seed: Seed = 0,
-    dtype: Annotated[
-        Literal["float64", "float32"], typer.Option(help="float32 for models too large for float64.")
-    ] = "float64",
-    json: Json = False,
-) -> None:
-    """Can this model be merged exactly? Ties and merges a random half of its channels and measures what that changes.
-
-    Needs no data and no training; the model is not changed.
-    """
-    import torch
-
-    from pdc_fx.cli.render import print_certificate, print_json
-    from pdc_fx.passes.check import check as run_check
-
-    loaded, example = _open_model(model, weights, num_classes, input)
-    certificate = run_check(
-        loaded.model, example, seed=seed, dtype=getattr(torch, dtype), name=model, frozen=tuple(freeze or ())
-    )
-    if json:
-        print_json(certificate.to_dict())
-    else:
-        print_certificate(certificate)
-    if not certificate.passed:
-        raise typer.Exit(1)
+app.command()(check)
 
 
 @app.command()
@@ -154,7 +75,7 @@ def compress(
     output: Annotated[Path, typer.Option("-o", "--output", help="Output directory; it must not exist yet.")],
     weights: Weights = None,
     num_classes: Classes = None,
-    input: Shape = None,
+    input: Shapes = None,
     freeze: Frozen = None,
     flops_reduction: Annotated[float | None, typer.Option(help="Share of the MACs to remove, 0 to 1.")] = None,
     params_reduction: Annotated[float | None, typer.Option(help="Share of the parameters to remove, instead.")] = None,
@@ -205,7 +126,7 @@ def compress(
         raise InputError("say how much to remove", hint="give one of --flops-reduction and --params-reduction")
     if teacher_weights is not None and teacher_model is None:
         teacher_model = model
-    loaded, example = _open_model(model, weights, num_classes, input)
+    loaded, example = open_image_model(model, weights, num_classes, input)
     teacher = (
         build_model(teacher_model, weights=teacher_weights, num_classes=num_classes).model if teacher_model else None
     )
@@ -296,7 +217,7 @@ def export(
     output: Annotated[Path, typer.Option("-o", "--output", help="The ONNX file to write.")],
     weights: Weights = None,
     num_classes: Classes = None,
-    input: Shape = None,
+    input: Shapes = None,
     opset: Annotated[int | None, typer.Option(help="Version of ONNX's operator set.")] = None,
     static: Annotated[bool, typer.Option("--static", help="Fix the batch size.")] = False,
     overwrite: Overwrite = False,
@@ -312,7 +233,7 @@ def export(
     if Path(source).is_dir():
         module, example = _open_directory(Path(source), None)
     else:
-        loaded, tensor = _open_model(source, weights, num_classes, input)
+        loaded, tensor = open_image_model(source, weights, num_classes, input)
         module, example = loaded.model, (tensor,)
     info = export_onnx(module, example, output, opset=opset or DEFAULT_OPSET, dynamic_batch=not static)
     found = verify_onnx(module, output, example, batch_sizes=(example[0].shape[0],) if static else (1, 3))

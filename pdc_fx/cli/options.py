@@ -1,0 +1,91 @@
+"""What several commands share: their options, errors as one message, and opening a MODEL."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from pdc_fx.errors import InputError, PdcError
+
+_MODEL = typer.Argument(
+    metavar="MODEL", help="torchvision:NAME, timm:NAME or path/to/file.py:factory (the factory's code is run)."
+)
+Model = Annotated[str, _MODEL]
+OptionalModel = Annotated[str | None, _MODEL]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", help="A safetensors file, or a checkpoint that loads with weights_only=True."),
+]
+Classes = Annotated[
+    int | None, typer.Option("--num-classes", min=1, help="Number of classes the factory is asked for.")
+]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="1x3x224x224",
+        help="Shape of the input (batch x channels x height x width). Repeat it for a model of several inputs.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
+Frozen = Annotated[
+    list[str] | None,
+    typer.Option("--freeze", help="Name or pattern of modules whose channels stay, e.g. 'layer4.*'. May be repeated."),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", help="digits, parquet:DIR, folder:DIR, cifar10:DIR, cifar100:DIR or fashionmnist:DIR."),
+]
+Download = Annotated[bool, typer.Option("--download", help="Allow torchvision to fetch the data set into DIR.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output's place.")]
+
+Function = TypeVar("Function", bound=Callable[..., None])
+
+
+def reported(command: Function) -> Function:
+    """Turn a :class:`PdcError` into one message on standard error and its exit code."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except PdcError as error:
+            from pdc_fx.cli.render import print_error
+
+            print_error(str(error))
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            sys.stderr.write(
+                "interrupted; 'compress --resume' goes on after the last epoch, 'check --all' after the last model\n"
+            )
+            raise typer.Exit(130) from None
+
+    return run  # type: ignore[return-value]
+
+
+def open_model(spec: str, weights: Path | None, classes: int | None, shapes: list[str] | None) -> tuple[Any, Any]:
+    """The model, and call arguments of zeros: several tensors or a list of images where it wants them."""
+    from pdc_fx.models import build_model, example_inputs, parse_shape
+
+    sizes = [parse_shape(shape) for shape in shapes or ()]
+    loaded = build_model(spec, weights=weights, num_classes=classes)
+    return loaded, example_inputs(loaded, sizes)
+
+
+def open_image_model(spec: str, weights: Path | None, classes: int | None, shapes: list[str] | None) -> tuple[Any, Any]:
+    """The model, and one tensor of zeros, for what works on models of one tensor only."""
+    import torch
+
+    from pdc_fx.models import build_model, default_input, parse_shape
+
+    if len(shapes or ()) > 1:
+        raise InputError("this works for models of one tensor only", hint="pass --input once")
+    size = parse_shape(shapes[0]) if shapes else None
+    loaded = build_model(spec, weights=weights, num_classes=classes)
+    return loaded, torch.zeros(size or default_input(loaded))
