@@ -191,6 +191,11 @@ class Flow:
         if len(labels):
             self.frozen.append((labels, reason, module))
 
+    def is_frozen(self, labels: Tensor) -> bool:
+        """Whether all these labels are known to stay by now."""
+        labels = labels[labels != FIXED]
+        return not len(labels) or bool(torch.isin(labels, torch.cat([f[0] for f in self.frozen] or [labels[:0]])).all())
+
     def attach(self, weight: Weight, dim: int, role: Role, label: Tensor, path: Tensor, module: str) -> None:
         """State that axis ``dim`` of ``weight`` holds ``label`` (one-dimensional)."""
         dim = weight.axis(dim)

@@ -44,6 +44,8 @@ def contract(site: Site, operands: Sequence[Operand], out: Letters) -> Channels:
     total = prod(sizes.values())
     order = list(sizes)
     product = _product(site, [_spread_out(x, letters, sizes) for x, letters in activations], tuple(sizes.values()))
+    if weights and site.flow.is_frozen(product.label):
+        product = Channels.fixed(product.shape)  # channels that stay anyway must not keep the weight from making some
     contracted = {order[d] for d in product.varying if order[d] not in out}
     if not weights:
         if contracted:
