@@ -27,11 +27,11 @@ from pdc_fx.passes.base import Pass
 from pdc_fx.passes.dependency import Solution, Stuck, flow_of, places_of, solve, spread
 from pdc_fx.passes.gathers import Gather, gathers
 from pdc_fx.passes.literals import Program, edited
-from pdc_fx.passes.prediction import Mismatch, Prediction
+from pdc_fx.passes.prediction import Mismatch, Prediction, takes_numbers
 from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tie import Tying
 from pdc_fx.rules import Channels, Flow
-from pdc_fx.rules.base import FIXED, edit_for, rule_for
+from pdc_fx.rules.base import FIXED, literal_of, moves, rule_for
 from pdc_fx.rules.resize import follows
 from pdc_fx.symbolic import symbolic_trace
 from pdc_fx.trace import Inputs, Recording, function_name, record, record_graph_module
@@ -63,8 +63,9 @@ class AnalyzeDependencies(Pass[nn.Module, Analysis]):
         if not solution.groups.groups and not _spread(solution):
             return Analysis(solution)
         plan = random_widths(solution.groups, 0)
-        fits = (
-            not follows_sizes(value, Prediction(solution, plan))
+        prediction = Prediction(solution, plan)
+        fits = not _ordered(prediction) and (
+            not follows_sizes(value, prediction)
             or trial(compacted(value, plan), solution, plan, self.example_inputs) is None
         )
         if fits and not _spread(solution):
@@ -110,7 +111,8 @@ class AnalyzeDependencies(Pass[nn.Module, Analysis]):
             return Analysis(solve(flow, self.frozen, stuck=stuck))
 
         def attempt(analysis: Analysis, plan: ClusterPlan) -> Mismatch | None:
-            return trial(compacted(tied, plan), analysis.solution, plan, self.example_inputs)
+            ordered = _ordered(Prediction(analysis.solution, plan))
+            return ordered or trial(compacted(tied, plan), analysis.solution, plan, self.example_inputs)
 
         _, stuck = _until_it_fits(analyzed, attempt)
         return solve(solution.flow, self.frozen, stuck=stuck)
@@ -173,10 +175,30 @@ def follows_sizes(model: nn.Module, prediction: Prediction) -> bool:
             if read:
                 return True
     return any(
-        edit_for(node.target)
+        (literal_of(node) or takes_numbers(node))
         and prediction.shrinks([value, *_sources(node, solution)])
-        and _unfit(node, prediction, model)
+        and (takes_numbers(node) or _unfit(node, prediction, model))
         for node, value in solution.flow.values.items()
+    )
+
+
+def _ordered(prediction: Prediction) -> Mismatch | None:
+    """The first call that names channels by their position, some of which go."""
+    solution = prediction.solution
+    for node, value in solution.flow.values.items():
+        written = literal_of(node)
+        if written and written.ordered and prediction.shrinks([value, *_sources(node, solution)]):
+            source = solution.flow.values[node.all_input_nodes[0]]
+            if not _lie_alike(value, source):
+                return Mismatch(node, "names channels by their position")
+    return None
+
+
+def _lie_alike(value: object, source: object) -> bool:
+    """Whether the channels of a result, or of all of several, lie as they do in what it was made from."""
+    parts = value if isinstance(value, list) else [value]
+    return isinstance(source, Channels) and all(
+        isinstance(p, Channels) and torch.equal(p.label, source.label) for p in parts
     )
 
 
@@ -191,13 +213,13 @@ def _unfit(node: fx.Node, prediction: Prediction, model: nn.Module) -> bool:
     argument = values.get(source) if isinstance(source, fx.Node) else None
     if not isinstance(argument, Channels):
         return True
-    given, parts = prediction.block(argument), value if isinstance(value, list) else [value]
+    given, inside = prediction.block(argument), model.get_submodule(node.meta["module"])
+    if follows(inside) and not moves(node.target):
+        return False
     if given is None:
         return True
-    if all(isinstance(p, Channels) and torch.equal(p.label, argument.label) for p in parts):
-        # the channels lie as they did; still, a normalisation writes out how many there are
-        inside = model.get_submodule(node.meta["module"])
-        return not follows(inside) and _run(node, torch.empty(given[0], device="meta")) is None
+    if _lie_alike(value, argument):  # still, a normalisation writes out how many there are
+        return _run(node, torch.empty(given[0], device="meta")) is None
     expected = prediction.block(value) if isinstance(value, Channels) else None
     if expected is None or any(isinstance(a, fx.Node) for a in tree_leaves(node.args[1:])):
         return True

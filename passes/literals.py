@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from pdc_fx.errors import TraceError
 from pdc_fx.passes.dependency import flow_of
 from pdc_fx.passes.gathers import Gather, moved_by
 from pdc_fx.passes.prediction import Mismatch, Prediction
-from pdc_fx.rules import Channels
-from pdc_fx.rules.base import Edit, as_gather, edit_for
+from pdc_fx.rules import Channels, Weight
+from pdc_fx.rules.base import Edit, literal_of
 from pdc_fx.trace import Inputs, as_arguments, evaluating, record_graph_module
 
 
@@ -56,9 +57,11 @@ def edited(
     for node, call in program.calls.items():
         if node.op not in ("call_function", "call_method") or node not in copies:
             continue
-        gather = chains.get(call)
-        if gather is None and edit_for(call.target) is as_gather and prediction.shrinks(_argument(call, prediction)):
+        gather, written = chains.get(call), literal_of(call)
+        if gather is None and written and written.edit is None and prediction.shrinks(_argument(call, prediction)):
             gather = moved_by([call])
+            if gather is None:
+                return Mismatch(call, "cannot be written as a gather")
         if gather is not None:
             name = f"gather_{len(indices)}"
             indices[name] = _remaining(gather, prediction)
@@ -83,15 +86,20 @@ def _argument(call: fx.Node, prediction: Prediction) -> object:
 
 
 def _edit(node: fx.Node, call: fx.Node, prediction: Prediction) -> None:
-    edit, argument = edit_for(call.target), _argument(call, prediction)
+    written, argument = literal_of(call), _argument(call, prediction)
     value = prediction.solution.flow.values[call]
-    if edit is None or not isinstance(argument, Channels) or not prediction.shrinks([value, argument]):
+    computed = any(isinstance(leaf, fx.Node) for leaf in tree_leaves(node.args[1:]))
+    if written is None or written.edit is None or not (computed or prediction.shrinks([value, argument])):
+        return
+    if isinstance(argument, Weight) and isinstance(value, Channels):  # a parameter that is viewed
+        argument = Channels.fixed(argument.shape)
+    if not isinstance(argument, Channels):
         return
     kept_in = prediction.masks(argument)
     kept_out = prediction.masks(value) if isinstance(value, Channels) else ()
     if kept_in is not None and kept_out is not None:  # else it is in the middle of a gather
         parts = tuple(v.shape for v in value if isinstance(v, Channels)) if isinstance(value, (list, tuple)) else ()
-        edit(Edit(node, argument.shape, parts, kept_in, kept_out))
+        written.edit(Edit(node, argument.shape, parts, kept_in, kept_out))
 
 
 def _remaining(gather: Gather, prediction: Prediction) -> Tensor:

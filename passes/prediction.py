@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.dependency import Solution
-from pdc_fx.rules import Channels, Flow, elementwise
+from pdc_fx.rules import Channels, Flow, creation, elementwise
 from pdc_fx.rules.base import FIXED, rule_for
 from pdc_fx.trace import function_name
 
@@ -133,11 +133,24 @@ class Prediction:
         return result
 
 
+def takes_numbers(call: fx.Node) -> bool:
+    """Whether an element-wise call, or one that fills a tensor, has a number among its arguments."""
+    return bool(_numbers(call))
+
+
+def _numbers(call: fx.Node) -> list[float]:
+    function = rule_for(call.target)
+    values = [*call.args, *call.kwargs.values()]
+    if function in (creation.one_value, creation.one_value_like):
+        values = [*call.args[1:2], call.kwargs.get("fill_value")] if "full" in function_name(call.target) else []
+    elif function not in (elementwise.nary, elementwise.unary):
+        return []
+    return [a for a in values if isinstance(a, (int, float)) and not isinstance(a, bool)]
+
+
 def _other_numbers(before: fx.Node, now: fx.Node) -> str | None:
-    """A number that an element-wise call takes must not be another one in the smaller network: ``x / x.shape[1]``."""
-    if rule_for(before.target) not in (elementwise.nary, elementwise.unary):
-        return None
-    was, is_now = ([a for a in (*n.args, *n.kwargs.values()) if isinstance(a, (int, float))] for n in (before, now))
+    """A number must not be another one in the smaller network, as in ``x / x.shape[1]``."""
+    was, is_now = _numbers(before), _numbers(now)
     return None if was == is_now else f"takes {is_now} instead of {was}, a number that follows the channels"
 
 

@@ -375,7 +375,7 @@ SAMPLES = (
     # places
     Sample("pixel_shuffle", between(lambda m, x: F.pixel_shuffle(m.a(x), 2), a=conv(8, 24), head=6), 14),
     Sample("pixel_unshuffle", between(lambda m, x: F.pixel_unshuffle(x, 2), head=32), 8),
-    Sample("channel_shuffle_function", between(lambda m, x: F.channel_shuffle(x, 2)), 4),
+    Sample("channel_shuffle_function", between(lambda m, x: F.channel_shuffle(x, 2)), 8),
     Sample("unfold_fold", between(lambda m, x: F.fold(F.unfold(x, 3, padding=1).relu(), (8, 8), 3, padding=1)), 8),
     Sample("unfold_matmul", between(unfolded, w=weight(6, 72), head=6), 14),
     Sample("windows", between(lambda m, x: x.unfold(2, 3, 1).mean(-1)), 8),

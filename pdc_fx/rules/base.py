@@ -393,9 +393,9 @@ class Edit:
     kept_out: tuple[Tensor | None, ...]
 
     @property
-    def changed(self) -> dict[int, int]:
-        """Axis of the result -> its size now, for the axes that shrink."""
-        return {d: int(mask.sum()) for d, mask in enumerate(self.kept_out) if mask is not None and not bool(mask.all())}
+    def sizes(self) -> dict[int, int]:
+        """Axis of the result -> its size now, for the axes that carry channels."""
+        return {d: int(mask.sum()) for d, mask in enumerate(self.kept_out) if mask is not None}
 
     def get(self, position: int, name: str, default: Any = None) -> Any:
         return self.node.args[position] if position < len(self.node.args) else self.node.kwargs.get(name, default)
@@ -408,29 +408,50 @@ class Edit:
 
 
 EditRule = Callable[[Edit], None]
-_EDITS: dict[Any, EditRule] = {}
 
 
-def literal(*targets: Any) -> Callable[[EditRule], EditRule]:
-    """Register how the written-out sizes of torch functions are edited."""
+@dataclass(frozen=True)
+class Literal:
+    """What a call may have written out.
+
+    Attributes:
+        edit: brings it in line; None for an order that can only be written as a gather.
+        ordered: it is which positions are meant, not only how many: no trial run can show that it fits.
+        concerns: whether a given call has it written out.
+    """
+
+    edit: EditRule | None
+    ordered: bool = False
+    concerns: Callable[[fx.Node], bool] = lambda _: True
+
+
+_LITERALS: dict[Any, Literal] = {}
+
+
+def literal(
+    *targets: Any, ordered: bool = False, concerns: Callable[[fx.Node], bool] = lambda _: True
+) -> Callable[[EditRule], EditRule]:
+    """Register how what torch functions have written out is edited; see :class:`Literal`."""
 
     def register(function: EditRule) -> EditRule:
         for target in targets:
             for item in functions(target) if isinstance(target, str) else [target]:
-                _EDITS[item] = function
+                _LITERALS[item] = Literal(function, ordered, concerns)
         return function
 
     return register
 
 
-def as_gather(edit: Edit) -> None:
-    """The edit of functions whose order along an axis is written out: they are re-emitted as gathers, never edited in place."""
-    raise AssertionError(f"{edit.node} should have been written as a gather")
+def gathered(*names: str) -> None:
+    """Register functions whose order along an axis is written out in a way that only a gather can replace."""
+    for name in names:
+        _LITERALS.update(dict.fromkeys(functions(name), Literal(None, ordered=True)))
 
 
-def edit_for(target: Any) -> EditRule | None:
-    """The edit of a function that may hold sizes as literals, or None."""
-    return _EDITS.get(target)
+def literal_of(call: fx.Node) -> Literal | None:
+    """What a recorded call has written out, or None."""
+    found = _LITERALS.get(call.target)
+    return found if found is not None and found.concerns(call) else None
 
 
 class Declined(Exception):

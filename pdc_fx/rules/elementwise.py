@@ -103,7 +103,7 @@ def met(site: Site, shape: Shape, operands: list[Channels]) -> Channels:
 def _meet(site: Site, a: Tensor, b: Tensor) -> None:
     """Channels that meet are one. Where two parts of what one layer made meet (``chunk`` and multiply), each is a place of it."""
     both = torch.cat([a.reshape(-1), b.reshape(-1)])
-    if site.flow.made_together(both) and not bool((both.sort().values.diff() == 0).any()):
+    if a.numel() == b.numel() and site.flow.made_together(both) and not bool((both.sort().values.diff() == 0).any()):
         site.flow.bundle(torch.stack([a.reshape(-1), b.reshape(-1)], 1), site.module)
     else:
         site.flow.unify(a, b, site.module, "is combined with")

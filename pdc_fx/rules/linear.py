@@ -11,9 +11,9 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from pdc_fx.rules.base import Channels, Declined, Site, Value, Weight, mix, operator_rule, rule
+from pdc_fx.rules.base import Channels, Declined, Edit, Site, Value, Weight, literal, mix, operator_rule, rule
 from pdc_fx.rules.places import in_a_row, spread
 
 
@@ -79,6 +79,20 @@ def deformable_convolution(site: Site) -> Value:
         site.flow.freeze(x.label, "is read at offsets that differ by channel", site.module)
     site.multiply_accumulates(weight, prod(site.shape) // weight.shape[0])
     return _convolved(site, weight, site.along(x, 1), int(site.argument(11, "groups")), 1, site.argument(4, "bias"))
+
+
+def _written_groups(call: fx.Node) -> bool:
+    groups = call.args[6] if len(call.args) > 6 else call.kwargs.get("groups", 1)
+    return bool(groups != 1)
+
+
+@literal("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", concerns=_written_groups)
+def edit_groups(edit: Edit) -> None:
+    """A depthwise convolution has as many groups as channels."""
+    groups = edit.get(6, "groups")
+    for size, kept in zip(edit.source, edit.kept_in, strict=True):
+        if kept is not None and size == groups:
+            edit.set(6, "groups", int(kept.sum()))
 
 
 @rule("conv_transpose1d conv_transpose2d conv_transpose3d")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pdc_fx.rules.base import Channels, Declined, Edit, Shape, Site, Value, as_gather, getter, literal, mix, rule
+from pdc_fx.rules.base import Channels, Declined, Edit, Shape, Site, Value, gathered, getter, literal, mix, rule
 from pdc_fx.rules.indexing import has_tensors, picked, spelled_out
 
 
@@ -93,7 +93,7 @@ def edit_sizes(edit: Edit) -> None:
     """``view(x, *sizes)`` or ``view(x, sizes)``; an entry of -1 finds its size by itself."""
     nested = len(edit.node.args) < 2 or isinstance(edit.node.args[1], (tuple, list))
     sizes = list(edit.get(1, "shape") if nested else edit.node.args[1:])
-    for dim, size in edit.changed.items():
+    for dim, size in edit.sizes.items():
         sizes[dim] = size if sizes[dim] != -1 else -1
     if nested:
         edit.set(1, "shape", tuple(sizes))
@@ -191,13 +191,13 @@ def _padded(site: Site, x: Channels, dim: int, left: int, right: int) -> Channel
     )
 
 
-@literal("pad constant_pad_nd")
+@literal("pad constant_pad_nd", ordered=True)
 def edit_padding(edit: Edit) -> None:
     """Zeros follow the channels that they were added to."""
     widths = list(edit.get(1, "pad"))
     rank = len(edit.source)
-    for dim in edit.changed:
-        mask, at = edit.kept_out[dim], 2 * (rank - 1 - dim)
+    for dim, mask in enumerate(edit.kept_out):
+        at = 2 * (rank - 1 - dim)
         if mask is not None and at < len(widths):
             widths[at : at + 2] = [int(mask[: widths[at]].sum()), int(mask[len(mask) - widths[at + 1] :].sum())]
     edit.set(1, "pad", tuple(widths))
@@ -227,7 +227,7 @@ def split(site: Site) -> Value:
     return found
 
 
-@literal("chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split hsplit vsplit dsplit")
+@literal("chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split hsplit vsplit dsplit", ordered=True)
 def edit_parts(edit: Edit) -> None:
     """Any kind of split along the channels becomes a split by the sizes that remain."""
     dim = next(d for d, size in enumerate(edit.source) if edit.parts[0][d] != size)
@@ -257,7 +257,7 @@ def getitem(site: Site) -> Value:
     return picked(site, x, index) if has_tensors(index) else indexed(site, x, spelled_out(index, len(x.shape)))
 
 
-@literal(torch.Tensor.__getitem__)
+@literal(torch.Tensor.__getitem__, ordered=True)
 def edit_slices(edit: Edit) -> None:
     """A slice along an axis that shrinks takes those of its positions that remain, which lie at new places."""
     index = edit.node.args[1]
@@ -337,6 +337,35 @@ def select(site: Site) -> Value:
     return indexed(site, x, items)
 
 
+@literal("narrow", ordered=True)
+def edit_narrow(edit: Edit) -> None:
+    """The part lies elsewhere, and is shorter."""
+    dim = int(edit.get(1, "dim")) % len(edit.source)
+    kept, start = edit.kept_in[dim], int(edit.get(2, "start"))
+    if kept is not None:
+        start %= len(kept)
+        edit.set(2, "start", int(kept[:start].sum()))
+        edit.set(3, "length", int(kept[start : start + int(edit.get(3, "length"))].sum()))
+
+
+@literal("select", ordered=True)
+def edit_select(edit: Edit) -> None:
+    """The one position lies elsewhere."""
+    kept = edit.kept_in[int(edit.get(1, "dim")) % len(edit.source)]
+    if kept is not None:
+        edit.set(2, "index", int(kept[: int(edit.get(2, "index")) % len(kept)].sum()))
+
+
+@literal("unflatten")
+def edit_unflatten(edit: Edit) -> None:
+    """``unflatten(x, dim, sizes)``: the sizes of some axes of the result."""
+    dim, sizes = int(edit.get(1, "dim")) % len(edit.source), list(edit.get(2, "sizes"))
+    for at, size in edit.sizes.items():
+        if 0 <= at - dim < len(sizes) and sizes[at - dim] != -1:
+            sizes[at - dim] = size
+    edit.set(2, "sizes", tuple(sizes))
+
+
 @literal("expand broadcast_to")
 def edit_expand(edit: Edit) -> None:
     """As for a view: an entry of -1 keeps the size."""
@@ -368,8 +397,10 @@ def shuffle_along(site: Site) -> Value:
     target = site.node.target
     if not x.varying or not callable(target):
         return x.then(site.key)
+    if getattr(target, "__name__", "") == "roll" and site.argument(2, "dims") is None:
+        raise Declined("rolls the flattened tensor")
     rest, named = site.node.args[1:], {k: v for k, v in site.node.kwargs.items() if k != "input"}
     return Channels(site.shape, target(x.label, *rest, **named), target(x.path, *rest, **named)).then(site.key)
 
 
-literal("roll narrow select index_select")(as_gather)
+gathered("roll index_select channel_shuffle native_channel_shuffle")

@@ -62,16 +62,13 @@ def pixel_unshuffle(site: Site) -> Value:
     return site.laid(*in_a_row(site, label, path, site.shape[axis] // len(label)), axis)
 
 
-@rule("channel_shuffle native_channel_shuffle")
+@rule("channel_shuffle native_channel_shuffle", moves=True)
 def channel_shuffle(site: Site) -> Value:
-    """``(N, g * n, *space) -> (N, n * g, *space)``: the i-th channels of all groups stand together, so they are one channel with a
-    place in each group; the shuffle then needs no new sizes.
-    """
+    """``(N, g * n, *space) -> (N, n * g, *space)``: the channels in another order."""
     label, path = site.along(site.channels(site.argument(0, "input")), 1)
     groups = int(site.argument(1, "groups"))
-    label, path = (t.reshape(groups, -1).T for t in (label, path))
-    site.bundled(label, path)
-    return site.laid(label.reshape(-1), path.reshape(-1), 1).then(site.key)
+    label, path = (t.reshape(groups, -1).T.reshape(-1) for t in (label, path))
+    return site.laid(label, path, 1).then(site.key)
 
 
 @rule(torch.nn.functional.unfold)
