@@ -30,7 +30,7 @@ from pdc_fx.passes.literals import Program, edited
 from pdc_fx.passes.prediction import Mismatch, Prediction, takes_numbers
 from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tie import Tying
-from pdc_fx.rules import Channels, Flow
+from pdc_fx.rules import Channels, Flow, Weight
 from pdc_fx.rules.base import FIXED, literal_of, moves, rule_for
 from pdc_fx.rules.resize import follows
 from pdc_fx.symbolic import symbolic_trace
@@ -189,7 +189,7 @@ def _ordered(prediction: Prediction) -> Mismatch | None:
         written = literal_of(node)
         if written and written.ordered and prediction.shrinks([value, *_sources(node, solution)]):
             source = solution.flow.values[node.all_input_nodes[0]]
-            if not _lie_alike(value, source):
+            if not isinstance(source, Weight) and not _lie_alike(value, source):
                 return Mismatch(node, "names channels by their position")
     return None
 
@@ -198,7 +198,7 @@ def _lie_alike(value: object, source: object) -> bool:
     """Whether the channels of a result, or of all of several, lie as they do in what it was made from."""
     parts = value if isinstance(value, list) else [value]
     return isinstance(source, Channels) and all(
-        isinstance(p, Channels) and torch.equal(p.label, source.label) for p in parts
+        isinstance(p, Channels) and torch.equal(p.label.squeeze(), source.label.squeeze()) for p in parts
     )
 
 
@@ -286,7 +286,7 @@ def _blamed(mismatch: Mismatch, solution: Solution) -> Stuck:
     else:
         units = np.flatnonzero(solution.group >= 0)
     source = mismatch.node.meta.get("source", "")
-    reason = f"{function_name(mismatch.node.target)} holds sizes that torch.fx cannot trace and edit ({source})"
+    reason = f"{function_name(mismatch.node.target)} {mismatch.reason} ({source})"
     return Stuck(places_of(units, solution), reason, str(mismatch.node.meta.get("module", "")))
 
 

@@ -207,13 +207,20 @@ def _components(flow: Flow, *, bundled: bool = True) -> Integers:
 
 
 def _places(flow: Flow) -> torch.Tensor:
-    """Label -> a hash of the columns in which its place was bundled; labels that met position by position share it."""
+    """Label -> a hash of what tells it from the other places of its channel.
+
+    Labels that met position by position share the columns in which they were bundled; each has what it met for itself.
+    """
     place = torch.from_numpy(_components(flow, bundled=False))
     hashes = torch.zeros(int(place.max()) + 1 if len(place) else 0, dtype=torch.int64)
     for index, rows in enumerate(flow.bundles):
         column = mix(index, torch.arange(rows.shape[1])).expand_as(rows)
         hashes.index_add_(0, place[rows.reshape(-1)], column.reshape(-1))
-    return hashes[place]
+    tags = hashes[place]
+    for labels, paths in flow.meetings:
+        met = labels != FIXED
+        tags.index_add_(0, labels[met], mix(paths[met], 1))
+    return tags
 
 
 @dataclass(frozen=True)

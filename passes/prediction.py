@@ -25,6 +25,7 @@ from pdc_fx.trace import function_name
 
 Masks = tuple[Tensor | None, ...]
 _UNKNOWN = -2
+_ANY = -3  # where one channel is left, a depthwise convolution looks like any other and makes a channel of its own
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Mismatch:
 
     node: fx.Node
     text: str
+    reason: str = "holds sizes that torch.fx cannot trace and edit"
 
     def __str__(self) -> str:
         return f"{function_name(self.node.target)} at {self.node.meta.get('source', '')} {self.text}"
@@ -92,11 +94,13 @@ class Prediction:
         for before, now in pairs:
             last = before
             expected, actual = self.solution.flow.values[before], compact.values[now]
-            text = _other_numbers(before, now) or self._mismatch(expected, actual, translate)
-            if text is not None:
+            if (text := _other_numbers(before, now)) is not None:
+                return Mismatch(before, text, "takes a number that follows the channels")
+            if (text := self._mismatch(expected, actual, translate)) is not None:
                 return Mismatch(before, text)
         a, b = (translate[torch.cat([pair[i] for pair in compact.pairs] or [torch.zeros(0).long()])] for i in range(2))
-        unit = self.solution.unit
+        known = (a != _ANY) & (b != _ANY)
+        a, b, unit = a[known], b[known], self.solution.unit
         if last is not None and (bool((a < 0).any() | (b < 0).any()) or (unit[a.numpy()] != unit[b.numpy()]).any()):
             return Mismatch(last, "is reached by other channels than it should be")
         return None
@@ -118,7 +122,9 @@ class Prediction:
             len(shape) != len(actual.shape)
         ):
             return f"gives {actual.shape} instead of {shape}"
-        return None if bool((translate[actual.label] == label).all()) else "takes other channels than it should"
+        now = translate[actual.label]
+        fits = label.numel() == 1 or bool(((now == label) | (now == _ANY)).all())
+        return None if fits else "takes other channels than it should"
 
     def _translation(self, compact: Flow) -> Tensor:
         """Label of the compact flow -> label before; FIXED stays FIXED."""
@@ -130,6 +136,8 @@ class Prediction:
             kept = torch.arange(old.start, old.stop)[self.kept[old.start : old.stop]]
             if len(kept) == len(new):
                 result[new.start : new.stop] = kept
+            elif len(new) == 1:
+                result[new.start] = _ANY
         return result
 
 
@@ -151,7 +159,7 @@ def _numbers(call: fx.Node) -> list[float]:
 def _other_numbers(before: fx.Node, now: fx.Node) -> str | None:
     """A number must not be another one in the smaller network, as in ``x / x.shape[1]``."""
     was, is_now = _numbers(before), _numbers(now)
-    return None if was == is_now else f"takes {is_now} instead of {was}, a number that follows the channels"
+    return None if was == is_now else f"takes {is_now} instead of {was}"
 
 
 def _ranges(flow: Flow) -> dict[tuple[str, str, int], range]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from pdc_fx.errors import TraceError
 from pdc_fx.trace import Inputs, as_arguments, own_precision, user_frame
@@ -117,7 +117,7 @@ class _Tracer(fx.Tracer):
                 self.graph.erase_node(proxy.node)
                 return args[0] if args else None
             return proxy
-        values = tree_map(_value_of, (tuple(args), dict(kwargs)))
+        values = fx.node.map_aggregate((tuple(args), dict(kwargs)), _value_of)  # slices included
         proxy.node.meta["source"] = user_frame()
         self._running = True  # fx patches module calls and attributes while it traces
         try:

@@ -181,6 +181,18 @@ def largest_and_where(x: Tensor) -> Tensor:
     return x + torch.cat([largest[:, :4], where[:, 4:]], 1)
 
 
+def by_hand(m: Net, x: Tensor) -> Tensor:
+    mean = x.mean(1, keepdim=True)
+    variance = (x - mean).pow(2).mean(1, keepdim=True)
+    return (x - mean) / torch.sqrt(variance + 1e-6) * m.g[:, None, None] + m.b[:, None, None]
+
+
+def chosen_softly(m: Net, x: Tensor) -> Tensor:
+    """Two versions of each channel, weighted by a softmax over the versions (selective kernels)."""
+    gates = torch.stack([m.b(x).mean((2, 3)), m.c(x).mean((2, 3))], 1).softmax(1)
+    return (torch.stack([x, m.a(x)], 1) * gates[..., None, None]).sum(1)
+
+
 def written(m: Net, x: Tensor) -> Tensor:
     """Assignment to slices, by an index and by a mask."""
     y = torch.zeros_like(x)
@@ -299,7 +311,15 @@ SAMPLES = (
     Sample("avg_pool", between(lambda m, x: F.avg_pool2d(x, 2)), 8),
     Sample("interpolate", between(lambda m, x: F.interpolate(x, scale_factor=2.0)), 8),
     Sample("mean", flattened(lambda x: x.mean((2, 3)), 8), 8),
-    Sample("mean_over_channels", between(lambda m, x: x * x.mean(1, keepdim=True)), 0),
+    Sample("mean_over_channels", between(lambda m, x: x * x.mean(1, keepdim=True)), 8),
+    Sample("mean_of_all", between(lambda m, x: x - x.mean()), 8),
+    Sample("sum_over_channels", between(lambda m, x: x * x.sum(1, keepdim=True)), 0),
+    Sample("largest_channel", between(lambda m, x: x * x.amax(1, keepdim=True) + x.max(1, keepdim=True)[0]), 8),
+    Sample("place_of_the_largest_channel", between(lambda m, x: x * x.max(1, keepdim=True)[1]), 0),
+    Sample("layer_norm_by_hand", between(by_hand, g=scale(8), b=scale(8)), 8),
+    Sample("sum_over_versions", between(lambda m, x: torch.stack([x.relu(), m.a(x)], 1).sum(1), a=conv(8, 8)), 8),
+    Sample("choice_of_versions", between(chosen_softly, a=conv(8, 8), b=conv(8, 8), c=conv(8, 8)), 8),
+    Sample("ghost", between(lambda m, x: torch.cat([x, m.a(x)], 1) + m.b(x), a=conv(8, 8, groups=8), b=conv(8, 16), head=16), 8),
     Sample("largest", flattened(lambda x: x.flatten(2).max(2).values, 8), 8),
     Sample("softmax_over_space", between(lambda m, x: x.softmax(3)), 8),
     Sample("softmax_over_channels", between(lambda m, x: x.softmax(1)), 0),

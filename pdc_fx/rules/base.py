@@ -142,6 +142,7 @@ class Flow:
     frozen: list[tuple[Tensor, str, str]] = field(default_factory=list)
     makers: list[tuple[int, str, str]] = field(default_factory=list)
     bundles: list[Tensor] = field(default_factory=list)
+    meetings: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     balanced: list[tuple[Tensor, str]] = field(default_factory=list)
     sites: list[MacSite] = field(default_factory=list)
     fixed_macs: int = 0
@@ -162,6 +163,11 @@ class Flow:
         self.pairs.append((a[both], b[both]))
         for one in (a[(b == FIXED)], b[(a == FIXED)]):
             self.freeze(one, f"{what} values that cannot shrink (a model input, a constant or a frozen tensor)", module)
+
+    def meet(self, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> None:
+        """Note how the values came about that two (label, path) meet: it tells the places of a channel apart."""
+        for (label, _), (_, path) in ((a, b), (b, a)):
+            self.meetings.append((label.reshape(-1), path.expand_as(label).reshape(-1)))
 
     def bundle(self, labels: Tensor, module: str) -> None:
         """State that each row of ``labels`` is one channel with a place per column."""

@@ -75,6 +75,10 @@ def combine(site: Site, nodes: list[fx.Node]) -> Channels:
 
 def met(site: Site, shape: Shape, operands: list[Channels]) -> Channels:
     """The element-wise combination of values that have as many axes as the result."""
+    carriers = [set(value.varying) for value in operands if value.varying]
+    common = set.intersection(*carriers) if carriers else set()
+    if common:  # channels that differ only along axes along which others do not vary are versions of one channel
+        operands = [site.without(value, set(value.varying) - common) for value in operands]
     varying = {d for value in operands for d in value.varying}
     sizes = [size if d in varying else 1 for d, size in enumerate(shape)]
     joined: Tensor | None = None
@@ -84,6 +88,8 @@ def met(site: Site, shape: Shape, operands: list[Channels]) -> Channels:
         if set(value.varying) == varying and (varying or not value.same.issuperset(range(len(shape)))):
             if joined is not None:
                 _meet(site, joined, value.label)
+                if joined.shape == value.label.shape:
+                    site.flow.meet((joined, path.expand_as(joined)), (value.label, value.path))
             joined = value.label if joined is None else joined
             path = mix(path, value.path)
             continue

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import operator
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import fx
 
 from pdc_fx.rules.base import Channels, Declined, Site, Value, dims_of, functions, operator_rule, rule
 from pdc_fx.rules.elementwise import combine
+from pdc_fx.rules.normalization import averaged
 
 
 def per_map(site: Site, spatial: int) -> Value:
@@ -62,14 +64,35 @@ def reduction(site: Site) -> Value:
     if dim is not None and not isinstance(dim, (int, tuple, list)):
         raise Declined("has an axis that is not an integer")
     dims = dims_of(dim, len(x.shape))
-    if set(dims) & set(x.varying) or not dims:
+    if not dims:
         raise Declined("runs over all channels at once")
+    if set(x.varying) <= set(dims):
+        x = _over_channels(site, x, dims)
+    x = site.without(x, dims)  # versions of a channel, side by side along an axis of their own
     keep = len(_result_shape(site)) == len(x.shape)
     label, path = x.label, x.path
     if not keep:
         label, path = label.squeeze(dims), path.squeeze(dims)
     result = Channels(_result_shape(site), label, path).then(site.key)
     return result if "shape" in site.node.meta else [result, result.then(1)]
+
+
+_AVERAGES = functions("mean")
+_EXTREMES = functions("amax amin max min")
+
+
+def _over_channels(site: Site, x: Channels, dims: tuple[int, ...]) -> Channels:
+    """One value for all channels: a mean stays what it is if clusters are of one size, a maximum in any case."""
+    if site.node.target in _AVERAGES:
+        averaged(site, x, dims)
+    elif x.varying and (site.node.target not in _EXTREMES or _place_is_used(site)):
+        raise Declined("runs over all channels at once")
+    return Channels.fixed(x.shape, x.same)
+
+
+def _place_is_used(site: Site) -> bool:
+    """Whether the index of a maximum, beside its value, is used."""
+    return any(user.target is operator.getitem and user.args[1] == 1 and user.users for user in site.node.users)
 
 
 def _result_shape(site: Site) -> tuple[int, ...]:
@@ -87,8 +110,9 @@ def along_an_axis(site: Site) -> Value:
     x = site.channels(site.argument(0, "input"))
     place, default = _AXES.get(site.node.target, (1, None))
     dim = site.argument(place, "dim", default)
-    if not isinstance(dim, int) or dim % len(x.shape) in x.varying:
+    if not isinstance(dim, int) or {dim % len(x.shape)} == set(x.varying):
         raise Declined("mixes all channels")
+    x = site.without(x, [dim % len(x.shape)])
     done = x.then(site.key, _result_shape(site))
     return done if "shape" in site.node.meta else [done, done.then(1)]
 
