@@ -238,12 +238,21 @@ def _run(node: fx.Node, argument: Tensor) -> Any:
 
 
 def random_widths(groups: ChannelGroups, seed: int) -> ClusterPlan:
-    """A plan with a random number of clusters in every group: what fits only even halves must not pass for fitting."""
+    """A plan with a random number of clusters in every group: what fits only even halves must not pass for fitting.
+
+    Two or more remain where that is possible, for one channel looks like none to anything that broadcasts.
+    """
     generator = np.random.default_rng(seed)
-    size = {number: int(generator.choice(groups.cluster_sizes(number)[1:])) for number in sorted(groups.balanced)}
+    size = {}
+    for number, members in sorted(groups.balanced.items()):
+        sizes = groups.cluster_sizes(number)[1:]
+        smallest = min(groups.groups[i].channels for i in members)
+        size[number] = int(generator.choice([s for s in sizes if smallest // s > 1] or sizes[:1]))
 
     def clusters(channels: int, balance: int | None) -> Integers:
-        width = int(generator.integers(1, channels)) if balance is None else channels // size[balance]
+        width = (
+            int(generator.integers(min(2, channels - 1), channels)) if balance is None else channels // size[balance]
+        )
         spare = (
             np.arange(width, channels) % width
             if balance is not None

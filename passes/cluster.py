@@ -7,6 +7,10 @@ the row's length so that a wide kernel does not drown a narrow one.
 **Clusters.** Ward's method (1963; scikit-learn's ``ward_tree``) merges, one pair at a time, the two clusters whose union adds least
 to the within-cluster sum of squares. One tree per group holds the clusters for every width.
 
+Where a normalisation averages over channels (``ChannelGroup.balance``), all clusters are of one size ``m``: balanced k-means
+(Malinen and Fraenti, 2014) starts from Ward's clusters and gives each channel one of ``m`` seats at a centroid, at the least sum
+of squares (SciPy's ``linear_sum_assignment``), until nothing changes.
+
 **Allocation.** ``uniform`` keeps the same share of every group, residual streams included; what integer widths leave over is
 given out one channel at a time by largest remainder. ``global`` takes, over all trees at once, the merge with the least added sum
 of squares per multiply-accumulate saved at the present widths.
@@ -17,6 +21,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -68,12 +74,106 @@ def features(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Floats:
     return np.concatenate(blocks, axis=1) if blocks else np.zeros((group.channels, 1))
 
 
-def ward(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tree:
-    """Ward's tree over the group's channels."""
+def ward(data: Floats) -> Tree:
+    """Ward's tree over the channels, the rows of ``data``."""
     from sklearn.cluster import ward_tree
 
-    children, _, _, _, distances = ward_tree(features(group, tensors), return_distance=True)
-    return Tree(group.channels, np.asarray(children, dtype=np.int64), distances**2 / 2)
+    children, _, _, _, distances = ward_tree(data, return_distance=True)
+    return Tree(len(data), np.asarray(children, dtype=np.int64), distances**2 / 2)
+
+
+def balanced(data: Floats, start: Integers, size: int, rounds: int = 10) -> Integers:
+    """Clusters of ``size`` channels each.
+
+    Args:
+        data: shape ``(channels, d)``.
+        start: clusters to start from, ``channels / size`` of them.
+
+    >>> balanced(np.asarray([[0.0], [0.1], [0.2], [5.0]]), np.asarray([0, 0, 0, 1]), 2).tolist()
+    [0, 0, 1, 1]
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    clusters, width = start, len(start) // size
+    for _ in range(rounds):
+        centroids = np.stack([data[clusters == c].mean(0) for c in range(width)])
+        squares = ((data**2).sum(1)[:, None] + (centroids**2).sum(1)) - 2 * data @ centroids.T
+        _, seats = linear_sum_assignment(np.repeat(squares, size, axis=1))
+        now = first_appearance(seats // size)
+        if np.array_equal(now, clusters):
+            break
+        clusters = now
+    return clusters
+
+
+@dataclass(frozen=True)
+class Bloc:
+    """Groups whose widths are chosen together: one, or all that a normalisation averages over.
+
+    Attributes:
+        members: numbers of the groups.
+        widths: the choices, from all channels downwards: the width of each member.
+    """
+
+    members: tuple[int, ...]
+    widths: tuple[tuple[int, ...], ...]
+    trees: tuple[Tree, ...]
+    data: tuple[Floats, ...]
+    is_balanced: bool
+
+    def clusters(self, level: int) -> list[Integers]:
+        """The clusters of each member at a choice."""
+        cuts = [tree.cut(width) for tree, width in zip(self.trees, self.widths[level], strict=True)]
+        if not self.is_balanced:
+            return cuts
+        size = self.trees[0].channels // self.widths[level][0]
+        return [balanced(data, cut, size) for data, cut in zip(self.data, cuts, strict=True)]
+
+    @cached_property
+    def _costs(self) -> dict[int, float]:
+        return {}
+
+    def cost(self, level: int) -> float:
+        """The within-cluster sum of squares at a choice, over all members."""
+        if not self.is_balanced:
+            removed = self.trees[0].channels - self.widths[level][0]
+            return float(self.trees[0].costs[:removed].sum())
+        if level not in self._costs:
+            pairs = zip(self.data, self.clusters(level), strict=True)
+            self._costs[level] = sum(_within(data, clusters) for data, clusters in pairs)
+        return self._costs[level]
+
+    def nearest(self, share: float) -> int:
+        """The choice that keeps the share of the channels nearest to ``share``."""
+        kept = np.asarray([widths[0] / self.widths[0][0] for widths in self.widths])
+        return int(np.abs(kept - share).argmin())
+
+
+def _within(data: Floats, clusters: Integers) -> float:
+    return float(
+        sum(((data[clusters == c] - data[clusters == c].mean(0)) ** 2).sum() for c in range(clusters.max() + 1))
+    )
+
+
+def blocs(groups: ChannelGroups, tensors: Mapping[str, Tensor], round_to: int = 1, min_channels: int = 1) -> list[Bloc]:
+    """All groups, each with the widths it can have: multiples of ``round_to`` and at least ``min_channels`` where it is large enough."""
+
+    def allowed(width: int, channels: int) -> bool:
+        return width == channels or (width % round_to == 0 and width >= min_channels)
+
+    single = [(i,) for i, g in enumerate(groups.groups) if g.balance is None]
+    found = []
+    for members in [*single, *groups.balanced.values()]:
+        channels = [groups.groups[i].channels for i in members]
+        number = groups.groups[members[0]].balance
+        if number is None:
+            choices: list[tuple[int, ...]] = [(width,) for width in range(channels[0], 0, -1)]
+        else:
+            choices = [tuple(n // size for n in channels) for size in groups.cluster_sizes(number)]
+        data = tuple(features(groups.groups[i], tensors) for i in members)
+        widths = tuple(c for c in choices if all(map(allowed, c, channels)))
+        found.append(Bloc(members, widths, tuple(map(ward, data)), data, number is not None))
+    return sorted(found, key=lambda bloc: bloc.members)
 
 
 class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
@@ -110,17 +210,18 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
 
     def call(self, value: ChannelGroups) -> ClusterPlan:
         budget = _Budget(value, self.measure, self.target)
-        smallest = {i: self._rounded(1, g.channels) for i, g in enumerate(value.groups)}
-        budget.require_reachable(smallest)
-        tensors = named_tensors(self.model)
-        trees = [ward(group, tensors) for group in value.groups]
-        widths = self._uniform(value, budget) if self.allocation == "uniform" else self._global(value, budget, trees)
+        choices = blocs(value, named_tensors(self.model), self.round_to, self.min_channels)
+        budget.require_reachable(_widths(choices, [len(bloc.widths) - 1 for bloc in choices]))
+        levels = self._uniform(choices, budget) if self.allocation == "uniform" else self._global(choices, budget)
         options = {
             f"{self.measure}_reduction": self.target,
             "round_to": self.round_to,
             "min_channels": self.min_channels,
         }
-        return ClusterPlan(value, tuple(tree.cut(widths[i]) for i, tree in enumerate(trees)), self.allocation, options)
+        clusters: dict[int, Integers] = {}
+        for bloc, level in zip(choices, levels, strict=True):
+            clusters.update(zip(bloc.members, bloc.clusters(level), strict=True))
+        return ClusterPlan(value, tuple(clusters[i] for i in range(len(clusters))), self.allocation, options)
 
     def ensures(self, value: ChannelGroups, result: ClusterPlan) -> None:
         reached = _Budget(value, self.measure, self.target).reduction(result.widths)
@@ -130,66 +231,68 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
                 hint="choose a reduction near that, a smaller --round-to, or allocation 'global'",
             )
 
-    def _rounded(self, width: int, channels: int) -> int:
-        return min(channels, -(-max(width, self.min_channels) // self.round_to) * self.round_to)
+    def _uniform(self, choices: list[Bloc], budget: _Budget) -> list[int]:
+        """The same share everywhere: the smallest removal that meets the budget, then whole steps by remainder."""
 
-    def _uniform(self, groups: ChannelGroups, budget: _Budget) -> dict[int, int]:
-        """The same share everywhere: the smallest removal that meets the budget, then whole channels by remainder."""
-        sizes = {i: g.channels for i, g in enumerate(groups.groups)}
+        def levels(share: float) -> list[int]:
+            return [bloc.nearest(share) for bloc in choices]
 
-        def widths(rate: float) -> dict[int, int]:
-            return {i: self._rounded(max(1, round(n * (1 - rate))), n) for i, n in sizes.items()}
-
-        rates = sorted(
-            {k / n for n in set(sizes.values()) for k in range(n + 1)}
-            | {(k + 0.5) / n for n in set(sizes.values()) for k in range(n)}
-        )
-        low, high = 0, len(rates) - 1
+        kept = {widths[0] / bloc.widths[0][0] for bloc in choices for widths in bloc.widths}
+        between = {(a + b) / 2 for a, b in pairwise(sorted(kept))}
+        shares = sorted(kept | between, reverse=True)
+        low, high = 0, len(shares) - 1
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if budget.met(widths(rates[middle])) else (middle + 1, high)
-        enough, short = widths(rates[low]), widths(rates[max(low - 1, 0)])
-        # between two neighbouring rates: widen groups one by one as long as the budget holds
-        best = dict(enough)
-        remainder = sorted(
-            (i for i in sizes if short[i] != enough[i]), key=lambda i: -(sizes[i] * (1 - rates[low]) % 1)
-        )
-        for i in remainder:
-            tried = {**best, i: short[i]}
-            if budget.met(tried):
+            met = budget.met(_widths(choices, levels(shares[middle])))
+            low, high = (low, middle) if met else (middle + 1, high)
+        best, short = levels(shares[low]), levels(shares[max(low - 1, 0)])
+        # between two neighbouring shares: widen one after the other as long as the budget holds
+        remainder = [i for i in range(len(choices)) if short[i] != best[i]]
+        for i in sorted(remainder, key=lambda i: -(choices[i].widths[0][0] * shares[low] % 1)):
+            tried = [*best[:i], short[i], *best[i + 1 :]]
+            if budget.met(_widths(choices, tried)):
                 best = tried
         return best
 
-    def _global(self, groups: ChannelGroups, budget: _Budget, trees: list[Tree]) -> dict[int, int]:
-        """Greedy over all trees; a stale price is renewed when it comes up, since savings fall as neighbours shrink."""
-        widths = {i: g.channels for i, g in enumerate(groups.groups)}
+    def _global(self, choices: list[Bloc], budget: _Budget) -> list[int]:
+        """Greedy over all blocs; a stale price is renewed when it comes up, since savings fall as neighbours shrink."""
+        levels = [0] * len(choices)
+        widths = _widths(choices, levels)
 
-        def price(i: int) -> tuple[float, int] | None:
-            lower = self._rounded(((widths[i] - 1) // self.round_to) * self.round_to, trees[i].channels)
-            if lower >= widths[i]:
+        def lower(i: int) -> dict[int, int]:
+            return {**widths, **dict(zip(choices[i].members, choices[i].widths[levels[i] + 1], strict=True))}
+
+        def price(i: int) -> float | None:
+            if levels[i] + 1 >= len(choices[i].widths):
                 return None
-            saved = budget.measured(widths) - budget.measured({**widths, i: lower})
-            first, last = trees[i].channels - widths[i], trees[i].channels - lower
-            return float(trees[i].costs[first:last].sum()) / max(saved, 1), lower
+            saved = budget.measured(widths) - budget.measured(lower(i))
+            return (choices[i].cost(levels[i] + 1) - choices[i].cost(levels[i])) / max(saved, 1)
 
-        heap = [(p[0], i) for i in widths if (p := price(i)) is not None]
+        heap = [(p, i) for i in range(len(choices)) if (p := price(i)) is not None]
         heapq.heapify(heap)
         while heap and not budget.met(widths):
             _, i = heapq.heappop(heap)
             now = price(i)
             if now is None:
                 continue
-            if heap and now[0] > heap[0][0] * (1 + 1e-12):
-                heapq.heappush(heap, (now[0], i))
+            if heap and now > heap[0][0] * (1 + 1e-12):
+                heapq.heappush(heap, (now, i))
                 continue
-            before = widths[i]
-            widths[i] = now[1]
-            if budget.reduction(widths) > self.target + TOLERANCE / 2:
-                widths[i] = before  # too large a step so near the end: leave this group as it is
-                continue
+            if budget.reduction(lower(i)) > self.target + TOLERANCE / 2:
+                continue  # too large a step so near the end: leave it as it is
+            widths = lower(i)
+            levels[i] += 1
             if (again := price(i)) is not None:
-                heapq.heappush(heap, (again[0], i))
-        return widths
+                heapq.heappush(heap, (again, i))
+        return levels
+
+
+def _widths(choices: list[Bloc], levels: list[int]) -> dict[int, int]:
+    """Group number -> width at the given choices."""
+    widths: dict[int, int] = {}
+    for bloc, level in zip(choices, levels, strict=True):
+        widths.update(zip(bloc.members, bloc.widths[level], strict=True))
+    return widths
 
 
 class _Budget:
@@ -218,9 +321,12 @@ class _Budget:
 
 def recluster(model: nn.Module, plan: ClusterPlan, share: float) -> ClusterPlan:
     """The plan with clusters formed from the present weights, ``share`` (0 to 1) of the way to its final widths."""
-    tensors = named_tensors(model)
-    clusters = []
-    for index, group in enumerate(plan.groups.groups):
-        width = group.channels - round((group.channels - plan.widths[index]) * share)
-        clusters.append(ward(group, tensors).cut(width))
-    return plan.with_clusters(clusters)
+    clusters: dict[int, Integers] = {}
+    for bloc in blocs(plan.groups, named_tensors(model)):
+        first = bloc.members[0]
+        channels = plan.groups.groups[first].channels
+        width = channels - round((channels - plan.widths[first]) * share)
+        # the nearest choice that does not remove more
+        level = max(i for i, widths in enumerate(bloc.widths) if widths[0] >= width)
+        clusters.update(zip(bloc.members, bloc.clusters(level), strict=True))
+    return plan.with_clusters(clusters[i] for i in range(len(clusters)))

@@ -98,9 +98,13 @@ class Prediction:
                 return Mismatch(before, text, "takes a number that follows the channels")
             if (text := self._mismatch(expected, actual, translate)) is not None:
                 return Mismatch(before, text)
-        a, b = (translate[torch.cat([pair[i] for pair in compact.pairs] or [torch.zeros(0).long()])] for i in range(2))
-        known = (a != _ANY) & (b != _ANY)
-        a, b, unit = a[known], b[known], self.solution.unit
+        # what is alone in the smaller network meets all others as a gate does
+        alone = torch.zeros(compact.labels + 1, dtype=torch.bool)
+        alone[[labels.start for labels in _ranges(compact).values() if len(labels) == 1]] = True
+        both = [torch.cat([pair[i] for pair in compact.pairs] or [torch.zeros(0).long()]) for i in range(2)]
+        told = ~(alone[both[0]] | alone[both[1]])
+        a, b = (translate[labels[told]] for labels in both)
+        unit = self.solution.unit
         if last is not None and (bool((a < 0).any() | (b < 0).any()) or (unit[a.numpy()] != unit[b.numpy()]).any()):
             return Mismatch(last, "is reached by other channels than it should be")
         return None

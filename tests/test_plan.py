@@ -92,7 +92,7 @@ def test_ward_joins_the_filters_that_are_alike() -> None:
         model[0].weight[3:] = model[0].weight[:3] * 1.001
         model[0].bias[3:] = model[0].bias[:3]
     group = analyze(model, torch.zeros(1, 3, 9, 9)).groups[0]
-    tree = ward(group, named_tensors(model))
+    tree = ward(features(group, named_tensors(model)))
     assert tree.cut(3).tolist() == [0, 1, 2, 0, 1, 2]
     assert tree.cut(6).tolist() == list(range(6))
     assert set(tree.cut(1).tolist()) == {0}
@@ -142,3 +142,47 @@ def test_networkx(resnet: tuple[nn.Module, ChannelGroups]) -> None:
     stream = next(n for n, d in graph.nodes(data=True) if d["kind"] == "group" and d["name"] == "conv1")
     assert "conv1.weight[0]" in graph[stream]
     assert graph[stream]["conv1.weight[0]"]["role"] == "producer"
+
+
+class Normalised(nn.Module):
+    """A residual block with group norm, and a layer norm over the channels of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = conv(3, 32), conv(32, 32), conv(32, 16)
+        self.n, self.m = nn.GroupNorm(4, 32), nn.LayerNorm(48)
+        self.head = nn.Linear(48, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = (x + self.n(self.a(x))).relu()
+        return self.head(self.m(torch.cat([x, self.b(x)], 1).mean((2, 3))))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("mode", ["hard", "pdc"])
+def test_channels_that_are_averaged_form_clusters_of_one_size(mode: Any) -> None:
+    torch.manual_seed(0)
+    model, inputs = Normalised(), torch.randn(2, 3, 8, 8)
+    groups = analyze(model, inputs)
+    assert len(groups.balanced) == 1
+    halves = {i: g.channels // 2 for i, g in enumerate(groups.groups)}
+    made = plan(model, groups, flops_reduction=1 - groups.macs(halves) / groups.macs())
+    assert made.widths == halves
+    assert {int(n) for clusters in made.clusters for n in np.bincount(clusters)} == {2}
+    tying = tie(model, made, mode=mode, total_steps=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(inputs).square().sum().backward()
+        optimizer.step()
+        tying.step()
+    compact = rewrite(model, tying.snap(), inputs)
+    assert isinstance(compact, Normalised)
+    assert (compact.n.num_channels, compact.m.normalized_shape) == (16, (24,))
+
+
+def test_a_plan_with_clusters_of_two_sizes_is_refused() -> None:
+    groups = analyze(Normalised(), torch.randn(2, 3, 8, 8))
+    uneven = [np.asarray([0, 0, 0, *range(1, g.channels - 2)]) for g in groups.groups]
+    with pytest.raises(ArtifactError, match="different sizes"):
+        ClusterPlan(groups, tuple(uneven))

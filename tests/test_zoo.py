@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 
 import pytest
 from activations import differences_inside_clusters, random_partition
@@ -15,43 +14,9 @@ from pdc_fx.passes.check import check, randomize_statistics
 from pdc_fx.passes.rewrite import merge_channels
 from pdc_fx.passes.tie import Tying
 
+
 # What does not work yet, and why. Fewer channels than could be merged, unless it says otherwise.
-PENDING = {
-    "unet_transposed": "conv_transpose has no rule",
-    "autoencoder": "conv_transpose has no rule",
-    "sub_pixel": "pixel_shuffle has no rule",
-    "shuffle": "a two-axis view of channels is 'spread' although a gather could stand in for it",
-    "ghost": "a channel that meets itself through a depthwise copy has two places that could be told apart",
-    "audio": "gates: the two halves of a convolution multiply each other",
-    "glu": "glu has no rule",
-    "maxout": "torch.max(a, b), and a channel at two places of one convolution",
-    "split_attention": "a sum over the two versions of each channel",
-    "selective": "a sum over stacked versions of each channel",
-    "map_attention": "CRASH: a size taken from a map that shrinks is used to view one that does not",
-    "non_local": "bmm has no rule",
-    "temporal_shift": "RewriteError: 'view(-1, frames, 8)', and __setitem__ cannot be traced",
-    "conv_lstm": "lstm has no rule, though its input weights could read",
-    "functional": "matmul with a parameter has no rule",
-    "spatial_transformer": "grid_sample has no rule",
-    "zeros_by_cat": "torch.zeros has no rule",
-    "channel_shuffle": "channel_shuffle has no rule",
-    "instance_norm_style": "num_features of a norm without entries is not updated, and torch warns in every forward pass",
-}  # fmt: skip
-
-# Where the clusters of the two halves of a split differ in number, which `check` never draws for these.
-PENDING_UNEVEN = dict.fromkeys(
-    ("yolo_c2f", "yolo_c2f_joined"), "RewriteError: torch.fx cannot trace 'list(x.chunk(2, 1))' to edit it"
-)
-
-
-def parameters(pending: Mapping[str, str]) -> list[object]:
-    def marks(name: str) -> list[pytest.MarkDecorator]:
-        return [pytest.mark.xfail(reason=pending[name])] if name in pending else []
-
-    return [pytest.param(e, id=e.name, marks=marks(e.name)) for e in ZOO]
-
-
-@pytest.mark.parametrize("entry", parameters(PENDING))
+@pytest.mark.parametrize("entry", ZOO, ids=str)
 def test_merges_as_much_as_can_be_and_exactly(entry: Entry) -> None:
     model, inputs = entry.made()
     if not entry.merges:
@@ -82,7 +47,7 @@ def test_activations_agree_inside_clusters(entry: Entry) -> None:
         assert found.pairs
 
 
-@pytest.mark.parametrize("entry", parameters({**PENDING, **PENDING_UNEVEN}))
+@pytest.mark.parametrize("entry", ZOO, ids=str)
 def test_predictions_are_measured(entry: Entry) -> None:
     model, inputs = entry.made()
     groups = analyze(model, inputs)
@@ -96,6 +61,5 @@ def test_predictions_are_measured(entry: Entry) -> None:
     assert plan.params_after == sum(p.numel() for p in compact.parameters())
 
 
-def test_pending_names_are_in_the_zoo() -> None:
-    assert PENDING.keys() | PENDING_UNEVEN.keys() <= {e.name for e in ZOO}
+def test_names_are_unique() -> None:
     assert len({e.name for e in ZOO}) == len(ZOO)

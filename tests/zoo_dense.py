@@ -296,7 +296,7 @@ class SubPixel(nn.Module):
 MAPS = ((2, 3, 32, 32),)
 DENSE = (
     Entry("unet_bilinear", lambda: UNet(True), ((2, 3, 18, 21),), 76),
-    Entry("unet_transposed", lambda: UNet(False), ((2, 3, 18, 21),), 76),
+    Entry("unet_transposed", lambda: UNet(False), ((2, 3, 18, 21),), 85),
     Entry("yolo_c2f", YoloC2f, MAPS, 386),
     Entry("yolo_c2f_joined", lambda: YoloC2f(joined=True), MAPS, 386),
     Entry("yolo_focus", FocusYolo, MAPS, 86, keeps_class=True),
@@ -304,6 +304,6 @@ DENSE = (
     Entry("fpn_retina", FPN, MAPS, 58, keeps_class=True),
     Entry("fpn_list", lambda: FPN(joined=False), MAPS, 58, keeps_class=True),
     Entry("hrnet", HRNet, ((2, 3, 16, 16),), 56, keeps_class=True),
-    Entry("autoencoder", AutoEncoder, ((2, 3, 16, 16),), 28),
+    Entry("autoencoder", AutoEncoder, ((2, 3, 16, 16),), 20),
     Entry("sub_pixel", SubPixel, ((2, 3, 8, 8),), 30, keeps_class=True),
 )
