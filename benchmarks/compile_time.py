@@ -37,11 +37,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pdc_fx.ir import ChannelGroups, ClusterPlan
+from pdc_fx.ir import ClusterPlan
 from pdc_fx.models import build_model, example_inputs
+from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies
 from pdc_fx.passes.check import random_halves
 from pdc_fx.passes.compare import compare
-from pdc_fx.passes.dependency import AnalyzeDependencies
 from pdc_fx.passes.rewrite import merge_channels
 from pdc_fx.passes.tie import Tying
 from pdc_fx.trace import Recording, record
@@ -74,14 +74,14 @@ chosen = {"clock": "wall"}
 
 
 # ------------------------------------------------------------------------------------------------------------------ ours
-def analysed(recording: Recording) -> tuple[ChannelGroups, None]:
-    """The channel groups, and what the rewrite takes over of the analysis: nothing so far, it analyses again."""
-    return AnalyzeDependencies()(recording), None
+def analysed(model: nn.Module, inputs: tuple[Any, ...], recording: Recording) -> Analysis:
+    """The channel groups, and what the rewrite takes over of the analysis."""
+    return AnalyzeDependencies(inputs, (), recording)(model)
 
 
-def merged(tied: nn.Module, plan: ClusterPlan, inputs: tuple[Any, ...], solution: None) -> nn.Module:
+def merged(tied: nn.Module, plan: ClusterPlan, inputs: tuple[Any, ...], analysis: Analysis) -> nn.Module:
     """The rewrite. This function and the one above are all that knows how the passes are called."""
-    return merge_channels(tied, plan, inputs)
+    return merge_channels(tied, plan, inputs, analysis)
 
 
 def ours(model: nn.Module, inputs: tuple[Any, ...], *, verify: bool = False) -> Seconds:
@@ -90,10 +90,10 @@ def ours(model: nn.Module, inputs: tuple[Any, ...], *, verify: bool = False) -> 
     with clock(seconds, "trace"):
         recording = record(model, inputs)
     with clock(seconds, "analyze"):
-        groups, solution = analysed(recording)
-    tied, plan = halved(model, random_halves(groups, 0))
+        analysis = analysed(model, inputs, recording)
+    tied, plan = halved(model, random_halves(analysis.groups, 0))
     with clock(seconds, "rewrite"):
-        compact = merged(tied, plan, inputs, solution)
+        compact = merged(tied, plan, inputs, analysis)
     if verify:
         with clock(seconds, "verify"):
             compare(tied, compact, inputs, tolerance=1e-4)
@@ -276,12 +276,12 @@ def rewrite_alone(name: str) -> dict[str, Any]:
     without_model = memory("VmRSS")
     loaded = build_model(f"torchvision:{name}")
     inputs = example_inputs(loaded)
-    groups, solution = analysed(record(loaded.model, inputs))
-    plan = Tying(loaded.model, random_halves(groups, 0), "hard").snap()
+    analysis = analysed(loaded.model, inputs, record(loaded.model, inputs))
+    plan = Tying(loaded.model, random_halves(analysis.groups, 0), "hard").snap()
     gc.collect()
     before = memory("VmRSS")
     reset = forget_peak()
-    compact = merged(loaded.model, plan, inputs, solution)
+    compact = merged(loaded.model, plan, inputs, analysis)
     return {
         "model": name,
         "parameter_bytes": size_of(loaded.model),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor, nn
@@ -31,9 +32,15 @@ class MergedAxis:
     group: str
     stand_in: Integers
 
-    @property
+    @cached_property
     def kept(self) -> Integers:
+        """The positions that remain."""
         return np.flatnonzero(self.stand_in == np.arange(len(self.stand_in)))
+
+    @cached_property
+    def removed(self) -> Integers:
+        """The positions that go."""
+        return np.flatnonzero(self.stand_in != np.arange(len(self.stand_in)))
 
     @property
     def cluster(self) -> Integers:
@@ -58,7 +65,7 @@ def merged_axes(plan: ClusterPlan) -> list[MergedAxis]:
     axes = [
         MergedAxis(tensor, dim, *owner[tensor, dim], stand_in) for (tensor, dim), stand_in in sorted(stand_ins.items())
     ]
-    return [axis for axis in axes if len(axis.kept) < len(axis.stand_in)]
+    return [axis for axis in axes if len(axis.removed)]
 
 
 def by_tensor(axes: list[MergedAxis]) -> dict[str, list[MergedAxis]]:

@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import gcd
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -107,24 +107,20 @@ def solve(
     slots = _slots(flow, unit)
     count = int(unit.max()) + 1 if len(unit) else 0
     reasons = _frozen_units(flow, unit, slots, frozen_names, stuck, movable(flow, unit) if movable else frozenset())
-    signature = _signatures(slots, count)
-    held = np.zeros(count, dtype=bool)
-    held[slots.unit] = True
+    signature = _signatures(slots)
+    held = np.diff(slots.starts) > 0
     order = _first_labels(unit, count)
-    maker = _makers(flow)
+    starts = np.asarray([start for start, *_ in flow.makers], dtype=np.int64)
+    maker = np.searchsorted(starts, order, side="right") - 1
 
-    def alike() -> list[list[int]]:
+    def alike() -> list[Integers]:
         """The channels that need not stay, by signature, in the order in which they are made."""
-        free = held.copy()
-        free[list(reasons)] = False
-        members = np.flatnonzero(free)
-        by_signature: dict[bytes, list[int]] = {}
-        for index in members[np.argsort(order[members], kind="stable")]:
-            by_signature.setdefault(signature[index].tobytes(), []).append(int(index))
-        for units in list(by_signature.values()):
-            if len(units) == 1:
-                reasons[units[0]] = "no other channel is used in the same way"
-        return [units for units in by_signature.values() if len(units) > 1]
+        members = np.flatnonzero(held & (reasons.number < 0))
+        classes = equal_rows(signature, members[np.argsort(order[members])])
+        alone = [units for units in classes if len(units) == 1]
+        if alone:
+            reasons.add(np.concatenate(alone), "no other channel is used in the same way")
+        return [units for units in classes if len(units) > 1]
 
     classes = alike()
     balance = _balance(flow, unit, count)
@@ -132,15 +128,14 @@ def solve(
         classes = alike()
     group_of, row_of = np.full(count, -1), np.full(count, -1)
     groups: list[ChannelGroup] = []
-    slots_by_unit = slots.sorted_by_unit(count)
     for units in classes:
         row_of[units], group_of[units] = np.arange(len(units)), len(groups)
         number = None if balance is None or balance[units[0]] < 0 else int(balance[units[0]])
-        groups.append(_group(flow, slots_by_unit, np.asarray(units), maker(order[units[0]]), number))
+        groups.append(_group(slots, units, flow.makers[maker[units[0]]][1], number))
     recording = flow.recording
     result = ChannelGroups(
         groups=tuple(groups),
-        frozen=_summary(reasons, held, order, maker),
+        frozen=_summary(flow, reasons, np.flatnonzero(held), order, maker),
         unreached=recording.unreached,
         sites=tuple(flow.sites),
         fixed_macs=flow.fixed_macs,
@@ -150,6 +145,21 @@ def solve(
         frozen_names=frozen_names,
     )
     return Solution(result, flow, unit, group_of, row_of)
+
+
+def equal_rows(table: Integers, members: Integers) -> list[Integers]:
+    """``members``, numbers of rows, by equal rows of ``table``: in the order given, the classes by their first member.
+
+    >>> [rows.tolist() for rows in equal_rows(np.array([[7, 1], [5, 1], [7, 1], [7, 2]]), np.arange(4))]
+    [[0, 2], [1], [3]]
+    """
+    if not len(members):
+        return []
+    order = np.lexsort(table[members].T)
+    starts = np.flatnonzero((np.diff(table[members[order]], axis=0) != 0).any(1)) + 1
+    classes = np.split(members[order], starts)
+    first = order[np.append(0, starts)]  # the sort is stable
+    return [classes[i] for i in np.argsort(first)]
 
 
 def _balance(flow: Flow, unit: Integers, count: int) -> Integers | None:
@@ -167,7 +177,7 @@ def _balance(flow: Flow, unit: Integers, count: int) -> Integers | None:
 
 
 def _freeze_unbalanced(
-    flow: Flow, unit: Integers, balance: Integers | None, classes: list[list[int]], reasons: dict[int, str]
+    flow: Flow, unit: Integers, balance: Integers | None, classes: list[Integers], reasons: _Reasons
 ) -> bool:
     """Freeze balanced channels that cannot be: next to one that must stay, or in numbers that no cluster size divides."""
     if balance is None:
@@ -185,12 +195,9 @@ def _freeze_unbalanced(
         if number >= 0 and divisor == 1:
             why.setdefault(number, "is averaged together with others, in numbers that have no common divisor")
     where = {int(balance[unit[labels.reshape(-1)[0]]]): module for labels, module in reversed(flow.balanced)}
-    changed = False
-    for index in np.flatnonzero(np.isin(balance, list(why))):
-        number = int(balance[index])
-        changed |= bool(free[index])
-        reasons.setdefault(int(index), f"{why[number]} (at '{where.get(number, '')}')")
-    return changed
+    for number, text in why.items():
+        reasons.add(np.flatnonzero(balance == number), f"{text} (at '{where.get(number, '')}')")
+    return bool(free[np.isin(balance, list(why))].any())
 
 
 def _components(flow: Flow, *, bundled: bool = True) -> Integers:
@@ -211,12 +218,14 @@ def _places(flow: Flow) -> torch.Tensor:
 
     Labels that met position by position share the columns in which they were bundled; each has what it met for itself.
     """
-    place = torch.from_numpy(_components(flow, bundled=False))
-    hashes = torch.zeros(int(place.max()) + 1 if len(place) else 0, dtype=torch.int64)
-    for index, rows in enumerate(flow.bundles):
-        column = mix(index, torch.arange(rows.shape[1])).expand_as(rows)
-        hashes.index_add_(0, place[rows.reshape(-1)], column.reshape(-1))
-    tags = hashes[place]
+    tags = torch.zeros(flow.labels, dtype=torch.int64)
+    if flow.bundles:
+        place = torch.from_numpy(_components(flow, bundled=False))
+        hashes = torch.zeros(int(place.max()) + 1, dtype=torch.int64)
+        for index, rows in enumerate(flow.bundles):
+            column = mix(index, torch.arange(rows.shape[1])).expand_as(rows)
+            hashes.index_add_(0, place[rows.reshape(-1)], column.reshape(-1))
+        tags = hashes[place]
     for labels, paths in flow.meetings:
         met = labels != FIXED
         tags.index_add_(0, labels[met], mix(paths[met], 1))
@@ -225,46 +234,61 @@ def _places(flow: Flow) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Slots:
-    """All places at which tensor axes hold channels, as parallel arrays."""
+    """All places at which tensor axes hold channels, as parallel arrays, sorted by channel, then axis, then path.
+
+    ``starts`` has one entry more than there are channels: the places of channel ``i`` are ``starts[i]:starts[i + 1]``.
+    """
 
     axes: list[tuple[str, int, Role]]
     unit: Integers
     axis: Integers
     position: Integers
     path: Integers
-
-    def sorted_by_unit(self, count: int) -> tuple[_Slots, Integers]:
-        """Sorted by channel, then axis, then path; and where each channel starts."""
-        order = np.lexsort((self.path, self.axis, self.unit))
-        ordered = _Slots(self.axes, self.unit[order], self.axis[order], self.position[order], self.path[order])
-        return ordered, np.searchsorted(ordered.unit, np.arange(count + 1))
+    starts: Integers
 
 
 def _slots(flow: Flow, unit: Integers) -> _Slots:
-    tags = _places(flow)
-    names: list[tuple[str, int, Role]] = []
-    columns: list[tuple[torch.Tensor, ...]] = []
-    for (tensor, dim), axis in flow.axes.items():
-        at = torch.nonzero(axis.label != FIXED).reshape(-1)
-        if len(at):
-            label = axis.label[at]
-            columns.append(
-                (label, torch.full_like(label, len(names)), at, mix(axis.path.expand_as(axis.label)[at], tags[label]))
-            )
-            names.append((tensor, dim, axis.role))
+    count = int(unit.max()) + 1 if len(unit) else 0
+    names = [(tensor, dim, axis.role) for (tensor, dim), axis in flow.axes.items()]
     none = torch.zeros(0, dtype=torch.int64)
-    at_label, number, position, path = (torch.cat([c[i] for c in columns] or [none]).numpy() for i in range(4))
-    return _Slots(names, unit[at_label], number, position, path)
+    label = torch.cat([none, *(axis.label for axis in flow.axes.values())])
+    path = torch.cat([none, *(axis.path.expand_as(axis.label) for axis in flow.axes.values())])
+    sizes = [len(axis.label) for axis in flow.axes.values()]
+    number = np.repeat(np.arange(len(names)), sizes)
+    position = np.arange(len(label)) - np.repeat(np.cumsum([0, *sizes])[:-1], sizes)
+    held = label != FIXED
+    label, number, position = label[held], number[held.numpy()], position[held.numpy()]
+    places = mix(path[held], _places(flow)[label]).numpy()
+    units = unit[label.numpy()]
+    order = np.lexsort((places, units * len(names) + number))
+    starts = np.searchsorted(units[order], np.arange(count + 1))
+    return _Slots(names, units[order], number[order], position[order], places[order], starts)
 
 
-def _signatures(slots: _Slots, count: int) -> Integers:
-    """A 128-bit hash per channel of the multiset of its (axis, path)."""
+def _signatures(slots: _Slots) -> Integers:
+    """A 128-bit hash per channel of the multiset of its (axis, path); zeros for one without places."""
     axis, path = torch.from_numpy(slots.axis), torch.from_numpy(slots.path)
-    total = torch.zeros(count, 2, dtype=torch.int64)
-    for column in range(2):
-        total[:, column].index_add_(0, torch.from_numpy(slots.unit), mix(axis, path, column + 1))
-    result: Integers = total.numpy()
+    result = np.zeros((len(slots.starts) - 1, 2), dtype=np.int64)
+    held = np.flatnonzero(np.diff(slots.starts))
+    for column in range(2 if len(held) else 0):
+        result[held, column] = np.add.reduceat(mix(axis, path, column + 1).numpy(), slots.starts[held])
     return result
+
+
+class _Reasons:
+    """Why channels must stay. The first reason stands.
+
+    Attributes:
+        number: channel number -> number of its reason, or -1.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.number = np.full(count, -1)
+        self.texts: list[str] = []
+
+    def add(self, units: Integers, text: str) -> None:
+        self.number[units[self.number[units] < 0]] = len(self.texts)
+        self.texts.append(text)
 
 
 def _frozen_units(
@@ -274,23 +298,19 @@ def _frozen_units(
     names: tuple[str, ...],
     stuck: Iterable[Stuck],
     movable: frozenset[fx.Node],
-) -> dict[int, str]:
-    """Channel number -> why it must stay. The first reason stands."""
-    reasons: dict[int, str] = {}
-    for tensor, dim in flow.axes:
+) -> _Reasons:
+    reasons = _Reasons(len(slots.starts) - 1)
+    for tensor, dim in flow.axes if names else ():
         module = tensor.rpartition(".")[0]
         if any(_matches(module, name) for name in names):
             flow.freeze(flow.axes[tensor, dim].label, "was frozen by request", module)
     for labels, reason, module in (*flow.frozen, *(_labels_of(entry, flow) for entry in stuck)):
-        for index in np.unique(unit[labels.numpy()]):
-            reasons.setdefault(int(index), f"{reason} (at '{module}')" if module else reason)
-    ordered, _ = slots.sorted_by_unit(0)
-    twice = (np.diff(ordered.unit) == 0) & (np.diff(ordered.axis) == 0) & (np.diff(ordered.path) == 0)
-    for index in np.unique(ordered.unit[1:][twice]):
-        reasons.setdefault(int(index), "meets itself at another position, so that its places cannot be told apart")
+        reasons.add(unit[labels.numpy()], f"{reason} (at '{module}')" if module else reason)
+    twice = (np.diff(slots.unit) == 0) & (np.diff(slots.axis) == 0) & (np.diff(slots.path) == 0)
+    reasons.add(slots.unit[1:][twice], "meets itself at another position, so that its places cannot be told apart")
     for node, value in flow.values.items():
-        for index in () if node in movable else spread(value, unit):
-            reasons.setdefault(int(index), "is spread over several axes of a tensor, or alone in it")
+        if node not in movable and len(units := spread(value, unit)):
+            reasons.add(units, "is spread over several axes of a tensor, or alone in it")
     return reasons
 
 
@@ -319,40 +339,32 @@ def spread(value: object, unit: Integers) -> Integers:
 
 
 def _first_labels(unit: Integers, count: int) -> Integers:
-    first = np.full(count, len(unit))
-    np.minimum.at(first, unit, np.arange(len(unit)))
+    first = np.empty(count, dtype=np.int64)
+    first[unit[::-1]] = np.arange(len(unit))[::-1]  # of several assignments the last one stands
     return first
 
 
-def _makers(flow: Flow) -> Callable[[int], str]:
-    """A function from a label to the module that made it."""
-    starts = np.asarray([start for start, *_ in flow.makers])
-
-    def maker(label: int) -> str:
-        return flow.makers[int(np.searchsorted(starts, label, side="right")) - 1][1]
-
-    return maker
-
-
-def _group(
-    flow: Flow, slots_by_unit: tuple[_Slots, Integers], units: Integers, name: str, balance: int | None
-) -> ChannelGroup:
-    slots, starts = slots_by_unit
-    per_unit = starts[units[0] + 1] - starts[units[0]]
-    rows = starts[units][:, None] + np.arange(per_unit)
+def _group(slots: _Slots, units: Integers, name: str, balance: int | None) -> ChannelGroup:
+    per_unit = slots.starts[units[0] + 1] - slots.starts[units[0]]
+    rows = slots.starts[units][:, None] + np.arange(per_unit)
     axes, positions = slots.axis[rows[0]], slots.position[rows]
+    starts = np.flatnonzero(np.diff(axes, prepend=-1))
     members = []
-    for axis in np.unique(axes):
-        tensor, dim, role = slots.axes[axis]
-        members.append(Member(tensor, dim, role, positions[:, axes == axis]))
+    for start, stop in pairwise([*starts.tolist(), len(axes)]):
+        tensor, dim, role = slots.axes[axes[start]]
+        members.append(Member(tensor, dim, role, positions[:, start:stop]))
     return ChannelGroup(name, len(units), tuple(members), balance)
 
 
 def _summary(
-    reasons: dict[int, str], held: npt.NDArray[np.bool_], order: Integers, maker: Callable[[int], str]
+    flow: Flow, reasons: _Reasons, held: Integers, order: Integers, maker: Integers
 ) -> tuple[FrozenChannels, ...]:
+    """How many of the channels that tensors hold stay, by module and reason, in the order in which they are made."""
+    units = held[reasons.number[held] >= 0]
+    units = units[np.argsort(order[units])]
+    pairs = np.stack([maker[units], reasons.number[units]], 1)
     counted: Counter[tuple[str, str]] = Counter()
-    for index in sorted(reasons, key=lambda i: order[i]):
-        if held[index]:
-            counted[maker(order[index]), reasons[index]] += 1
+    for alike in equal_rows(pairs, np.arange(len(pairs))):
+        made, why = pairs[alike[0]]
+        counted[flow.makers[made][1], reasons.texts[why]] += len(alike)
     return tuple(FrozenChannels(n, module, reason) for (module, reason), n in counted.items())

@@ -7,6 +7,8 @@ the entry of the representative. Module attributes that repeat a size follow (:m
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
+from math import prod
 from typing import TypeVar
 
 import torch
@@ -18,19 +20,42 @@ from pdc_fx.rules.resize import resize
 
 Module = TypeVar("Module", bound=nn.Module)
 
+BLOCK = 2**22  # entries
+
 
 def merge_tensor(tensor: Tensor, axes: list[MergedAxis]) -> Tensor:
-    """The tensor after channel addition along ``axes``."""
-    result = tensor.detach()
-    for axis in axes:
-        kept = torch.as_tensor(axis.kept, device=tensor.device)
-        merged = result.index_select(axis.dim, kept)
+    """The tensor after channel addition along ``axes``; a large one is done a block of rows at a time, to need little memory."""
+    tensor = tensor.detach()
+    first, others = [a for a in axes if a.dim == 0], [a for a in axes if a.dim != 0]
+    if tensor.numel() <= BLOCK or any(axis.role == "consumer" for axis in first):
+        return _merged(tensor, axes)
+    rows = torch.from_numpy(first[0].kept) if first else torch.arange(len(tensor))
+    shape = [len(rows), *tensor.shape[1:]]
+    for axis in others:
+        shape[axis.dim] = len(axis.kept)
+    result = tensor.new_empty(shape)
+    blocks = -(-tensor.numel() // BLOCK)
+    for part, block in zip(result.tensor_split(blocks), rows.tensor_split(blocks), strict=True):
+        part.copy_(_merged(tensor.index_select(0, block.to(tensor.device)), others))
+    return result
+
+
+def _merged(tensor: Tensor, axes: list[MergedAxis]) -> Tensor:
+    for axis in sorted(axes, key=lambda axis: axis.role == "consumer"):  # what merely goes, goes first: less to add up
         if axis.role == "consumer":
-            removed = torch.as_tensor([i for i, s in enumerate(axis.stand_in) if s != i], device=tensor.device)
-            target = torch.as_tensor(axis.cluster, device=tensor.device).index_select(0, removed)
-            merged.index_add_(axis.dim, target, result.index_select(axis.dim, removed))
-        result = merged
-    return result.clone() if result is tensor else result
+            tensor = _added(tensor, axis)
+        else:
+            tensor = tensor.index_select(axis.dim, torch.as_tensor(axis.kept, device=tensor.device))
+    return tensor
+
+
+def _added(tensor: Tensor, axis: MergedAxis) -> Tensor:
+    """The slices of each cluster summed up. Seen as a matrix where it is one: ``index_add_`` is slow where axes have size 1."""
+    before, (size, *behind) = tensor.shape[: axis.dim], tensor.shape[axis.dim :]
+    flat = tensor.reshape(prod(before), size, prod(behind)).squeeze(2)
+    total = flat.new_zeros(prod(before), len(axis.kept), *flat.shape[2:])
+    total.index_add_(1, torch.as_tensor(axis.cluster, device=tensor.device), flat)
+    return total.reshape(*before, len(axis.kept), *behind)
 
 
 def compacted(model: Module, plan: ClusterPlan) -> Module:
@@ -45,7 +70,7 @@ def compacted(model: Module, plan: ClusterPlan) -> Module:
         new = merge_tensor(old, axes)
         memo[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
         before[id(old)] = tuple(old.shape)
-    compact = copy.deepcopy(model, memo)
+    compact = copy.deepcopy(model, memo | _empty_tables(model))
     for old_module, new_module in zip(model.modules(), compact.modules(), strict=True):
         shapes = [
             before[id(t)]
@@ -55,3 +80,9 @@ def compacted(model: Module, plan: ClusterPlan) -> Module:
         if shapes:
             resize(new_module, max(shapes, key=len))
     return compact
+
+
+def _empty_tables(model: nn.Module) -> dict[int, object]:
+    """Copies, by id, of the empty tables of hooks that a module has a dozen of: ``deepcopy`` would spend most of its time there."""
+    tables = (value for module in model.modules() for value in vars(module).values())
+    return {id(table): type(table)() for table in tables if type(table) in (dict, OrderedDict) and not table}

@@ -266,7 +266,17 @@ class ChannelGroups:
 
     def digest(self) -> str:
         """SHA-256 of the structure: two models with the same digest accept the same plan."""
-        return hashlib.sha256(json.dumps([g.to_dict() for g in self.groups]).encode()).hexdigest()
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        hashed = hashlib.sha256()
+        for group in self.groups:
+            hashed.update(repr((group.name, group.channels, group.balance, len(group.members))).encode())
+            for member in group.members:
+                hashed.update(repr((member.tensor, member.dim, member.role, member.positions.shape)).encode())
+                hashed.update(member.positions.astype("<i8").tobytes())  # the same on every machine
+        return hashed.hexdigest()
 
     def to_networkx(self) -> nx.Graph:
         """A bipartite graph: one node per group and per tensor axis, one edge per membership (attribute ``role``)."""

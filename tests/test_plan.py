@@ -17,7 +17,7 @@ from pdc_fx.errors import ArtifactError, InputError, NothingToMergeError, PlanEr
 from pdc_fx.ir import ChannelGroups, ClusterPlan, decode_integers, encode_integers, first_appearance
 from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.cluster import features, ward
-from pdc_fx.pipeline import analyze, plan
+from pdc_fx.pipeline import analyze, plan, rewrite, tie
 
 
 @pytest.fixture(scope="module")

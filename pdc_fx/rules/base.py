@@ -20,6 +20,7 @@ tensor produces, reads or rides on which channels; analysis, tying and rewriting
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -37,11 +38,16 @@ Shape = tuple[int, ...]
 
 def mix(*parts: Tensor | int) -> Tensor:
     """Hash integers and integer tensors (broadcast) into one int64 tensor; order matters."""
-    result: Tensor = torch.tensor(0x1234567)
+    result: Tensor | int = 0x1234567
     for part in parts:
-        result = (result ^ part) * 0x9E3779B97F4A7C1 + 0x7F4A7C15
-        result = result ^ (result >> 29)
-    return result
+        mixed = result ^ part
+        if isinstance(mixed, int):  # what an int64 would hold
+            mixed = (mixed * 0x9E3779B97F4A7C1 + 0x7F4A7C15 + 2**63) % 2**64 - 2**63
+            result = mixed ^ (mixed >> 29)
+        else:  # a tensor of our own, so that it may be changed in place
+            mixed.mul_(0x9E3779B97F4A7C1).add_(0x7F4A7C15)
+            result = mixed.bitwise_xor_(mixed >> 29)
+    return torch.as_tensor(result)
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,9 @@ class Flow:
             return
         a, b = a.reshape(-1), b.reshape(-1)
         both = (a != FIXED) & (b != FIXED)
+        if bool(both.all()):
+            self.pairs.append((a, b))
+            return
         self.pairs.append((a[both], b[both]))
         for one in (a[(b == FIXED)], b[(a == FIXED)]):
             self.freeze(one, f"{what} values that cannot shrink (a model input, a constant or a frozen tensor)", module)
@@ -187,9 +196,11 @@ class Flow:
 
     def made_together(self, labels: Tensor) -> bool:
         """Whether all these are channels that were minted at once."""
-        starts = torch.tensor([start for start, *_ in self.makers], dtype=torch.int64)
-        makers = torch.searchsorted(starts, labels, right=True)
-        return bool((labels != FIXED).all()) and bool((makers == makers[:1]).all())
+        first, last = int(labels.min()), int(labels.max())
+        if first == FIXED:
+            return False
+        makers = {bisect_right(self.makers, label, key=lambda maker: maker[0]) for label in (first, last)}
+        return len(makers) == 1
 
     def freeze(self, labels: Tensor, reason: str, module: str) -> None:
         labels = labels.reshape(-1)
@@ -540,7 +551,6 @@ def registered() -> dict[Any, Rule]:
 
 def apply_rule(site: Site) -> Value:
     """Run the rule of a call; without one, or where it declines, freeze all that the call touches and say why."""
-    name = function_name(site.node.target)
     function = rule_for(site.node.target)
     try:
         if function is None:
@@ -549,7 +559,7 @@ def apply_rule(site: Site) -> Value:
             raise Declined("changes in place a tensor that other views share")
         return function(site)
     except Declined as reason:
-        where = site.node.meta.get("source", "")
+        name, where = function_name(site.node.target), site.node.meta.get("source", "")
         site.freeze(
             [list(site.node.args), dict(site.node.kwargs), site.node.meta.get("aliased", [])],
             f"{name} {reason} ({where})",
