@@ -174,6 +174,11 @@ def follows_sizes(model: nn.Module, prediction: Prediction) -> bool:
             read = value.varying if dim is None else {dim % len(value.shape)} & set(value.varying)
             if read:
                 return True
+    if any(
+        isinstance(n.target, type) and prediction.shrinks([v, *_sources(n, solution)])
+        for n, v in solution.flow.values.items()
+    ):
+        return True  # a leaf module, of which nobody knows what it does inside
     return any(
         (literal_of(node) or takes_numbers(node))
         and prediction.shrinks([value, *_sources(node, solution)])

@@ -25,7 +25,7 @@ from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.compare import compare, in_precision, run, varies
 from pdc_fx.passes.rewrite import describe, merge_channels
 from pdc_fx.passes.tie import Tying
-from pdc_fx.trace import Inputs, record
+from pdc_fx.trace import Inputs, record, require_usable
 
 GAINS = (1.0, 10.0, 100.0)
 """How much the layers whose channels are frozen are amplified until the outputs vary: an untrained detector finds nothing."""
@@ -129,6 +129,7 @@ def check(
     dtype_name = str(dtype).removeprefix("torch.")
     if dtype_name not in TOLERANCES:
         raise InputError(f"a check runs in float64 or float32, not in {dtype_name}")
+    require_usable(model)
     seconds: dict[str, float] = {}
     outputs: tuple[str, ...] = ()
     for gain in GAINS:

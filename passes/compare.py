@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path, tree_map
 
 from pdc_fx.errors import TraceError
-from pdc_fx.trace import Inputs, as_arguments, evaluating
+from pdc_fx.passes.axes import named_tensors
+from pdc_fx.trace import Inputs, as_arguments, evaluating, overlapping
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,26 @@ class Comparison:
 def in_precision(
     model: nn.Module, example_inputs: Inputs, dtype: torch.dtype = torch.float64
 ) -> tuple[nn.Module, tuple[Any, ...]]:
-    """Copies in another precision; integer inputs stay as they are."""
+    """Copies in another precision; integer inputs stay as they are, and so does what shares memory."""
     inputs = tree_map(
         lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t, as_arguments(example_inputs)
     )
-    return copy.deepcopy(model).to(dtype), inputs
+    with torch.no_grad():
+        return copy.deepcopy(model, _shared_memory(model, dtype)).to(dtype), inputs
+
+
+def _shared_memory(model: nn.Module, dtype: torch.dtype) -> dict[int, Any]:
+    """For ``deepcopy``: copies of the tensors that overlap in memory, overlapping in the same way."""
+    copies: dict[int, Any] = {}
+    wholes: dict[int, Tensor] = {}
+    tensors = named_tensors(model)
+    for name in overlapping(tensors):
+        tensor = tensors[name]
+        flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
+        whole = wholes.setdefault(tensor.untyped_storage().data_ptr(), flat.to(dtype, copy=True))
+        view = whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        copies[id(tensor)] = nn.Parameter(view, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else view
+    return copies
 
 
 def random_inputs(example_inputs: Inputs, seed: int) -> tuple[Any, ...]:

@@ -63,6 +63,9 @@ def flow_of(recording: Recording) -> Flow:
             site.freeze(list(node.args), "is an output of the model")
         else:
             flow.values[node] = apply_rule(site)
+    for (tensor, _), axis in list(flow.axes.items()):
+        if (reason := recording.overlapping.get(tensor)) is not None:
+            flow.freeze(axis.label, reason, tensor.rpartition(".")[0])
     return flow
 
 
@@ -330,7 +333,7 @@ def spread(value: object, unit: Integers) -> Integers:
     if isinstance(value, (list, tuple)):
         parts = [spread(v, unit) for v in value]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
-    if not isinstance(value, Channels) or len(value.varying) == 1:
+    if not isinstance(value, Channels) or len(value.varying) == 1 or not len(unit):
         return np.zeros(0, dtype=np.int64)
     label = value.label.numpy()
     units = np.where(label == FIXED, -1, unit[label])

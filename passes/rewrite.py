@@ -21,7 +21,7 @@ from pdc_fx.passes.literals import edited
 from pdc_fx.passes.prediction import Mismatch, Prediction
 from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tie import require_tied
-from pdc_fx.trace import Inputs
+from pdc_fx.trace import Inputs, require_usable
 
 TOLERANCE = 1e-9  # relative, in float64
 
@@ -43,6 +43,7 @@ class ChannelAddition(Pass[nn.Module, nn.Module]):
     comparison: Comparison | None = field(default=None, init=False)
 
     def requires(self, value: nn.Module) -> None:
+        require_usable(value)
         require_tied(value, self.plan)
 
     def call(self, value: nn.Module) -> nn.Module:
@@ -55,7 +56,8 @@ class ChannelAddition(Pass[nn.Module, nn.Module]):
         dtypes = {name: t.dtype for name, t in value.state_dict().items()}
         for name, tensor in (*compact.named_parameters(), *compact.named_buffers()):
             tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
-        compact.train(value.training)
+        if isinstance(compact, fx.GraphModule):  # else it is a copy, each module in the mode of its original
+            compact.train(value.training)
         return compact
 
     def ensures(self, value: nn.Module, result: nn.Module) -> None:

@@ -27,6 +27,7 @@ from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.axes import MergedAxis, merged_axes, named_tensors, tensor_of
 from pdc_fx.passes.base import Pass
 from pdc_fx.passes.cluster import recluster
+from pdc_fx.trace import require_usable
 
 Mode = Literal["pdc", "hard"]
 
@@ -110,9 +111,15 @@ class TieClusters(Pass[nn.Module, "Tying"]):
     total_steps: int | None = None
 
     def requires(self, value: nn.Module) -> None:
+        require_usable(value)
         tensors = named_tensors(value)
         for axis in merged_axes(self.plan):
-            tensor_of(tensors, axis)
+            if tensor_of(tensors, axis).is_inference():
+                raise InputError(
+                    "the model was made in inference mode: its tensors cannot change",
+                    where=f"'{axis.tensor}'",
+                    hint="make it outside torch.inference_mode(), or tie copy.deepcopy(model)",
+                )
 
     def call(self, value: nn.Module) -> Tying:
         return Tying(value, self.plan, self.mode, total_steps=self.total_steps)

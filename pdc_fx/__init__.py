@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pdc_fx.passes.check import check
     from pdc_fx.passes.tie import Tying
     from pdc_fx.pipeline import analyze, compress, plan, rewrite, tie
+    from pdc_fx.rules.base import rule
+    from pdc_fx.rules.resize import resize_rule
 
 _HOMES = {
     "analyze": "pdc_fx.pipeline",
@@ -45,6 +47,8 @@ _HOMES = {
     "ClusterPlan": "pdc_fx.ir",
     "Tying": "pdc_fx.passes.tie",
     "TrainOptions": "pdc_fx.distill",
+    "rule": "pdc_fx.rules.base",
+    "resize_rule": "pdc_fx.rules.resize",
 }
 
 __all__ = [
@@ -62,7 +66,9 @@ __all__ = [
     "export_onnx",
     "load",
     "plan",
+    "resize_rule",
     "rewrite",
+    "rule",
     "save",
     "tie",
     "verify_onnx",

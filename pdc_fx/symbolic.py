@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from pdc_fx.errors import TraceError
-from pdc_fx.trace import Inputs, as_arguments, own_precision, user_frame
+from pdc_fx.trace import Inputs, as_arguments, leaf_class, own_precision, user_frame
 
 # Modules without parameters whose sizes may have to follow the channels: traced through, so that a node of the graph holds them.
 _OPEN = (nn.ChannelShuffle, nn.Flatten, nn.Unflatten, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
@@ -103,6 +103,8 @@ class _Tracer(fx.Tracer):
         self._running = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if leaf_class(m) is not None:
+            return True
         bare = isinstance(m, _SIZED) and not any(True for _ in m.parameters(recurse=False))
         return not bare and not isinstance(m, _OPEN) and super().is_leaf_module(m, module_qualified_name)
 

@@ -12,11 +12,26 @@ from pdc_fx.rules import (
     places,
     spatial,
 )
-from pdc_fx.rules.base import Channels, Declined, Flow, Site, Value, Weight, apply_rule, registered, rule
+from pdc_fx.rules.base import (
+    Channels,
+    Declined,
+    Edit,
+    Flow,
+    Site,
+    Value,
+    Weight,
+    apply_rule,
+    literal,
+    mix,
+    registered,
+    rule,
+)
+from pdc_fx.rules.resize import resize_rule
 
 __all__ = [
     "Channels",
     "Declined",
+    "Edit",
     "Flow",
     "Site",
     "Value",
@@ -27,11 +42,14 @@ __all__ = [
     "elementwise",
     "indexing",
     "linear",
+    "literal",
+    "mix",
     "mixing",
     "movement",
     "normalization",
     "places",
     "registered",
+    "resize_rule",
     "rule",
     "spatial",
 ]

@@ -27,10 +27,10 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from pdc_fx.ir import MacSite, Role
-from pdc_fx.trace import Recording, function_name
+from pdc_fx.trace import LEAVES, Recording, function_name
 
 FIXED = -1
 Shape = tuple[int, ...]
@@ -253,6 +253,31 @@ class Site:
             return self.node.args[position]
         return self.node.kwargs.get(name, default)
 
+    @property
+    def leaf(self) -> nn.Module:
+        """The module itself, where the rule is for a module class: its options (``site.leaf.stride``) are attributes."""
+        leaf = self.node.meta.get("leaf")
+        if not isinstance(leaf, nn.Module):
+            raise LookupError(f"{function_name(self.node.target)} is no leaf module")
+        return leaf
+
+    def own(self, name: str) -> Weight:
+        """A parameter or buffer of the leaf module by the name it has in it: ``weight``, ``gate.bias``."""
+        weight = self.optional(name)
+        if weight is None:
+            raise Declined(f"has no parameter '{name}' here")
+        return weight
+
+    def optional(self, name: str) -> Weight | None:
+        """As :meth:`own`, or None where the module has None in its place (``bias=False``)."""
+        node = self.node.meta.get("own", {}).get(name)
+        if node is None:
+            path, _, last = name.rpartition(".")
+            if not hasattr(self.leaf.get_submodule(path), last):
+                raise LookupError(f"{type(self.leaf).__name__} has no parameter or buffer called '{name}'")
+            return None
+        return self.weight(node)
+
     def value(self, argument: Any) -> Value:
         return self.flow.values[argument] if isinstance(argument, fx.Node) else None
 
@@ -369,7 +394,7 @@ class Site:
     def freeze(self, value: Any, reason: str) -> None:
         """Freeze every channel in ``value`` (an argument, or anything that holds arguments)."""
         if isinstance(value, fx.Node):
-            self._freeze_value(self.flow.values[value], reason)
+            self.freeze_value(self.flow.values[value], reason)
         elif isinstance(value, (tuple, list)):
             for item in value:
                 self.freeze(item, reason)
@@ -378,14 +403,15 @@ class Site:
         elif isinstance(value, slice):
             self.freeze([value.start, value.stop, value.step], reason)
 
-    def _freeze_value(self, value: Value, reason: str) -> None:
+    def freeze_value(self, value: Value, reason: str) -> None:
+        """Freeze every channel in an abstract value."""
         if isinstance(value, Channels):
             self.flow.freeze(value.label, reason, self.module)
         elif isinstance(value, Weight):
             self.freeze_weight(value, reason)
         elif isinstance(value, (tuple, list)):
             for item in value:
-                self._freeze_value(item, reason)
+                self.freeze_value(item, reason)
 
     def multiply_accumulates(self, weight: Weight, uses: int) -> None:
         self.flow.sites.append(MacSite(weight.name, uses, self.module))
@@ -448,12 +474,15 @@ _LITERALS: dict[Any, Literal] = {}
 def literal(
     *targets: Any, ordered: bool = False, concerns: Callable[[fx.Node], bool] = lambda _: True
 ) -> Callable[[EditRule], EditRule]:
-    """Register how what torch functions have written out is edited; see :class:`Literal`."""
+    """Register how what functions have written out is edited, see :class:`Literal`; targets as for :func:`rule`, module classes excepted.
+
+    Sizes that a leaf module keeps are its attributes, for which there is :func:`pdc_fx.resize_rule`.
+    """
+    keys = [key for target in targets for key in keys_of(target)]
+    _refuse_classes(keys, "a leaf module has no arguments to edit: its sizes are attributes, see pdc_fx.resize_rule")
 
     def register(function: EditRule) -> EditRule:
-        for target in targets:
-            for item in functions(target) if isinstance(target, str) else [target]:
-                _LITERALS[item] = Literal(function, ordered, concerns)
+        _LITERALS.update(dict.fromkeys(keys, Literal(function, ordered, concerns)))
         return function
 
     return register
@@ -467,7 +496,7 @@ def gathered(*names: str) -> None:
 
 def literal_of(call: fx.Node) -> Literal | None:
     """What a recorded call has written out, or None."""
-    found = _LITERALS.get(call.target)
+    found = _LITERALS.get(_key(call.target))
     return found if found is not None and found.concerns(call) else None
 
 
@@ -503,19 +532,80 @@ def getter(name: str) -> Any:
     )
 
 
-def rule(*targets: Any, moves: bool = False) -> Callable[[Rule], Rule]:
-    """Register a rule for torch functions, given as objects or as a string of names.
+def keys_of(target: Any) -> list[Any]:
+    """What a target stands for in the registry.
 
-    ``moves`` says that the function only puts the values of its first argument into other places, so that it, or a chain of such
-    functions, may be replaced by a gather where its written-out form does not fit the smaller network.
+    Raises:
+        TypeError: it is something that a recording never holds.
+
+    >>> keys_of("torchvision.roi_align my_library::scale")
+    ['torchvision.roi_align', 'my_library.scale']
     """
+    if isinstance(target, str):
+        words = [word.replace("::", ".") for word in target.split()]
+        return [key for word in words for key in ([word] if "." in word else functions(word))]
+    if isinstance(target, type) and issubclass(target, nn.Module):
+        if target in (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, fx.GraphModule):
+            raise TypeError(f"{target.__name__} only holds other modules: give the class that computes something")
+        return [target]
+    if isinstance(name := getattr(target, "_qualname", None), str):  # from torch.library.custom_op
+        return [name.replace("::", ".")]
+    hint = {
+        nn.Module: "a module itself is no target: give its class",
+        torch.jit.ScriptFunction: "a TorchScript function is not recorded: give a rule to a module class that calls it",
+    }
+    for kind, text in hint.items():
+        if isinstance(target, kind):
+            raise TypeError(text)
+    if isinstance(target, type) and issubclass(target, torch.autograd.Function):
+        raise TypeError(
+            "an autograd function is not recorded, what it calls is: give a rule to a module class that applies it"
+        )
+    if not callable(target):
+        raise TypeError(f"expected a function, an operator, its name or a module class, and got {target!r}")
+    return [_key(target)]
+
+
+def _key(target: Any) -> Any:
+    """Operators are known by their qualified name, so that the library that has them need not be imported."""
+    if isinstance(target, torch._ops.OpOverload):
+        target = target.overloadpacket
+    return str(target) if isinstance(target, torch._ops.OpOverloadPacket) else target
+
+
+def _refuse_classes(keys: Iterable[Any], why: str) -> None:
+    if any(isinstance(key, type) for key in keys):
+        raise TypeError(why)
+
+
+def rule(*targets: Any, moves: bool = False) -> Callable[[Rule], Rule]:
+    """Register a rule, a function from a :class:`Site` to the abstract value of the result; docs/writing-rules.md shows how.
+
+    Args:
+        targets: what the rule is for, any of
+
+            - a torch function, or a string of names of such (``"relu gelu"``: as ``torch.relu``, ``Tensor.relu``, ``F.relu``, in place),
+            - an operator (``torch.ops.my_library.scale``, one of its overloads, or what ``torch.library.custom_op`` gave) or its
+              qualified name, ``"my_library::scale"``, for which its library need not be there,
+            - a subclass of ``torch.nn.Module``, which then is a *leaf*: its call is recorded as one, and what it does inside is not
+              looked at. A subclass of it that has a ``forward`` of its own is not meant.
+        moves: the function only puts the values of its first argument into other places, whatever they are (it is run on
+            integers to see where), so that it, or a chain of such functions, may be replaced by a gather where its written-out
+            form does not fit the smaller network.
+
+    Raises:
+        TypeError: a target is something that no recording holds.
+        LookupError: torch has no function of this name.
+    """
+    keys = [key for target in targets for key in keys_of(target)]
+    if moves:
+        _refuse_classes(keys, "a leaf module cannot be replaced by a gather")
 
     def register(function: Rule) -> Rule:
-        for target in targets:
-            for item in functions(target) if isinstance(target, str) else [target]:
-                _RULES[item] = function
-                if moves:
-                    _MOVES.add(item)
+        _RULES.update(dict.fromkeys(keys, function))
+        if moves:
+            _MOVES.update(keys)
+        LEAVES.update(key for key in keys if isinstance(key, type))
         return function
 
     return register
@@ -523,25 +613,12 @@ def rule(*targets: Any, moves: bool = False) -> Callable[[Rule], Rule]:
 
 def moves(target: Any) -> bool:
     """Whether a function only moves the values of its first argument."""
-    return target in _MOVES
-
-
-def operator_rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for operators of other libraries by name (``torchvision.roi_align``), without importing these."""
-
-    def register(function: Rule) -> Rule:
-        for name in names:
-            _RULES[name] = function
-        return function
-
-    return register
+    return _key(target) in _MOVES
 
 
 def rule_for(target: Any) -> Rule | None:
-    """The rule of a torch function, or None."""
-    if isinstance(target, torch._ops.OpOverload):
-        target = target.overloadpacket
-    return _RULES.get(str(target) if isinstance(target, torch._ops.OpOverloadPacket) else target)
+    """The rule of a torch function, an operator or a module class, or None."""
+    return _RULES.get(_key(target))
 
 
 def registered() -> dict[Any, Rule]:
@@ -552,19 +629,43 @@ def registered() -> dict[Any, Rule]:
 def apply_rule(site: Site) -> Value:
     """Run the rule of a call; without one, or where it declines, freeze all that the call touches and say why."""
     function = rule_for(site.node.target)
+    own = site.node.meta.get("own", {})
+    value: Value = None
     try:
+        if site.node.meta.get("bypass"):
+            raise Declined(
+                "runs or hands out memory where it cannot be followed (TorchScript, a C++ extension, dlpack)"
+            )
         if function is None:
             raise Declined("has no rule")
         if site.node.meta.get("aliased"):
             raise Declined("changes in place a tensor that other views share")
-        return function(site)
+        value = function(site)
+        _require_sense(site, value)
+        return value
     except Declined as reason:
         name, where = function_name(site.node.target), site.node.meta.get("source", "")
-        site.freeze(
-            [list(site.node.args), dict(site.node.kwargs), site.node.meta.get("aliased", [])],
-            f"{name} {reason} ({where})",
-        )
+        text = f"{name} {reason} ({where})"
+        site.freeze([list(site.node.args), dict(site.node.kwargs), site.node.meta.get("aliased", []), own], text)
+        site.freeze_value(value, text)
         return fixed_result(site.node)
+
+
+def _require_sense(site: Site, value: Value) -> None:
+    """What every rule for a call must do, its author being somebody else."""
+    shape = site.node.meta.get("shape")
+    if isinstance(value, Channels) and value.shape != shape:
+        raise Declined(f"has a rule that gives the shape {value.shape} for {shape}")
+    for name, node in site.node.meta.get("own", {}).items():
+        weight, tensor = site.weight(node), node.meta["shape"]
+        if weight is not None and weight.name not in site.flow.recording.parameters:
+            continue
+        if (
+            weight is not None
+            and max(tensor, default=1) > 1
+            and not any(key[0] == weight.name for key in site.flow.axes)
+        ):
+            raise Declined(f"has a rule that says nothing about the parameter '{name}'")
 
 
 def fixed_result(node: fx.Node) -> Value:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pdc_fx.rules.base import Channels, Declined, Edit, Site, Value, Weight, literal, mix, operator_rule, rule
+from pdc_fx.rules.base import Channels, Declined, Edit, Site, Value, Weight, literal, mix, rule
 from pdc_fx.rules.places import in_a_row, spread
 
 
@@ -67,7 +67,7 @@ def _depthwise(site: Site, weight: Weight, label: Tensor, path: Tensor) -> tuple
     return label, path
 
 
-@operator_rule("torchvision.deform_conv2d")
+@rule("torchvision.deform_conv2d")
 def deformable_convolution(site: Site) -> Value:
     """``deform_conv2d(x, weight, offset, mask, bias, stride, padding, dilation, groups, offset_groups, use_mask)``.
 

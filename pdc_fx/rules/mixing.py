@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pdc_fx.rules.base import Declined, Site, Value, functions, operator_rule, rule
+from pdc_fx.rules.base import Declined, Site, Value, functions, rule
 
 _RANDOM = """
 rand_like randn_like randint_like bernoulli multinomial normal uniform_ exponential_ fractional_max_pool2d fractional_max_pool3d
@@ -32,7 +32,7 @@ _OPERATORS = {
 
 
 @rule(*_WHY)
-@operator_rule(*_OPERATORS)
+@rule(*_OPERATORS)
 def mixing(site: Site) -> Value:
     """Always declined."""
     raise Declined(_WHY.get(site.node.target) or _OPERATORS[str(site.node.target)])

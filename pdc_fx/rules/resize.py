@@ -54,7 +54,7 @@ def _group_norm(module: nn.Module, before: tuple[int, ...]) -> None:
     module.num_channels = module.weight.shape[0]
 
 
-TABLE: tuple[tuple[type[nn.Module], Resize], ...] = (
+TABLE: list[tuple[type[nn.Module], Resize]] = [
     (_ConvNd, _conv),
     (nn.Linear, _linear),
     (nn.Bilinear, _bilinear),
@@ -63,7 +63,24 @@ TABLE: tuple[tuple[type[nn.Module], Resize], ...] = (
     (nn.LayerNorm, _layer_norm),
     (nn.RMSNorm, _layer_norm),
     (nn.GroupNorm, _group_norm),
-)
+]
+
+
+def resize_rule(*classes: type[nn.Module]) -> Callable[[Resize], Resize]:
+    """Register how the attributes of a module class that repeat the size of a tensor follow when it shrinks.
+
+    The decorated function is called with the smaller module and with the old shape of its main tensor, the one of most axes that
+    shrank: ``module.channels = module.scale.shape[0]``. It is for subclasses too, and goes before what was registered earlier.
+    """
+    given: tuple[object, ...] = classes
+    if others := [kind for kind in given if not (isinstance(kind, type) and issubclass(kind, nn.Module))]:
+        raise TypeError(f"expected subclasses of torch.nn.Module, and got {others[0]!r}")
+
+    def register(function: Resize) -> Resize:
+        TABLE[:0] = [(kind, function) for kind in classes]
+        return function
+
+    return register
 
 
 def resize(module: nn.Module, before: tuple[int, ...]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pdc_fx.rules.base import Channels, Declined, Site, Value, dims_of, functions, operator_rule, rule
+from pdc_fx.rules.base import Channels, Declined, Site, Value, dims_of, functions, rule
 from pdc_fx.rules.elementwise import combine
 from pdc_fx.rules.normalization import averaged
 
@@ -140,7 +140,7 @@ def affine_grid(site: Site) -> Value:
     return Channels.fixed(site.shape)
 
 
-@operator_rule("torchvision.roi_align", "torchvision.roi_pool")
+@rule("torchvision.roi_align", "torchvision.roi_pool")
 def regions(site: Site) -> Value:
     """``roi_align(x, boxes, ...)``: the regions of all maps, along the first axis."""
     site.freeze(site.node.args[1], "decides where to look")
