@@ -66,7 +66,7 @@ class AnalyzeDependencies(Pass[nn.Module, Analysis]):
         prediction = Prediction(solution, plan)
         fits = not _ordered(prediction) and (
             not follows_sizes(value, prediction)
-            or trial(compacted(value, plan), solution, plan, self.example_inputs) is None
+            or trial(compacted(value, prediction), prediction, self.example_inputs) is None
         )
         if fits and not _spread(solution):
             return Analysis(solution)
@@ -93,7 +93,7 @@ class AnalyzeDependencies(Pass[nn.Module, Analysis]):
         def attempt(analysis: Analysis, plan: ClusterPlan) -> Mismatch | None:
             assert analysis.program is not None
             prediction = Prediction(analysis.solution, plan)
-            result = edited(compacted(model, plan), analysis.program, prediction, self.example_inputs)
+            result = edited(compacted(model, prediction), analysis.program, prediction, self.example_inputs)
             return result if isinstance(result, Mismatch) else None
 
         return _until_it_fits(analyzed, attempt)[0]
@@ -111,8 +111,8 @@ class AnalyzeDependencies(Pass[nn.Module, Analysis]):
             return Analysis(solve(flow, self.frozen, stuck=stuck))
 
         def attempt(analysis: Analysis, plan: ClusterPlan) -> Mismatch | None:
-            ordered = _ordered(Prediction(analysis.solution, plan))
-            return ordered or trial(compacted(tied, plan), analysis.solution, plan, self.example_inputs)
+            prediction = Prediction(analysis.solution, plan)
+            return _ordered(prediction) or trial(compacted(tied, prediction), prediction, self.example_inputs)
 
         _, stuck = _until_it_fits(analyzed, attempt)
         return solve(solution.flow, self.frozen, stuck=stuck)
@@ -269,9 +269,9 @@ def random_widths(groups: ChannelGroups, seed: int) -> ClusterPlan:
     return ClusterPlan(groups, tuple(clusters(g.channels, g.balance) for g in groups.groups), "random", {"seed": seed})
 
 
-def trial(compact: nn.Module, solution: Solution, plan: ClusterPlan, inputs: Inputs) -> Mismatch | None:
-    """Run a compact module; the first call whose result is not as ``plan`` foretells, or None."""
-    planned = calls_of(solution.flow.recording)
+def trial(compact: nn.Module, prediction: Prediction, inputs: Inputs) -> Mismatch | None:
+    """Run a compact module; the first call whose result is not as foretold, or None."""
+    planned = calls_of(prediction.solution.flow.recording)
     try:
         recording = record(compact, inputs)
     except TraceError as error:
@@ -282,7 +282,7 @@ def trial(compact: nn.Module, solution: Solution, plan: ClusterPlan, inputs: Inp
             return Mismatch(before, f"is not reached: {function_name(now.target)} is called instead")
     if len(calls) != len(planned):
         return Mismatch(planned[min(len(calls), len(planned) - 1)], "is reached another number of times")
-    return Prediction(solution, plan).difference(zip(planned, calls, strict=True), flow_of(recording))
+    return prediction.difference(zip(planned, calls, strict=True), flow_of(recording))
 
 
 def calls_of(recording: Recording) -> list[fx.Node]:

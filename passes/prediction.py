@@ -44,7 +44,7 @@ class Prediction:
     """The values of a solved flow under a plan."""
 
     def __init__(self, solution: Solution, plan: ClusterPlan) -> None:
-        self.solution = solution
+        self.solution, self.plan = solution, plan
         stays = np.ones(len(solution.group), dtype=bool)
         for index, clusters in enumerate(plan.clusters):
             representatives = np.unique(clusters, return_index=True)[1]
@@ -77,6 +77,17 @@ class Prediction:
                 label = label.index_select(dim, mask.nonzero().reshape(-1))
         sizes = zip(value.shape, masks, strict=True)
         return tuple(size if mask is None else int(mask.sum()) for size, mask in sizes), label
+
+    def shapes_in(self) -> dict[str, tuple[int, ...]]:
+        """Module -> the shape that the input of its function will have, for modules that consist of one call."""
+        found: dict[str, tuple[int, ...]] = {}
+        for node in self.solution.flow.values:
+            argument = (
+                self.solution.flow.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+            )
+            if isinstance(argument, Channels) and (block := self.block(argument)) is not None:
+                found.setdefault(node.meta["module"], block[0])
+        return found
 
     def shrinks(self, value: object) -> bool:
         """Whether any position of a value, or of one of several, goes."""
@@ -127,7 +138,10 @@ class Prediction:
         ):
             return f"gives {actual.shape} instead of {shape}"
         now = translate[actual.label]
-        fits = label.numel() == 1 or bool(((now == label) | (now == _ANY)).all())
+        alike = (now == label) | (now == _ANY)
+        if label.numel() == 1:  # so does a parameter of one entry
+            alike |= now == FIXED
+        fits = bool(alike.all())
         return None if fits else "takes other channels than it should"
 
     def _translation(self, compact: Flow) -> Tensor:

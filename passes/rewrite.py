@@ -78,11 +78,11 @@ def merge_channels(
         analysis: that of a module with the same structure, for which the plan was made; done anew where it is not given.
     """
     analysis = analysis or analysis_for(model, plan, example_inputs)
-    compact = compacted(model, plan)
     prediction = Prediction(analysis.solution, plan)
+    compact = compacted(model, prediction)
     if not follows_sizes(model, prediction):
         return compact
-    mismatch = trial(compact, analysis.solution, plan, example_inputs)
+    mismatch = trial(compact, prediction, example_inputs)
     if mismatch is None:
         return compact
     if analysis.program is not None:

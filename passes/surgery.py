@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterator
 from math import prod
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.axes import MergedAxis, by_tensor, merged_axes, named_tensors, tensor_of
-from pdc_fx.rules.resize import resize
+from pdc_fx.passes.prediction import Prediction
+from pdc_fx.rules.resize import resize, resize_bare
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -58,8 +59,9 @@ def _added(tensor: Tensor, axis: MergedAxis) -> Tensor:
     return total.reshape(*before, len(axis.kept), *behind)
 
 
-def compacted(model: Module, plan: ClusterPlan) -> Module:
+def compacted(model: Module, prediction: Prediction) -> Module:
     """A copy of ``model`` with its tensors merged. Tensors that shrink are never copied at full size."""
+    plan = prediction.plan
     tensors = named_tensors(model)
     memo: dict[int, object] = {}
     before: dict[int, tuple[int, ...]] = {}
@@ -71,15 +73,20 @@ def compacted(model: Module, plan: ClusterPlan) -> Module:
         memo[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
         before[id(old)] = tuple(old.shape)
     compact = copy.deepcopy(model, memo | _empty_tables(model))
-    for old_module, new_module in zip(model.modules(), compact.modules(), strict=True):
-        shapes = [
-            before[id(t)]
-            for t in (*old_module.parameters(recurse=False), *old_module.buffers(recurse=False))
-            if id(t) in before
-        ]
+    given = prediction.shapes_in()
+    for (name, old_module), new_module in zip(model.named_modules(), compact.modules(), strict=True):
+        shapes = [before[id(t)] for t in tensors_of(old_module) if id(t) in before]
         if shapes:
             resize(new_module, max(shapes, key=len))
+        elif name in given and not any(True for _ in tensors_of(old_module)):
+            resize_bare(new_module, given[name])
     return compact
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """The parameters and buffers of a module itself."""
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
 
 
 def _empty_tables(model: nn.Module) -> dict[int, object]:

@@ -25,9 +25,6 @@ from pdc_fx.trace import Inputs, as_arguments, leaf_class, own_precision, user_f
 # Modules without parameters whose sizes may have to follow the channels: traced through, so that a node of the graph holds them.
 _OPEN = (nn.ChannelShuffle, nn.Flatten, nn.Unflatten, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 
-# And those that have sizes of channels without a parameter whose shape would tell them.
-_SIZED = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
-
 # Functions that torch calls without asking proxies among their arguments, which are sizes.
 _CREATION = ["zeros", "ones", "full", "empty", "arange", "linspace", "eye", "rand", "randn", "tensor"]
 
@@ -105,8 +102,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if leaf_class(m) is not None:
             return True
-        bare = isinstance(m, _SIZED) and not any(True for _ in m.parameters(recurse=False))
-        return not bare and not isinstance(m, _OPEN) and super().is_leaf_module(m, module_qualified_name)
+        return not isinstance(m, _OPEN) and super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> _Value:
         return _Value(node, self)

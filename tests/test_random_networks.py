@@ -82,7 +82,9 @@ def examine(program: Program, seed: int) -> str:
     comparison = compare(tied, compact, inputs, tolerance=1e-9)
     assert comparison.passed, comparison
     assert plan.params_after == sum(p.numel() for p in compact.parameters())
-    assert plan.macs_after == analyze(compact, inputs).macs()
+    measured = analyze(compact, inputs)
+    # a product of two activations is counted at the width that it had
+    assert plan.macs_after - groups.fixed_macs == measured.macs() - measured.fixed_macs
     return describe(compact)
 
 

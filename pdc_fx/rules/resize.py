@@ -91,6 +91,18 @@ def resize(module: nn.Module, before: tuple[int, ...]) -> None:
             return
 
 
+def resize_bare(module: nn.Module, given: tuple[int, ...]) -> None:
+    """Bring the size attributes of a normalisation without tensors in line with the shape of its input."""
+    if isinstance(module, _NormBase):
+        module.num_features = given[1]
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        module.normalized_shape = given[len(given) - len(module.normalized_shape) :]
+    elif isinstance(module, nn.GroupNorm):
+        if module.num_groups == module.num_channels:
+            module.num_groups = given[1]
+        module.num_channels = given[1]
+
+
 def follows(module: nn.Module) -> bool:
-    """Whether the sizes that ``module`` passes to its function are attributes that :func:`resize` brings in line."""
-    return any(isinstance(module, kind) for kind, _ in TABLE) and any(True for _ in module.parameters(recurse=False))
+    """Whether the sizes that ``module`` passes to its function are attributes that are brought in line."""
+    return any(isinstance(module, kind) for kind, _ in TABLE)
