@@ -91,7 +91,7 @@ class Channels:
         label, path = self.label, self.path
         for dim in dims:
             size = self.shape[dim]
-            if label.shape[dim] == 1 and size > 1:
+            if label.shape[dim] == 1 and size != 1:
                 sizes = [-1] * label.dim()
                 sizes[dim] = size
                 index = torch.arange(size).reshape([size if d == dim else 1 for d in range(label.dim())])
