@@ -70,7 +70,8 @@ def compacted(model: Module, plan: ClusterPlan) -> Module:
         new = merge_tensor(old, axes)
         memo[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
         before[id(old)] = tuple(old.shape)
-    compact = copy.deepcopy(model, memo | _empty_tables(model))
+    _copy_into(memo, model)
+    compact = copy.deepcopy(model, memo)
     for old_module, new_module in zip(model.modules(), compact.modules(), strict=True):
         shapes = [
             before[id(t)]
@@ -82,7 +83,30 @@ def compacted(model: Module, plan: ClusterPlan) -> Module:
     return compact
 
 
-def _empty_tables(model: nn.Module) -> dict[int, object]:
-    """Copies, by id, of the empty tables of hooks that a module has a dozen of: ``deepcopy`` would spend most of its time there."""
-    tables = (value for module in model.modules() for value in vars(module).values())
-    return {id(table): type(table)() for table in tables if type(table) in (dict, OrderedDict) and not table}
+def _copy_into(memo: dict[int, object], model: nn.Module) -> None:
+    """Copy every module below ``model`` into the ``memo`` of a ``deepcopy``.
+
+    What ``copy.deepcopy`` does, without its detours: it would spend most of its time on the dozen empty tables of hooks and the
+    plain values that every module holds. Classes that say themselves how they are copied are left to it.
+    """
+    modules = list(model.modules())
+    plain = {kind for kind in map(type, modules) if all(_same(kind, name) for name in _COPYING)}
+    for module in reversed(modules):  # children before parents
+        if type(module) not in plain or id(module) in memo:
+            continue
+        memo[id(module)] = new = nn.Module.__new__(type(module))
+        for name, value in vars(module).items():
+            if type(value) in _TABLES and not value:
+                new.__dict__[name] = memo.setdefault(id(value), type(value)())
+            else:
+                new.__dict__[name] = value if type(value) in _ATOMS else copy.deepcopy(value, memo)
+
+
+def _same(kind: type[nn.Module], name: str) -> bool:
+    """Whether a class has a method, or the lack of it, from ``nn.Module``."""
+    return getattr(kind, name, None) is getattr(nn.Module, name, None)
+
+
+_COPYING = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__", "__new__")
+_TABLES = (dict, OrderedDict, set)
+_ATOMS = (type(None), bool, int, float, str)
