@@ -95,11 +95,13 @@ def _copy_into(memo: dict[int, object], model: nn.Module) -> None:
         if type(module) not in plain or id(module) in memo:
             continue
         memo[id(module)] = new = nn.Module.__new__(type(module))
+        state: dict[str, object] = {}
         for name, value in vars(module).items():
             if type(value) in _TABLES and not value:
-                new.__dict__[name] = memo.setdefault(id(value), type(value)())
+                state[name] = memo.setdefault(id(value), type(value)())
             else:
-                new.__dict__[name] = value if type(value) in _ATOMS else copy.deepcopy(value, memo)
+                state[name] = value if type(value) in _ATOMS else copy.deepcopy(value, memo)
+        new.__setstate__(state)  # type: ignore[no-untyped-call]
 
 
 def _same(kind: type[nn.Module], name: str) -> bool:
@@ -107,6 +109,6 @@ def _same(kind: type[nn.Module], name: str) -> bool:
     return getattr(kind, name, None) is getattr(nn.Module, name, None)
 
 
-_COPYING = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__", "__new__")
+_COPYING = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__new__", "__slots__")
 _TABLES = (dict, OrderedDict, set)
 _ATOMS = (type(None), bool, int, float, str)

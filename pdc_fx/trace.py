@@ -325,7 +325,9 @@ class Recorder(TorchFunctionMode):
         node_args, node_kwargs = self._map(args, tensors), self._map(kwargs, tensors)
         versions = [_version(t) for t in tensors]
         result = func(*args, **kwargs)
-        node = self.graph.create_node("call_function", func, node_args, node_kwargs)
+        node = self.graph.create_node("call_function", func)
+        # set here, since create_node first searches what it is given for symbolic sizes, and takes longer than all else
+        node.args, node.kwargs = node_args, node_kwargs
         node.meta.update(module=self._module_stack[-1], source=self.source or user_frame())
         mutated = [t for t, version in zip(tensors, versions, strict=True) if _version(t) != version]
         if mutated:
