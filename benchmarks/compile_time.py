@@ -48,8 +48,8 @@ from pdc_fx.trace import Recording, record
 
 MODELS = (
     "alexnet", "convnext_tiny", "densenet121", "densenet201", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3",
-    "mnasnet1_0", "mobilenet_v2", "mobilenet_v3_large", "regnet_x_800mf", "regnet_y_16gf", "resnet152", "resnet18", "resnet50",
-    "resnext50_32x4d", "shufflenet_v2_x1_0", "squeezenet1_1", "vgg16_bn", "wide_resnet50_2",
+    "mnasnet1_0", "mobilenet_v2", "mobilenet_v3_large", "regnet_x_800mf", "regnet_y_16gf", "resnet152", "resnet18", "resnet34",
+    "resnet50", "resnext50_32x4d", "shufflenet_v2_x1_0", "squeezenet1_1", "vgg16_bn", "wide_resnet50_2",
 )  # fmt: skip
 DEPTHS = (50, 100, 200, 400)
 ALLOWED_FACTOR, ALLOWED_BYTES = 2.2, 400e6
@@ -184,7 +184,7 @@ def measure_model(tp: Any, model: nn.Module, inputs: tuple[Any, ...], repeats: i
     if failure:
         return row | {"peer_failure": failure}
     row["peer"] = medians(theirs[1:])
-    return row | {"ratio": row["peer"]["total"] / row["ours"]["total"]}
+    return row | {"ratio": row["ours"]["total"] / row["peer"]["total"]}
 
 
 def medians(runs: list[Seconds]) -> Seconds:
@@ -355,7 +355,7 @@ def table(result: dict[str, Any]) -> str:
         mean = result["models"]["geometric_mean_ratio"]
         if mean is not None:
             lines.append(
-                f"geometric mean of the peer's time over ours, {result['models']['compared']} models: {mean:.2f}"
+                f"geometric mean of our time over the peer's, {result['models']['compared']} models: {mean:.2f}"
             )
         failures = [
             row for row in result["models"]["rows"] if row.get("peer_failure", "not installed") != "not installed"

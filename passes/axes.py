@@ -37,11 +37,6 @@ class MergedAxis:
         """The positions that remain."""
         return np.flatnonzero(self.stand_in == np.arange(len(self.stand_in)))
 
-    @cached_property
-    def removed(self) -> Integers:
-        """The positions that go."""
-        return np.flatnonzero(self.stand_in != np.arange(len(self.stand_in)))
-
     @property
     def cluster(self) -> Integers:
         """Shape ``(size,)``; the position of each one's representative among those kept."""
@@ -65,7 +60,7 @@ def merged_axes(plan: ClusterPlan) -> list[MergedAxis]:
     axes = [
         MergedAxis(tensor, dim, *owner[tensor, dim], stand_in) for (tensor, dim), stand_in in sorted(stand_ins.items())
     ]
-    return [axis for axis in axes if len(axis.removed)]
+    return [axis for axis in axes if len(axis.kept) < len(axis.stand_in)]
 
 
 def by_tensor(axes: list[MergedAxis]) -> dict[str, list[MergedAxis]]:

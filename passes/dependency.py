@@ -257,13 +257,18 @@ def _slots(flow: Flow, unit: Integers) -> _Slots:
     label = torch.cat([none, *(axis.label for axis in flow.axes.values())])
     path = torch.cat([none, *(axis.path.expand_as(axis.label) for axis in flow.axes.values())])
     sizes = [len(axis.label) for axis in flow.axes.values()]
+    call = torch.from_numpy(np.repeat([axis.call for axis in flow.axes.values()], sizes))
+    path = torch.where(call < 0, path, mix(path, call))
     number = np.repeat(np.arange(len(names)), sizes)
     position = np.arange(len(label)) - np.repeat(np.cumsum([0, *sizes])[:-1], sizes)
     held = label != FIXED
     label, number, position = label[held], number[held.numpy()], position[held.numpy()]
     places = mix(path[held], _places(flow)[label]).numpy()
     units = unit[label.numpy()]
-    order = np.lexsort((places, units * len(names) + number))
+    key = units * len(names) + number
+    order = np.argsort(key, kind="stable")
+    if (np.diff(key[order]) == 0).any():  # a channel with several places on an axis
+        order = np.lexsort((places, key))
     starts = np.searchsorted(units[order], np.arange(count + 1))
     return _Slots(names, units[order], number[order], position[order], places[order], starts)
 

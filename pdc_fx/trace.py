@@ -396,6 +396,21 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> lis
     return _tensors(changed)
 
 
+_PLAIN = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+    type(...),
+)
+
+
 class Recorder(TorchFunctionMode):
     """The mode that builds the graph. Tensors are remembered weakly, so the pass needs no more memory than a plain one."""
 
@@ -513,14 +528,12 @@ class Recorder(TorchFunctionMode):
         self.graph.output(tuple(self.node_of(t) for t in tensors))
 
     def unreached(self) -> tuple[str, ...]:
-        def own(module: nn.Module) -> list[str]:
-            return [self._names[p] for p in module.parameters(recurse=False)]
-
-        return tuple(
-            name
-            for name, module in self._model.named_modules()
-            if own(module) and not any(t in self._attributes for t in own(module))
-        )
+        found = []
+        for name, module in self._model.named_modules():
+            own = [self._names[p] for p in module._parameters.values() if p is not None]
+            if own and not any(tensor in self._attributes for tensor in own):
+                found.append(name)
+        return tuple(found)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -549,7 +562,9 @@ class Recorder(TorchFunctionMode):
         versions = [_version(t) for t in tensors]
         # all that a function reads is among its arguments; a leaf module might use tensors of others, too
         result = func(*args, **kwargs) if own is None else self._watched(func, args, kwargs, [*tensors, *own])
-        node = self.graph.create_node("call_function", target, node_args, node_kwargs)
+        node = self.graph.create_node("call_function", target)
+        # set here, since create_node first searches what it is given for symbolic sizes, and takes longer than all else
+        node.args, node.kwargs = node_args, node_kwargs
         node.meta.update(module=self._module_stack[-1], source=self.source or user_frame())
         mutated = [t for t, version in zip(tensors, versions, strict=True) if _version(t) != version]
         if mutated:
@@ -668,6 +683,8 @@ class Recorder(TorchFunctionMode):
 
     def _map(self, value: Any, tensors: list[Tensor]) -> Any:
         """Tensors to nodes (collected in ``tensors``), everything else to what an fx graph can hold."""
+        if type(value) in _PLAIN:
+            return value
         if isinstance(value, Tensor):
             tensors.append(value)
             return self.node_of(value)
@@ -680,11 +697,7 @@ class Recorder(TorchFunctionMode):
             return {key: self._map(item, tensors) for key, item in value.items()}
         if isinstance(value, slice):
             return slice(*(self._map(part, tensors) for part in (value.start, value.stop, value.step)))
-        if value is None or isinstance(
-            value, (bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
-        ):
-            return value
-        return value if value is Ellipsis else repr(value)
+        return value if isinstance(value, _PLAIN) else repr(value)
 
 
 def memory_of(*tensors: Tensor) -> None:

@@ -130,11 +130,21 @@ Value = Channels | Weight | tuple[Any, ...] | list[Any] | None
 
 @dataclass
 class Axis:
-    """What an axis of a tensor turned out to hold."""
+    """What an axis of a tensor turned out to hold.
+
+    Attributes:
+        path: of what meets the axis.
+        call: the key of the call in which it does, to be hashed into the path (of all axes at once, at the end); -1 where it is.
+    """
 
     role: Role
     label: Tensor
     path: Tensor
+    call: int = -1
+
+    @property
+    def full_path(self) -> Tensor:
+        return self.path if self.call < 0 else mix(self.path, self.call)
 
 
 @dataclass
@@ -213,15 +223,17 @@ class Flow:
         labels = labels[labels != FIXED]
         return not len(labels) or bool(torch.isin(labels, torch.cat([f[0] for f in self.frozen] or [labels[:0]])).all())
 
-    def attach(self, weight: Weight, dim: int, role: Role, label: Tensor, path: Tensor, module: str) -> None:
+    def attach(
+        self, weight: Weight, dim: int, role: Role, label: Tensor, path: Tensor, module: str, call: int = -1
+    ) -> None:
         """State that axis ``dim`` of ``weight`` holds ``label`` (one-dimensional)."""
         dim = weight.axis(dim)
-        known = self.axes.get((weight.name, dim))
-        if known is None:
-            self.axes[weight.name, dim] = Axis(role, label, path)
+        found = Axis(role, label, path, call)
+        known = self.axes.setdefault((weight.name, dim), found)
+        if known is found:
             return
         self.unify(known.label, label, module, f"'{weight.name}' is shared with")
-        known.path = mix(known.path, path)
+        known.path, known.call = mix(known.full_path, found.full_path), -1
         if "consumer" in (known.role, role) and known.role != role:
             for labels in (known.label, label):
                 self.freeze(labels, f"axis {dim} of '{weight.name}' both makes and reads channels", module)
@@ -316,7 +328,7 @@ class Site:
         known = self.flow.axes.get((weight.name, weight.axis(dim)))
         axis = f"{weight.name}[{weight.axis(dim)}]"
         label = known.label if known else self.flow.mint(weight.shape[dim], weight.name.rpartition(".")[0], axis)
-        path = mix(torch.zeros_like(label), self.key)
+        path = torch.full_like(label, int(mix(0, self.key)))
         self.flow.attach(weight, dim, role, label, path, self.module)
         return label, path
 
@@ -373,7 +385,7 @@ class Site:
 
     def read(self, weight: Weight, dim: int, label: Tensor, path: Tensor) -> None:
         """Axis ``dim`` of ``weight`` reads these channels; merged ones are summed."""
-        self.flow.attach(weight, dim, "consumer", label, mix(path, self.key), self.module)
+        self.flow.attach(weight, dim, "consumer", label, path, self.module, self.key)
 
     def ride(self, argument: Any, dim: int, label: Tensor, path: Tensor) -> None:
         """A channel-wise parameter (or None): its entries must agree wherever channels are merged."""
@@ -381,7 +393,7 @@ class Site:
             return
         weight = argument if isinstance(argument, Weight) else self.weight(argument)
         if weight is not None:
-            self.flow.attach(weight, dim, "channelwise", label, mix(path, self.key), self.module)
+            self.flow.attach(weight, dim, "channelwise", label, path, self.module, self.key)
             return
         other, _ = self.along(self.channels(argument), dim)
         self.flow.unify(label, other, self.module, "meets")
