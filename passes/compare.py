@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_map
 
 from pdc_fx.errors import TraceError
 from pdc_fx.passes.axes import named_tensors
-from pdc_fx.trace import Inputs, as_arguments, evaluating, overlapping
+from pdc_fx.trace import Inputs, as_arguments, evaluating, overlapping, way_out
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
         except Exception as error:
             raise TraceError(
                 f"{type(model).__name__} raised {type(error).__name__} in its forward pass: {error}",
-                hint="check the shape and dtype of the example inputs (--input on the command line)",
+                hint=way_out(error),
             ) from error
 
 

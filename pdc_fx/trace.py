@@ -196,7 +196,7 @@ def record_graph_module(
 def _record(
     model: nn.Module, call: Callable[..., Any], args: tuple[Any, ...], program: fx.GraphModule | None = None
 ) -> Recording:
-    _require_values(args)
+    require_values(args)
     recorder = Recorder(model)
     with evaluating(model), _eagerly(), recorder.module_paths(), recorder.leaves(model, program), recorder:
         with recorder.unguarded():
@@ -207,7 +207,7 @@ def _record(
             raise TraceError(
                 f"the model raised {type(error).__name__} in its forward pass: {error}",
                 where=_describe_inputs(args),
-                hint=_way_out(error),
+                hint=way_out(error),
                 calls=sum(node.op == "call_function" for node in recorder.graph.nodes),
             ) from error
         with recorder.unguarded():
@@ -279,7 +279,8 @@ def _pointer(tensor: Tensor) -> int:
             return 0
 
 
-def _way_out(error: Exception) -> str:
+def way_out(error: Exception) -> str:
+    """What to look at where a forward pass raised ``error``."""
     if isinstance(error, TypeError) and "argument" in str(error):
         return "example_inputs is one tensor, or a tuple with every argument of forward()"
     return "check the shape and dtype of the example inputs (--input on the command line)"
@@ -321,15 +322,16 @@ def require_usable(model: object) -> None:
             )
 
 
-def _require_values(args: tuple[Any, ...]) -> None:
-    for tensor in tree_leaves(args):
-        if isinstance(tensor, Tensor) and (tensor.is_meta or not tensor.numel()):
-            what = "is on the meta device and holds no values" if tensor.is_meta else "is empty"
-            raise TraceError(
-                f"an example input {what}",
-                where=_describe_inputs(args),
-                hint="give a tensor as in use, torch.randn(...) say",
-            )
+def require_values(args: tuple[Any, ...]) -> None:
+    """Raise :class:`TraceError` for example inputs that hold no numbers."""
+    tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+    lacking = any(t.is_meta for t in tensors)
+    if lacking or (tensors and not any(t.numel() for t in tensors)):
+        raise TraceError(
+            "an example input is on the meta device and holds no values" if lacking else "the example input is empty",
+            where=_describe_inputs(args),
+            hint="give a tensor as in use, torch.randn(...) say",
+        )
 
 
 # Functions that read a tensor's type and sizes, never its values: they need no node.
