@@ -43,7 +43,14 @@ def in_precision(
         lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t, as_arguments(example_inputs)
     )
     with torch.no_grad():
-        return copy.deepcopy(model, _shared_memory(model, dtype)).to(dtype), inputs
+        try:
+            twin = copy.deepcopy(model, _shared_memory(model, dtype))
+        except Exception as error:  # anything that the model holds may object
+            raise TraceError(
+                f"{type(model).__name__} cannot be copied: {error}",
+                hint="keep what cannot be copied outside of the module, or give its class a __deepcopy__",
+            ) from error
+        return twin.to(dtype), inputs
 
 
 def _shared_memory(model: nn.Module, dtype: torch.dtype) -> dict[int, Any]:

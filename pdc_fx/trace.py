@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import operator
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -137,7 +138,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad(), own_precision(model):
+        with torch.no_grad(), own_precision(model), _eagerly():
             yield
     finally:
         for module in training:
@@ -198,7 +199,7 @@ def _record(
 ) -> Recording:
     require_values(args)
     recorder = Recorder(model)
-    with evaluating(model), _eagerly(), recorder.module_paths(), recorder.leaves(model, program), recorder:
+    with evaluating(model), recorder.module_paths(), recorder.leaves(model, program), recorder:
         with recorder.unguarded():
             mapped = recorder.placeholders(args)
         try:
@@ -236,7 +237,8 @@ def _eagerly() -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and the import takes a second
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*when there are global hooks on modules")
         yield
 
 
