@@ -7,7 +7,6 @@ Each network has a second branch that nothing happens to. With the guard taken a
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import cache
 
@@ -175,20 +174,11 @@ def test_without_the_guard_wrong_channels_are_merged(name: str, monkeypatch: pyt
     assert not passed
 
 
-def test_the_guard_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guard_is_off_while_recorded_functions_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs some 30 microseconds an operator where it is on; a resnet50 has 230 of them."""
     import torchvision
 
-    model, inputs = torchvision.models.resnet50().eval(), torch.randn(1, 3, 32, 32)
-
-    def fastest() -> float:
-        times = []
-        for _ in range(5):
-            start = time.process_time()
-            trace.record(model, inputs)
-            times.append(time.process_time() - start)
-        return min(times)
-
-    fastest()
-    guarded = fastest()
-    monkeypatch.setattr(trace.Recorder, "guarded", False)
-    assert guarded - fastest() < 0.02  # measured: 0.001; the rest is for a machine that does other things, too
+    seen: list[object] = []
+    monkeypatch.setattr(trace._Guard, "_noticed", lambda self, func, args, kwargs: seen.append(func))
+    trace.record(torchvision.models.resnet50().eval(), torch.randn(1, 3, 32, 32))
+    assert seen == []
