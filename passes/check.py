@@ -25,7 +25,7 @@ from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.compare import compare, in_precision, run, varies
 from pdc_fx.passes.rewrite import describe, merge_channels
 from pdc_fx.passes.tie import Tying
-from pdc_fx.trace import Inputs, record, require_usable
+from pdc_fx.trace import Inputs, as_arguments, overlapping, record, require_usable, require_values
 
 GAINS = (1.0, 10.0, 100.0)
 """How much the layers whose channels are frozen are amplified until the outputs vary: an untrained detector finds nothing."""
@@ -59,8 +59,9 @@ def randomize_statistics(model: nn.Module, seed: int) -> None:
         if isinstance(module, _NormBase) and module.running_mean is not None and module.running_var is not None:
             uniform(module.running_mean, -0.2, 0.2)
             uniform(module.running_var, 0.8, 1.2)
-    for parameter in model.parameters():
-        if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
+    tied = overlapping(named_tensors(model))
+    for name, parameter in model.named_parameters():
+        if name not in tied and parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
             base = 1.0 if float(parameter.flatten()[0]) == 1.0 else 0.0
             uniform(parameter, base - 0.2, base + 0.2)
 
@@ -130,6 +131,7 @@ def check(
     if dtype_name not in TOLERANCES:
         raise InputError(f"a check runs in float64 or float32, not in {dtype_name}")
     require_usable(model)
+    require_values(as_arguments(example_inputs))
     seconds: dict[str, float] = {}
     outputs: tuple[str, ...] = ()
     for gain in GAINS:

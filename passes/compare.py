@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_map
 
 from pdc_fx.errors import TraceError
 from pdc_fx.passes.axes import named_tensors
-from pdc_fx.trace import Inputs, as_arguments, evaluating, overlapping
+from pdc_fx.trace import Inputs, as_arguments, evaluating, overlapping, way_out
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,14 @@ def in_precision(
         lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t, as_arguments(example_inputs)
     )
     with torch.no_grad():
-        return copy.deepcopy(model, _shared_memory(model, dtype)).to(dtype), inputs
+        try:
+            twin = copy.deepcopy(model, _shared_memory(model, dtype))
+        except Exception as error:  # anything that the model holds may object
+            raise TraceError(
+                f"{type(model).__name__} cannot be copied: {error}",
+                hint="keep what cannot be copied outside of the module, or give its class a __deepcopy__",
+            ) from error
+        return twin.to(dtype), inputs
 
 
 def _shared_memory(model: nn.Module, dtype: torch.dtype) -> dict[int, Any]:
@@ -116,7 +123,7 @@ def run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
         except Exception as error:
             raise TraceError(
                 f"{type(model).__name__} raised {type(error).__name__} in its forward pass: {error}",
-                hint="check the shape and dtype of the example inputs (--input on the command line)",
+                hint=way_out(error),
             ) from error
 
 

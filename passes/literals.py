@@ -74,7 +74,7 @@ def edited(
         _drop_outdated_assertions(module, example_inputs)
         recording, calls = record_graph_module(module, example_inputs, compact)
     except TraceError as error:
-        ran = [by_name[node.name] for node in list(module.graph.nodes) if node.name in by_name]
+        ran = [by_name[n.name] for n in list(module.graph.nodes) if n.name in by_name and n.op.startswith("call")]
         return Mismatch(ran[min(error.calls, len(ran) - 1)], f"cannot be edited: {error}")
     pairs = [(by_name[node.name], call) for node, call in calls.items() if node.name in by_name]
     return prediction.difference(pairs, flow_of(recording)) or module
@@ -147,7 +147,7 @@ def _drop_outdated_assertions(module: fx.GraphModule, example_inputs: Inputs) ->
                 outdated.append(n)
                 return None
             result = super().run_node(n)
-            self.ran += 1
+            self.ran += n.op.startswith("call")
             return result
 
     outdated: list[fx.Node] = []

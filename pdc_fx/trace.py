@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import operator
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -137,7 +138,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad(), own_precision(model):
+        with torch.no_grad(), own_precision(model), _eagerly():
             yield
     finally:
         for module in training:
@@ -196,9 +197,9 @@ def record_graph_module(
 def _record(
     model: nn.Module, call: Callable[..., Any], args: tuple[Any, ...], program: fx.GraphModule | None = None
 ) -> Recording:
-    _require_values(args)
+    require_values(args)
     recorder = Recorder(model)
-    with evaluating(model), _eagerly(), recorder.module_paths(), recorder.leaves(model, program), recorder:
+    with evaluating(model), recorder.module_paths(), recorder.leaves(model, program), recorder:
         with recorder.unguarded():
             mapped = recorder.placeholders(args)
         try:
@@ -207,7 +208,7 @@ def _record(
             raise TraceError(
                 f"the model raised {type(error).__name__} in its forward pass: {error}",
                 where=_describe_inputs(args),
-                hint=_way_out(error),
+                hint=way_out(error),
                 calls=sum(node.op == "call_function" for node in recorder.graph.nodes),
             ) from error
         with recorder.unguarded():
@@ -236,7 +237,8 @@ def _eagerly() -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and the import takes a second
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*when there are global hooks on modules")
         yield
 
 
@@ -244,8 +246,8 @@ def overlapping(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Tensors of which one cannot change without another one, or one entry without another, and why.
 
     >>> weight = torch.zeros(8, 3)
-    >>> list(overlapping({"a": weight, "b": weight[:4], "c": torch.zeros(2), "d": torch.zeros(1).expand(8)}))
-    ['d', 'b', 'a']
+    >>> sorted(overlapping({"a": weight, "b": weight[:4], "c": torch.zeros(2), "d": torch.zeros(1).expand(8)}))
+    ['a', 'b', 'd']
     """
     found: dict[str, str] = {}
     by_storage: dict[int, list[tuple[int, int, str]]] = {}
@@ -279,7 +281,8 @@ def _pointer(tensor: Tensor) -> int:
             return 0
 
 
-def _way_out(error: Exception) -> str:
+def way_out(error: Exception) -> str:
+    """What to look at where a forward pass raised ``error``."""
     if isinstance(error, TypeError) and "argument" in str(error):
         return "example_inputs is one tensor, or a tuple with every argument of forward()"
     return "check the shape and dtype of the example inputs (--input on the command line)"
@@ -321,15 +324,16 @@ def require_usable(model: object) -> None:
             )
 
 
-def _require_values(args: tuple[Any, ...]) -> None:
-    for tensor in tree_leaves(args):
-        if isinstance(tensor, Tensor) and (tensor.is_meta or not tensor.numel()):
-            what = "is on the meta device and holds no values" if tensor.is_meta else "is empty"
-            raise TraceError(
-                f"an example input {what}",
-                where=_describe_inputs(args),
-                hint="give a tensor as in use, torch.randn(...) say",
-            )
+def require_values(args: tuple[Any, ...]) -> None:
+    """Raise :class:`TraceError` for example inputs that hold no numbers."""
+    tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+    lacking = any(t.is_meta for t in tensors)
+    if lacking or (tensors and not any(t.numel() for t in tensors)):
+        raise TraceError(
+            "an example input is on the meta device and holds no values" if lacking else "the example input is empty",
+            where=_describe_inputs(args),
+            hint="give a tensor as in use, torch.randn(...) say",
+        )
 
 
 # Functions that read a tensor's type and sizes, never its values: they need no node.

@@ -1,0 +1,23 @@
+"""The registry of rules as it was before a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pdc_fx.rules import base, resize
+from pdc_fx.trace import LEAVES
+
+
+@contextmanager
+def registry_restored() -> Iterator[None]:
+    """Take back what is registered inside."""
+    tables = (base._RULES, base._EDITS, base._MOVES, LEAVES)
+    before, sizes = [table.copy() for table in tables], list(resize.TABLE)
+    try:
+        yield
+    finally:
+        for table, old in zip(tables, before, strict=True):
+            table.clear()
+            table.update(old)  # type: ignore[arg-type]
+        resize.TABLE[:] = sizes
