@@ -43,6 +43,7 @@ class Analysis:
 
     solution: Solution
     program: Program | None = None
+    stuck: tuple[Stuck, ...] = ()
 
     @property
     def groups(self) -> ChannelGroups:
@@ -73,7 +74,7 @@ class AnalyzeDependencies(Pass[nn.Module, Analysis]):
         program = traced(value, self.example_inputs, recording)
         if program is not None:
             return self._edited(value, *program)
-        return Analysis(solution) if fits else Analysis(self._tried(value, solution))
+        return Analysis(solution) if fits else self._tried(value, solution)
 
     def _edited(self, model: nn.Module, program: Program, recording: Recording) -> Analysis:
         """The analysis of the symbolic graph, with what no edit can mend frozen."""
@@ -98,7 +99,7 @@ class AnalyzeDependencies(Pass[nn.Module, Analysis]):
 
         return _until_it_fits(analyzed, attempt)[0]
 
-    def _tried(self, model: nn.Module, solution: Solution) -> Solution:
+    def _tried(self, model: nn.Module, solution: Solution) -> Analysis:
         """Freeze what trial merges show to be written into the program.
 
         The reference is a tied copy, since a program that branches on the data must take the same way in both.
@@ -115,7 +116,7 @@ class AnalyzeDependencies(Pass[nn.Module, Analysis]):
             return _ordered(prediction) or trial(compacted(tied, prediction), prediction, self.example_inputs)
 
         _, stuck = _until_it_fits(analyzed, attempt)
-        return solve(solution.flow, self.frozen, stuck=stuck)
+        return Analysis(solve(solution.flow, self.frozen, stuck=stuck), stuck=tuple(stuck))
 
 
 def _until_it_fits(

@@ -17,11 +17,12 @@ from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies, follows_sizes, trial
 from pdc_fx.passes.base import Pass
 from pdc_fx.passes.compare import Comparison, compare, in_precision
+from pdc_fx.passes.dependency import flow_of, solve
 from pdc_fx.passes.literals import edited
 from pdc_fx.passes.prediction import Mismatch, Prediction
 from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tie import require_tied
-from pdc_fx.trace import Inputs, require_usable
+from pdc_fx.trace import Inputs, record, require_usable
 
 TOLERANCE = 1e-9  # relative, in float64
 
@@ -83,6 +84,11 @@ def merge_channels(
     if not follows_sizes(model, prediction):
         return compact
     mismatch = trial(compact, prediction, example_inputs)
+    if mismatch is not None and analysis.program is None:
+        # a program that branches on the data may have taken another way with other weights: look at these
+        solution = solve(flow_of(record(model, example_inputs)), plan.groups.frozen_names, stuck=analysis.stuck)
+        if solution.groups.digest() == plan.groups.digest():
+            mismatch = trial(compact, Prediction(solution, plan), example_inputs)
     if mismatch is None:
         return compact
     if analysis.program is not None:
