@@ -257,7 +257,7 @@ def _slots(flow: Flow, unit: Integers) -> _Slots:
     label = torch.cat([none, *(axis.label for axis in flow.axes.values())])
     path = torch.cat([none, *(axis.path.expand_as(axis.label) for axis in flow.axes.values())])
     sizes = [len(axis.label) for axis in flow.axes.values()]
-    call = torch.from_numpy(np.repeat([axis.call for axis in flow.axes.values()], sizes))
+    call = torch.from_numpy(np.repeat(np.asarray([axis.call for axis in flow.axes.values()], dtype=np.int64), sizes))
     path = torch.where(call < 0, path, mix(path, call))
     number = np.repeat(np.arange(len(names)), sizes)
     position = np.arange(len(label)) - np.repeat(np.cumsum([0, *sizes])[:-1], sizes)

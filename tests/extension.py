@@ -12,7 +12,7 @@ from pdc_fx.trace import LEAVES
 @contextmanager
 def registry_restored() -> Iterator[None]:
     """Take back what is registered inside."""
-    tables = (base._RULES, base._EDITS, base._MOVES, LEAVES)
+    tables = (base._RULES, base._LITERALS, base._MOVES, LEAVES)
     before, sizes = [table.copy() for table in tables], list(resize.TABLE)
     try:
         yield

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Collection
 
 import pytest
 import torch
 from activations import differences_inside_clusters, random_partition
-from hypothesis import HealthCheck, Phase, event, given, reject, settings
+from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 from networks import HEADS, INPUT, OPS, TWO, Interpreter, Program, Step
 
 from pdc_fx import analyze
-from pdc_fx.errors import RewriteError
 from pdc_fx.passes.check import randomize_statistics
 from pdc_fx.passes.compare import compare
 from pdc_fx.passes.rewrite import describe, merge_channels
 from pdc_fx.passes.tie import Tying
 
-# Refusals after the analysis has said yes. Each is a fault of the analysis, to be removed from here when it decides up front.
-TOLERATED = (
-    "torch.fx cannot trace",
-    "do not form a block",  # also where a part of a split loses all of its channels
-    "takes another way at the new widths",  # unbind along the channels
-    "could not be edited",  # 'c // groups' inside a view is computed anew at the new width; a gate on a map made by a linear layer
-)
-
-# Operations left out of the random programs until the fault that they show is mended: see PENDING_PROGRAMS.
-PENDING_OPS = {"roll", "narrow", "picked", "every_other", "scale", "add_in_place", "permuted"}
-
-PENDING_PROGRAMS = {
+# Once each of these showed a fault.
+MENDED = {
     "a roll along the channels needs another shift, which no shape shows": Program((Step("conv", n=1), Step("roll"))),
     "narrow along the channels has no edit": Program((Step("conv", n=1), Step("narrow"))),
     "a strided slice takes other channels, which no shape shows": Program((Step("conv", n=3), Step("every_other"))),
@@ -60,7 +48,7 @@ def steps(names: Collection[str]) -> st.SearchStrategy[Step]:
 
 programs = st.builds(
     Program,
-    st.lists(steps(OPS.keys() - PENDING_OPS), min_size=1, max_size=8).map(lambda s: (Step("conv", n=1), *s)),
+    st.lists(steps(OPS.keys()), min_size=1, max_size=8).map(lambda s: (Step("conv", n=1), *s)),
     st.lists(steps(HEADS), min_size=1, max_size=2).map(tuple),
 )
 
@@ -84,22 +72,10 @@ def examine(program: Program, seed: int) -> str:
     assert plan.params_after == sum(p.numel() for p in compact.parameters())
     measured = analyze(compact, inputs)
     # a product of two activations is counted at the width that it had
-    assert plan.macs_after - groups.fixed_macs == measured.macs() - measured.fixed_macs
+    expected, counted = plan.macs_after - groups.fixed_macs, measured.macs() - measured.fixed_macs
+    # and a graph that was edited leaves out layers whose results nothing uses
+    assert counted == expected or (describe(compact) == "GraphModule" and counted < expected)
     return describe(compact)
-
-
-class LateRefusal(Exception):
-    """One of the tolerated refusals."""
-
-
-def examined(program: Program, seed: int) -> str:
-    """As :func:`examine`, with the tolerated refusals told apart."""
-    try:
-        return examine(program, seed)
-    except RewriteError as error:
-        if any(text in str(error) for text in TOLERATED):
-            raise LateRefusal from error
-        raise
 
 
 @settings(
@@ -112,27 +88,21 @@ def examined(program: Program, seed: int) -> str:
 @given(programs, st.integers(0, 99))
 def test_random_networks_merge_exactly(program: Program, seed: int) -> None:
     try:
-        event(examined(program, seed))
-    except LateRefusal:
-        event("refused late")
-        reject()
+        event(examine(program, seed))
     except Exception as error:  # an assertion as much as a crash anywhere on the way
         pytest.fail(f"{type(error).__name__}: {error}\nseed={seed}\n{program}\n{program.source()}")
 
 
-@pytest.mark.parametrize("name", sorted(OPS.keys() - PENDING_OPS))
+@pytest.mark.parametrize("name", sorted(OPS.keys()))
 def test_every_operation_alone(name: str) -> None:
     """Each operation with each of its first choices, between a convolution and a head."""
     for n in range(6):
         program = Program((Step("conv", n=1), Step(name, 0, 1, n)), (Step("point"),))
-        with contextlib.suppress(LateRefusal):
-            examined(program, n)
+        examine(program, n)
 
 
-@pytest.mark.parametrize(
-    "program", [pytest.param(p, id=name, marks=pytest.mark.xfail(reason=name)) for name, p in PENDING_PROGRAMS.items()]
-)
-def test_faults_to_mend(program: Program) -> None:
+@pytest.mark.parametrize("program", [pytest.param(p, id=name) for name, p in MENDED.items()])
+def test_mended_faults_stay_mended(program: Program) -> None:
     for seed in range(4):
         examine(program, seed)
 
