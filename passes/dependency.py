@@ -340,6 +340,8 @@ def spread(value: object, unit: Integers) -> Integers:
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
     if not isinstance(value, Channels) or len(value.varying) == 1 or not len(unit):
         return np.zeros(0, dtype=np.int64)
+    if not value.label.numel():
+        return np.zeros(0, dtype=np.int64)
     label = value.label.numpy()
     units = np.where(label == FIXED, -1, unit[label])
     varying = [d for d in range(units.ndim) if (units != np.take(units, [0], d)).any()]

@@ -59,7 +59,7 @@ class Prediction:
         masks: list[Tensor | None] = []
         block = torch.ones_like(alive)
         for dim, size in enumerate(alive.shape):
-            if size == 1:
+            if size == 1 or not alive.numel():
                 masks.append(None)
                 continue
             mask = alive.movedim(dim, 0).reshape(size, -1).any(1)
@@ -111,7 +111,8 @@ class Prediction:
                 return Mismatch(before, text)
         # what is alone in the smaller network meets all others as a gate does
         alone = torch.zeros(compact.labels + 1, dtype=torch.bool)
-        alone[[labels.start for labels in _ranges(compact).values() if len(labels) == 1]] = True
+        for labels in _ranges(compact).values():
+            alone[labels.start : labels.stop] = len(labels) == 1
         both = [torch.cat([pair[i] for pair in compact.pairs] or [torch.zeros(0).long()]) for i in range(2)]
         told = ~(alone[both[0]] | alone[both[1]])
         a, b = (translate[labels[told]] for labels in both)

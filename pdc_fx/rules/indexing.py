@@ -71,7 +71,7 @@ def picks(site: Site, x: Channels, index: Any) -> list[Any]:
             rank = 1 if is_mask(item) else len(item.meta["shape"])
             found.extend([torch.zeros([1] * rank, dtype=torch.int64)] * used)
         elif isinstance(item, list):
-            values = torch.tensor(item) if all(type(i) is int for i in item) else None
+            values = torch.tensor(item, dtype=torch.int64) if all(type(i) is int for i in item) else None
             if values is None:
                 raise Declined("indexes with a list of tensors, lists or truth values")
             if varies and together:
