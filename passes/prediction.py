@@ -161,8 +161,8 @@ class Prediction:
 
 
 def takes_numbers(call: fx.Node) -> bool:
-    """Whether an element-wise call, or one that fills a tensor, has a number among its arguments."""
-    return bool(_numbers(call))
+    """Whether arithmetic, or a call that fills a tensor, has a number among its arguments: the bounds of a ``relu6`` follow nothing."""
+    return rule_for(call.target) is not elementwise.unary and bool(_numbers(call))
 
 
 def _numbers(call: fx.Node) -> list[float]:
