@@ -129,7 +129,7 @@ def _until_it_fits(
     while analysis.groups.groups and (mismatch := attempt(analysis, plan)) is not None:
         stuck.append(_blamed(mismatch, analysis.solution))
         analysis = analyzed(stuck)
-        plan = _restricted(plan, analysis.groups)
+        plan = restricted(plan, analysis.groups)
     return analysis, stuck
 
 
@@ -315,8 +315,8 @@ def _free_units(value: object, solution: Solution) -> Integers:
     return free
 
 
-def _restricted(plan: ClusterPlan, groups: ChannelGroups) -> ClusterPlan:
-    """The clusters of ``plan`` among the channels that ``groups`` still has."""
+def restricted(plan: ClusterPlan, groups: ChannelGroups) -> ClusterPlan:
+    """The clusters of ``plan`` among the channels of ``groups``, those that it does not know each by itself."""
     known: dict[tuple[str, int, int], tuple[int, int]] = {}
     for index, (group, clusters) in enumerate(zip(plan.groups.groups, plan.clusters, strict=True)):
         first = group.members[0]
@@ -324,9 +324,11 @@ def _restricted(plan: ClusterPlan, groups: ChannelGroups) -> ClusterPlan:
             ((first.tensor, first.dim, int(p)), (index, int(c)))
             for p, c in zip(first.positions[:, 0], clusters, strict=True)
         )
-    restricted = []
+    chosen = []
     for group in groups.groups:
         first = group.members[0]
-        keys = [known[first.tensor, first.dim, int(p)] for p in first.positions[:, 0]]
-        restricted.append(first_appearance(np.asarray([cluster for _, cluster in keys])))
-    return ClusterPlan(groups, tuple(restricted), plan.allocation, plan.options)
+        places = [(first.tensor, first.dim, int(p)) for p in first.positions[:, 0]]
+        known_as: dict[tuple[int, int], int] = {}
+        numbers = [known_as.setdefault(known.get(place, (-1, row)), row) for row, place in enumerate(places)]
+        chosen.append(first_appearance(np.asarray(numbers)))
+    return ClusterPlan(groups, tuple(chosen), plan.allocation, plan.options)

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from pdc_fx.errors import ExactnessError, RewriteError
 from pdc_fx.ir import ClusterPlan
-from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies, follows_sizes, trial
+from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies, follows_sizes, restricted, trial
 from pdc_fx.passes.base import Pass
 from pdc_fx.passes.compare import Comparison, compare, in_precision
 from pdc_fx.passes.dependency import flow_of, solve
@@ -87,8 +87,7 @@ def merge_channels(
     if mismatch is not None and analysis.program is None:
         # a program that branches on the data may have taken another way with other weights: look at these
         solution = solve(flow_of(record(model, example_inputs)), plan.groups.frozen_names, stuck=analysis.stuck)
-        if solution.groups.digest() == plan.groups.digest():
-            mismatch = trial(compact, Prediction(solution, plan), example_inputs)
+        mismatch = trial(compact, Prediction(solution, restricted(plan, solution.groups)), example_inputs)
     if mismatch is None:
         return compact
     if analysis.program is not None:
