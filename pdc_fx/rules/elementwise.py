@@ -75,7 +75,7 @@ def combine(site: Site, nodes: list[fx.Node]) -> Channels:
 
 def met(site: Site, shape: Shape, operands: list[Channels]) -> Channels:
     """The element-wise combination of values that have as many axes as the result."""
-    if any(0 in value.shape for value in operands):
+    if any(not value.label.numel() or 0 in (value.shape[d] for d in value.varying) for value in operands):
         raise Declined("works on an empty tensor")
     carriers = [set(value.varying) for value in operands if value.varying]
     common = set.intersection(*carriers) if carriers else set()

@@ -62,8 +62,11 @@ def segments(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]]:
 
 def reshaped(x: Channels, shape: Shape) -> Channels:
     """The channels of ``x`` seen through a reshape to ``shape``."""
-    if 0 in x.shape:
-        raise Declined("works on an empty tensor")
+    if 0 in x.shape:  # no boxes, say: the channels lie as they would with one
+        if not x.label.numel() or prod(d or 1 for d in x.shape) != prod(d or 1 for d in shape):
+            raise Declined("works on an empty tensor")
+        full = reshaped(replace(x, shape=tuple(d or 1 for d in x.shape)), tuple(d or 1 for d in shape))
+        return replace(full, shape=shape)
     mixed: list[int] = []
     sizes: list[int] = [1] * len(shape)
     for ins, outs in segments(x.shape, shape):
