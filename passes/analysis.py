@@ -27,7 +27,7 @@ from pdc_fx.passes.base import Pass
 from pdc_fx.passes.dependency import Solution, Stuck, flow_of, places_of, solve, spread
 from pdc_fx.passes.gathers import Gather, gathers
 from pdc_fx.passes.literals import Program, edited
-from pdc_fx.passes.prediction import Mismatch, Prediction, takes_numbers
+from pdc_fx.passes.prediction import Mismatch, Prediction, lie_alike, takes_numbers
 from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tie import Tying
 from pdc_fx.rules import Channels, Flow, Weight
@@ -195,17 +195,9 @@ def _ordered(prediction: Prediction) -> Mismatch | None:
         written = literal_of(node)
         if written and written.ordered and prediction.shrinks([value, *_sources(node, solution)]):
             source = solution.flow.values[node.all_input_nodes[0]]
-            if not isinstance(source, Weight) and not _lie_alike(value, source):
+            if not isinstance(source, Weight) and not lie_alike(value, source):
                 return Mismatch(node, "names channels by their position")
     return None
-
-
-def _lie_alike(value: object, source: object) -> bool:
-    """Whether the channels of a result, or of all of several, lie as they do in what it was made from."""
-    parts = value if isinstance(value, list) else [value]
-    return isinstance(source, Channels) and all(
-        isinstance(p, Channels) and torch.equal(p.label.squeeze(), source.label.squeeze()) for p in parts
-    )
 
 
 def _sources(node: fx.Node, solution: Solution) -> list[object]:
@@ -224,7 +216,7 @@ def _unfit(node: fx.Node, prediction: Prediction, model: nn.Module) -> bool:
         return False
     if given is None:
         return True
-    if _lie_alike(value, argument):  # still, a normalisation writes out how many there are
+    if lie_alike(value, argument):  # still, a normalisation writes out how many there are
         return _run(node, torch.empty(given[0], device="meta")) is None
     expected = prediction.block(value) if isinstance(value, Channels) else None
     if expected is None or any(isinstance(a, fx.Node) for a in tree_leaves(node.args[1:])):

@@ -1,7 +1,8 @@
 """Edit the sizes that are written into a symbolic graph, so that it runs on the smaller network.
 
 Three kinds of nodes change: a call whose sizes follow the channels that went is edited by its own rule (``@literal``), a movement whose
-order is written out becomes a gather, and so does the end of a chain of movements that leaves no block in between.
+order is written out becomes a gather, and so does the end of a chain of movements that leaves no block in between. Beforehand,
+every number that is computed from a size which changes is written out as what it was.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from pdc_fx.errors import TraceError
+from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.dependency import flow_of
 from pdc_fx.passes.gathers import Gather, moved_by
-from pdc_fx.passes.prediction import Mismatch, Prediction
-from pdc_fx.rules import Channels, Weight
-from pdc_fx.rules.base import Edit, literal_of
+from pdc_fx.passes.numbers import changed_numbers
+from pdc_fx.passes.prediction import Mismatch, Prediction, lie_alike
+from pdc_fx.rules import Channels, Weight, creation, movement
+from pdc_fx.rules.base import Edit, literal_of, rule_for
 from pdc_fx.trace import Inputs, as_arguments, evaluating, record_graph_module
+
+# What these functions make repeats one value, at any size that is asked for.
+_OF_ANY_SIZE = (creation.one_value, creation.one_value_like, movement.expand)
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,19 @@ def edited(
     made_by = {call: copies[node] for node, call in program.calls.items() if node in copies}
     chains = {gather.node: gather for gather in program.gathers}
     indices: dict[str, Tensor] = {}
+    changed = changed_numbers(program.graph, program.calls, prediction, named_tensors(compact))
+    numbers = {copies[node]: number for node, number in changed.items() if node in copies}
     for node, call in program.calls.items():
-        if node.op not in ("call_function", "call_method") or node not in copies:
+        if not node.op.startswith("call") or node not in copies:
             continue
-        gather, written = chains.get(call), literal_of(call)
-        if gather is None and written and written.edit is None and prediction.shrinks(_argument(call, prediction)):
+        if rule_for(call.target) not in _OF_ANY_SIZE:
+            _write_out(copies[node], numbers)
+        if node.op == "call_module":
+            continue
+        gather, written, source = chains.get(call), literal_of(call), _argument(call, prediction)
+        if gather is None and written and written.edit is None and prediction.shrinks(source):
+            if lie_alike(prediction.solution.flow.values[call], source):
+                continue
             gather = moved_by([call])
             if gather is None:
                 return Mismatch(call, "cannot be written as a gather")
@@ -74,10 +87,17 @@ def edited(
         _drop_outdated_assertions(module, example_inputs)
         recording, calls = record_graph_module(module, example_inputs, compact)
     except TraceError as error:
-        ran = [by_name[n.name] for n in list(module.graph.nodes) if n.name in by_name and n.op.startswith("call")]
-        return Mismatch(ran[min(error.calls, len(ran) - 1)], f"cannot be edited: {error}")
+        names = [node.name for node in module.graph.nodes]
+        ran = [by_name[name] for name in names[: names.index(error.node) + 1] if name in by_name]
+        return Mismatch(ran[-1], f"cannot be edited: {error}")
     pairs = [(by_name[node.name], call) for node, call in calls.items() if node.name in by_name]
     return prediction.difference(pairs, flow_of(recording)) or module
+
+
+def _write_out(node: fx.Node, numbers: Mapping[fx.Node, Any]) -> None:
+    """Put numbers in the place of the nodes that computed them."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: numbers.get(n, n))
+    node.args, node.kwargs = args, kwargs
 
 
 def _argument(call: fx.Node, prediction: Prediction) -> object:
@@ -88,8 +108,7 @@ def _argument(call: fx.Node, prediction: Prediction) -> object:
 def _edit(node: fx.Node, call: fx.Node, prediction: Prediction) -> None:
     written, argument = literal_of(call), _argument(call, prediction)
     value = prediction.solution.flow.values[call]
-    computed = any(isinstance(leaf, fx.Node) for leaf in tree_leaves(node.args[1:]))
-    if written is None or written.edit is None or not (computed or prediction.shrinks([value, argument])):
+    if written is None or written.edit is None or not prediction.shrinks([value, argument]):
         return
     if isinstance(argument, Weight) and isinstance(value, Channels):  # a parameter that is viewed
         argument = Channels.fixed(argument.shape)
@@ -99,7 +118,7 @@ def _edit(node: fx.Node, call: fx.Node, prediction: Prediction) -> None:
     kept_out = prediction.masks(value) if isinstance(value, Channels) else ()
     if kept_in is not None and kept_out is not None:  # else it is in the middle of a gather
         parts = tuple(v.shape for v in value if isinstance(v, Channels)) if isinstance(value, (list, tuple)) else ()
-        written.edit(Edit(node, argument.shape, parts, kept_in, kept_out))
+        written.edit(Edit(node, call, argument.shape, parts, kept_in, kept_out))
 
 
 def _remaining(gather: Gather, prediction: Prediction) -> Tensor:
@@ -130,6 +149,8 @@ def _module(compact: nn.Module, graph: fx.Graph, program: Program, indices: dict
     for name, tensor in indices.items():  # fx makes all buffers part of the state dict
         delattr(module, name)
         module.register_buffer(name, tensor, persistent=False)
+    for name in program.constants:  # which stay constants: they are no buffers of the network that was analysed
+        delattr(compact, name)
     module.graph.eliminate_dead_code()  # the calls that gathers stand for
     module.graph.lint()
     module.recompile()
@@ -140,15 +161,14 @@ def _drop_outdated_assertions(module: fx.GraphModule, example_inputs: Inputs) ->
     """Remove the assertions that fail on the example inputs, and so speak of numbers of channels, which have changed."""
 
     class Lenient(fx.Interpreter):
-        ran = 0
+        running = ""
 
         def run_node(self, n: fx.Node) -> Any:
+            self.running = n.name
             if n.target is torch._assert and not self.fetch_args_kwargs_from_env(n)[0][0]:
                 outdated.append(n)
                 return None
-            result = super().run_node(n)
-            self.ran += n.op.startswith("call")
-            return result
+            return super().run_node(n)
 
     outdated: list[fx.Node] = []
     if not any(n.target is torch._assert for n in module.graph.nodes):
@@ -158,7 +178,7 @@ def _drop_outdated_assertions(module: fx.GraphModule, example_inputs: Inputs) ->
         with evaluating(module):
             interpreter.run(*as_arguments(example_inputs))
     except Exception as error:  # whatever torch or the model raises where sizes do not fit
-        raise TraceError(str(error), calls=interpreter.ran) from error
+        raise TraceError(str(error), node=interpreter.running) from error
     for node in outdated:
         module.graph.erase_node(node)
     module.graph.eliminate_dead_code()

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,10 +141,18 @@ class Prediction:
             return f"gives {actual.shape} instead of {shape}"
         now = translate[actual.label]
         alike = (now == label) | (now == _ANY)
-        if label.numel() == 1:  # so does a parameter of one entry
-            alike |= now == FIXED
+        if label.numel() and bool((label == label.reshape(-1)[0]).all()):
+            # one channel is left: it looks like none, or like its places (the positions of an attention head)
+            alike |= (now == FIXED) | torch.from_numpy(self._one_unit(now, label))
         fits = bool(alike.all())
         return None if fits else "takes other channels than it should"
+
+    def _one_unit(self, now: Tensor, label: Tensor) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Where ``now`` holds places of the channel that ``label`` belongs to."""
+        unit, first = self.solution.unit, int(label.reshape(-1)[0])
+        if first < 0:
+            return np.zeros(now.shape, dtype=np.bool_)
+        return np.asarray((now.numpy() >= 0) & (unit[now.numpy()] == unit[first]))
 
     def _translation(self, compact: Flow) -> Tensor:
         """Label of the compact flow -> label before; FIXED stays FIXED."""
@@ -158,6 +167,14 @@ class Prediction:
             elif len(new) == 1:
                 result[new.start] = _ANY
         return result
+
+
+def lie_alike(value: object, source: object) -> bool:
+    """Whether the channels of a result, or of all of several, lie as they do in what it was made from."""
+    parts = value if isinstance(value, list) else [value]
+    return isinstance(source, Channels) and all(
+        isinstance(p, Channels) and torch.equal(p.label.squeeze(), source.label.squeeze()) for p in parts
+    )
 
 
 def takes_numbers(call: fx.Node) -> bool:

@@ -35,11 +35,12 @@ class TraceError(PdcError):
 
     Attributes:
         calls: how many torch functions had run when the forward pass raised.
+        node: name of the node at which a graph raised.
     """
 
-    def __init__(self, what: str, *, where: str = "", hint: str = "", calls: int = 0) -> None:
+    def __init__(self, what: str, *, where: str = "", hint: str = "", calls: int = 0, node: str = "") -> None:
         super().__init__(what, where=where, hint=hint)
-        self.calls = calls
+        self.calls, self.node = calls, node
 
 
 class PlanError(PdcError):

@@ -174,9 +174,10 @@ def record_graph_module(
 
     class Watched(fx.Interpreter):
         recorder: Recorder
+        running = ""
 
         def run_node(self, n: fx.Node) -> Any:
-            self.recorder.source = n.meta.get("source")
+            self.recorder.source, self.running = n.meta.get("source"), n.name
             result = super().run_node(n)
             part = result[0] if isinstance(result, (tuple, list)) and result else result
             if isinstance(part, Tensor) and n.op != "output":
@@ -191,7 +192,11 @@ def record_graph_module(
         interpreter.recorder = Recorder.active[-1]
         return interpreter.run(*args)
 
-    return _record(owner, run, as_arguments(example_inputs), module), found
+    try:
+        return _record(owner, run, as_arguments(example_inputs), module), found
+    except TraceError as error:
+        error.node = interpreter.running
+        raise
 
 
 def _record(
@@ -199,7 +204,7 @@ def _record(
 ) -> Recording:
     require_values(args)
     recorder = Recorder(model)
-    with evaluating(model), recorder.module_paths(), recorder.leaves(model, program), recorder:
+    with evaluating(model), recorder.module_paths(model, program), recorder.leaves(model, program), recorder:
         with recorder.unguarded():
             mapped = recorder.placeholders(args)
         try:
@@ -456,9 +461,11 @@ class Recorder(TorchFunctionMode):
         super().__exit__(*exc)  # type: ignore[no-untyped-call]
 
     @contextmanager
-    def module_paths(self) -> Iterator[None]:
-        """Keep ``_module_stack`` up to date while the model runs."""
-        paths = {id(module): name for name, module in self._model.named_modules()}
+    def module_paths(self, *roots: nn.Module | None) -> Iterator[None]:
+        """Keep ``_module_stack`` up to date while the model runs; modules have the names they have in the first root."""
+        paths = {
+            id(module): name for root in reversed(roots) if root is not None for name, module in root.named_modules()
+        }
 
         def enter(module: nn.Module, _: Any) -> None:
             self._module_stack.append(paths.get(id(module), self._module_stack[-1]))

@@ -150,6 +150,17 @@ def crossed(x: Tensor) -> Tensor:
     return torch.cat([first * second, second * first.roll(1, 1)], 1)
 
 
+def by_another_width(m: Net, x: Tensor) -> Tensor:
+    """Lays out channels that stay by the number of those that may go."""
+    return m.a(x).softmax(1).view(len(x), 2, x.shape[1] // 2, 8, 8).flatten(1, 2) * shuffled(x, 2)[:, :1]
+
+
+def similar_heads(m: Net, x: Tensor) -> Tensor:
+    """Attention by cosine: a head that repeats another goes as a whole, and one alone looks like no head."""
+    q, k, v = (part.unflatten(-1, (3, 4)).transpose(1, 2) for part in m.a(x).chunk(3, -1))
+    return m.head(((F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
 def heads(x: Tensor) -> Tensor:
     return x.view(2, 6, 2, -1).transpose(1, 2)
 
@@ -393,6 +404,12 @@ SAMPLES = (
     Sample("deformable_depthwise", between(lambda m, x: m.a(x, m.b(x), m.c(x).sigmoid()), a=torchvision.ops.DeformConv2d(8, 8, 3, padding=1, groups=8), b=conv(8, 18), c=conv(8, 9)), 8),
     Sample("deformable_by_part", between(lambda m, x: m.a(x, m.b(x)), a=torchvision.ops.DeformConv2d(8, 8, 3, padding=1), b=conv(8, 36)), 8),
     # places
+    Sample("number_of_another_width", between(by_another_width, a=conv(8, 8)), 7),
+    Sample("number_of_a_width_scales", between(lambda m, x: shuffled(m.a(x), 2) / x.shape[1] ** 0.5, a=conv(8, 8)), 16),
+    Sample("shuffled_and_rolled", between(lambda m, x: shuffled(x, 2).roll((1, 2), (2, 3))), 8),
+    Sample("shuffled_deep_multiplier", between(lambda m, x: m.a(shuffled(x, 2)), a=nn.Sequential(nn.Sequential(conv(8, 16, groups=8))), head=16), 8),
+    Sample("shuffled_and_constant", between(lambda m, x: shuffled(x, 2) @ torch.arange(64.0).view(8, 8).to(x)), 8),
+    Sample("heads_go", network(similar_heads, a=nn.Linear(5, 36), head=nn.Linear(12, 4)), 3, (2, 6, 5)),
     Sample("pixel_shuffle", between(lambda m, x: F.pixel_shuffle(m.a(x), 2), a=conv(8, 24), head=6), 14),
     Sample("pixel_unshuffle", between(lambda m, x: F.pixel_unshuffle(x, 2), head=32), 8),
     Sample("channel_shuffle_function", between(lambda m, x: F.channel_shuffle(x, 2)), 8),

@@ -261,9 +261,7 @@ class Site:
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument by position or name, nodes included."""
-        if position < len(self.node.args):
-            return self.node.args[position]
-        return self.node.kwargs.get(name, default)
+        return _argument(self.node, position, name, default)
 
     @property
     def leaf(self) -> nn.Module:
@@ -435,6 +433,7 @@ class Edit:
 
     Attributes:
         node: the call, to be changed in place.
+        call: the same call as it was recorded, in which numbers that the graph computes have their values.
         source: the shape of its first argument before.
         parts: the shapes of its results before, where it gives several.
         kept_in, kept_out: for each axis of the first argument and of the result a bool mask of the positions that
@@ -442,6 +441,7 @@ class Edit:
     """
 
     node: fx.Node
+    call: fx.Node
     source: Shape
     parts: tuple[Shape, ...]
     kept_in: tuple[Tensor | None, ...]
@@ -453,13 +453,32 @@ class Edit:
         return {d: int(mask.sum()) for d, mask in enumerate(self.kept_out) if mask is not None}
 
     def get(self, position: int, name: str, default: Any = None) -> Any:
-        return self.node.args[position] if position < len(self.node.args) else self.node.kwargs.get(name, default)
+        """An argument as it was: numbers have their values, even those that the graph computes."""
+        return _argument(self.call, position, name, default)
 
     def set(self, position: int, name: str, value: Any) -> None:
+        """Write an argument out; what is as it was stays computed."""
+        value = _renewed(_argument(self.node, position, name), self.get(position, name), value)
         if position < len(self.node.args):
             self.node.update_arg(position, value)
         else:
             self.node.update_kwarg(name, value)
+
+
+def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
+
+
+def _renewed(written: Any, was: Any, now: Any) -> Any:
+    """``now``, but as it is written wherever that has not changed.
+
+    >>> _renewed(("computed", 8), (2, 8), (2, 5))
+    ('computed', 5)
+    """
+    sequence = (tuple, list)
+    if isinstance(written, sequence) and isinstance(now, sequence) and len(written) == len(was) == len(now):
+        return type(now)(map(_renewed, written, was, now))
+    return written if was == now else now
 
 
 EditRule = Callable[[Edit], None]

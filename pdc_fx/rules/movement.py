@@ -94,14 +94,15 @@ def reshape(site: Site) -> Value:
 @literal("view reshape")
 def edit_sizes(edit: Edit) -> None:
     """``view(x, *sizes)`` or ``view(x, sizes)``; an entry of -1 finds its size by itself."""
-    nested = len(edit.node.args) < 2 or isinstance(edit.node.args[1], (tuple, list))
-    sizes = list(edit.get(1, "shape") if nested else edit.node.args[1:])
+    nested = isinstance(edit.get(1, "shape"), (tuple, list))
+    sizes = list(edit.get(1, "shape") if nested else edit.call.args[1:])
     for dim, size in edit.sizes.items():
         sizes[dim] = size if sizes[dim] != -1 else -1
     if nested:
         edit.set(1, "shape", tuple(sizes))
     else:
-        edit.node.args = (edit.node.args[0], *sizes)
+        for dim, size in enumerate(sizes):
+            edit.set(1 + dim, "", size)
 
 
 @rule("permute transpose t swapaxes swapdims movedim moveaxis adjoint", getter("T"), getter("mT"), moves=True)
@@ -239,7 +240,7 @@ def edit_parts(edit: Edit) -> None:
         return
     sizes = [int(part.sum()) for part in torch.split(kept, [shape[dim] for shape in edit.parts])]
     edit.node.op, edit.node.target = "call_function", torch.split
-    edit.node.args, edit.node.kwargs = (edit.get(0, "input"), sizes, dim), {}
+    edit.node.args, edit.node.kwargs = (edit.node.all_input_nodes[0], sizes, dim), {}
 
 
 def _place(item: fx.Node) -> int:
@@ -263,7 +264,7 @@ def getitem(site: Site) -> Value:
 @literal(torch.Tensor.__getitem__, ordered=True)
 def edit_slices(edit: Edit) -> None:
     """A slice along an axis that shrinks takes those of its positions that remain, which lie at new places."""
-    index = edit.node.args[1]
+    index = edit.get(1, "index")
     items: list[Any] = list(index) if isinstance(index, tuple) else [index]
     dim = 0
     for at, item in enumerate(items):
@@ -278,7 +279,7 @@ def edit_slices(edit: Edit) -> None:
             taken = range(len(kept))[item] if isinstance(item, slice) else [i % len(kept) for i in named]
             items[at] = _moved(kept, taken, item)
         dim += 1
-    edit.node.update_arg(1, tuple(items) if isinstance(index, tuple) else items[0])
+    edit.set(1, "index", tuple(items) if isinstance(index, tuple) else items[0])
 
 
 def _moved(kept: Tensor, taken: Sequence[int], item: Any) -> Any:
