@@ -18,7 +18,7 @@ from pdc_fx.data.augment import Shape
 from pdc_fx.data.decode import decode
 from pdc_fx.data.images import ImageData, ImageSet
 from pdc_fx.data.order import Blocks
-from pdc_fx.data.rowgroups import RowGroups
+from pdc_fx.data.rowgroups import RowGroups, unreadable
 from pdc_fx.errors import InputError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _metadata(file: Path) -> Any:
     try:
         return parquet.read_metadata(file)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(str(file), error) from error
 
 
 def _features(file: Path, metadata: Any) -> Any:
@@ -98,7 +98,7 @@ def _features(file: Path, metadata: Any) -> Any:
     try:
         return datasets.Features.from_arrow_schema(metadata.schema.to_arrow_schema())
     except (ValueError, TypeError, KeyError) as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(str(file), error) from error
 
 
 def _labels(file: Path, column: str) -> Tensor:
@@ -108,14 +108,10 @@ def _labels(file: Path, column: str) -> Tensor:
     try:
         labels = parquet.ParquetFile(file).read(columns=[column], use_threads=False).column(0)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(str(file), error) from error
     if labels.null_count:
         raise InputError("labels are missing", where=str(file), hint="every row needs one")
     return torch.from_numpy(labels.to_numpy().astype(np.int64))
-
-
-def _unreadable(file: Path, error: Exception) -> InputError:
-    return InputError("a parquet file cannot be read", where=str(file), hint=str(error).partition("\n")[0])
 
 
 def _image_and_label(features: Any, file: Path) -> tuple[str, str]:

@@ -97,9 +97,12 @@ class RowGroups:
                 # Arrow's own threads do not survive a fork; ours decode meanwhile.
                 return opened.read_row_group(number, columns=[self._column], use_threads=False).flatten().column(0)
         except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise InputError(
-                "a parquet file cannot be read", where=f"{path}: row group {number}", hint=str(error)
-            ) from error
+            raise unreadable(f"{path}: row group {number}", error) from error
+
+
+def unreadable(where: str, error: Exception) -> InputError:
+    """Return what to raise for a Parquet file, with what Arrow says of it on one line."""
+    return InputError("a parquet file cannot be read", where=where, hint=" ".join(str(error).split()))
 
 
 def _column_bytes(row_group: Any, column: str) -> int:
