@@ -33,7 +33,9 @@ def image_set(source: ImageSource, labels: Tensor, input_shape: Shape | None) ->
     store = LazyStore(source, shape, fit=input_shape is not None)
     if len(source) * shape[0] * shape[1] * shape[2] > IN_MEMORY_BYTES:
         return ImageSet(store, labels)
-    return ImageSet(InMemoryStore(store.fetch(torch.arange(len(source))), store), labels)
+    pixels = store.fetch(torch.arange(len(source)))
+    source.release()
+    return ImageSet(InMemoryStore(pixels, store), labels)
 
 
 def image_data(

@@ -153,3 +153,7 @@ class RowSource:
         if not data:
             raise ValueError("the row holds no image bytes")
         return decode(data)
+
+    def release(self) -> None:
+        """Let go of the row groups that were kept."""
+        self._rows.release()

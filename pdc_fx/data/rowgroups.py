@@ -40,11 +40,12 @@ class RowGroups:
         self._ends = np.cumsum(rows)
         sizes = [_column_bytes(files[f][1].row_group(g), column) for f, g in self._groups]
         self.blocks = Blocks(torch.from_numpy(self._ends - rows), torch.tensor(sizes))
-        self._forget()
+        self.release()
 
-    def _forget(self) -> None:
+    def release(self) -> None:
+        """Keep nothing of what was read."""
         self._process, self._lock, self._room = os.getpid(), threading.Lock(), CACHE_BYTES
-        self._kept: OrderedDict[int, Any] = OrderedDict()
+        self._kept: OrderedDict[int, list[bytes | None]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_process", "_lock", "_room", "_kept")
@@ -52,7 +53,7 @@ class RowGroups:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget()
+        self.release()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -70,23 +71,22 @@ class RowGroups:
             InputError: the file is damaged, or not there any more.
         """
         if self._process != os.getpid():  # forked: the parent's lock may be held for ever
-            self._forget()
+            self.release()
         group = self._group_of(row)
         with self._lock:  # a row group that several threads want is read once
             cells = self._kept.pop(group, None)
             if cells is None:
                 cells = self._read(group)
-                self._room -= cells.nbytes
+                self._room -= _bytes_in(cells)
                 while self._room < 0 and self._kept:
-                    self._room += self._kept.popitem(last=False)[1].nbytes
+                    self._room += _bytes_in(self._kept.popitem(last=False)[1])
             self._kept[group] = cells
-        value: bytes | None = cells[row - int(self.blocks.first[group])].as_py()
-        return value
+        return cells[row - int(self.blocks.first[group])]
 
     def _group_of(self, row: int) -> int:
         return int(np.searchsorted(self._ends, row, side="right"))
 
-    def _read(self, group: int) -> Any:
+    def _read(self, group: int) -> list[bytes | None]:
         import pyarrow
         from pyarrow import parquet
 
@@ -95,7 +95,11 @@ class RowGroups:
         try:
             with parquet.ParquetFile(path, metadata=metadata) as opened:
                 # Arrow's own threads do not survive a fork; ours decode meanwhile.
-                return opened.read_row_group(number, columns=[self._column], use_threads=False).flatten().column(0)
+                table = opened.read_row_group(number, columns=[self._column], use_threads=False)
+                cells: list[bytes | None] = (
+                    table.flatten().column(0).to_pylist()
+                )  # Arrow's buffers are up to twice as large
+                return cells
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise unreadable(f"{path}: row group {number}", error) from error
 
@@ -103,6 +107,10 @@ class RowGroups:
 def unreadable(where: str, error: Exception) -> InputError:
     """Return what to raise for a Parquet file, with what Arrow says of it on one line."""
     return InputError("a parquet file cannot be read", where=where, hint=" ".join(str(error).split()))
+
+
+def _bytes_in(cells: list[bytes | None]) -> int:
+    return sum(len(cell or b"") for cell in cells)
 
 
 def _column_bytes(row_group: Any, column: str) -> int:

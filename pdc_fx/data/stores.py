@@ -149,6 +149,9 @@ class ImageSource(Protocol):
     def image(self, row: int) -> Image:
         """Open and decode the image; may raise what Pillow raises."""
 
+    def release(self) -> None:
+        """Let go of what was read ahead: nothing will be asked for soon."""
+
 
 class FileSource:
     """Image files, whose names are kept as one piece of bytes: 8 bytes a file and its name, not some 400 for a ``Path``.
@@ -184,6 +187,9 @@ class FileSource:
         with open(self.name(row), "rb") as file:
             return decode(file.read())
 
+    def release(self) -> None:
+        """Nothing is read ahead."""
+
 
 class PixelSource:
     """Decoded images [N, H, W] or [N, H, W, 3] that have to be brought to another size."""
@@ -206,6 +212,9 @@ class PixelSource:
         from PIL import Image
 
         return Image.fromarray(self._pixels[row])
+
+    def release(self) -> None:
+        """Nothing is read ahead."""
 
 
 def _decoding_threads() -> int:
