@@ -12,7 +12,7 @@ from torch import Tensor
 from pdc_fx.data.augment import Shape, default_augmentation
 from pdc_fx.data.decode import SHAPE_HINT, channels_of, guarded
 from pdc_fx.data.images import ImageData, ImageSet
-from pdc_fx.data.stores import ImageSource, LazyStore, PixelSource
+from pdc_fx.data.stores import ImageSource, InMemoryStore, LazyStore, PixelSource
 from pdc_fx.errors import InputError
 
 IN_MEMORY_BYTES = 2**30
@@ -23,7 +23,7 @@ GREY_MEAN, GREY_STD = (0.449,), (0.226,)  # the averages of ImageNet's over its 
 
 
 def image_set(source: ImageSource, labels: Tensor, input_shape: Shape | None) -> ImageSet:
-    """Decode the images now if they are small together, else keep the source."""
+    """Decode the images now if they are small together; keep the source for the rest, and for crops of whole images."""
     if input_shape is None:
         name = source.name(0)
         first = guarded(source.image, 0, name)
@@ -33,7 +33,9 @@ def image_set(source: ImageSource, labels: Tensor, input_shape: Shape | None) ->
     store = LazyStore(source, shape, fit=input_shape is not None)
     if len(source) * shape[0] * shape[1] * shape[2] > IN_MEMORY_BYTES:
         return ImageSet(store, labels)
-    return ImageSet.of(store.fetch(torch.arange(len(source))), labels)
+    pixels = store.fetch(torch.arange(len(source)))
+    source.release()
+    return ImageSet(InMemoryStore(pixels, store), labels)
 
 
 def image_data(

@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pdc_fx.data.crops import crop_batch
 from pdc_fx.errors import InputError
 
 Shape = tuple[int, int, int]
 """Channels, height and width of one image."""
 
-AUGMENTATIONS = {"none": (0, False), "digits": (1, False), "flip": (0, True), "cifar": (4, True)}
-"""Name -> (pixels of zero padding before a random crop to the original size, random horizontal flip)."""
+
+@dataclass(frozen=True)
+class Preset:
+    """What an augmentation does to a training image.
+
+    Attributes:
+        padding: pixels of zeros around an image before a random crop to its own size.
+        flip: mirror half of the images left to right.
+        resized_crop: take a random part of the whole image first and bring it to size (:mod:`pdc_fx.data.crops`).
+    """
+
+    padding: int = 0
+    flip: bool = False
+    resized_crop: bool = False
+
+
+AUGMENTATIONS = {
+    "none": Preset(),
+    "digits": Preset(padding=1),
+    "flip": Preset(flip=True),
+    "cifar": Preset(padding=4, flip=True),
+    "imagenet": Preset(flip=True, resized_crop=True),
+}
+"""Name -> what it does in training. Evaluation never augments: images are brought to size by ``resize_and_crop``."""
 
 SMALL_SIDE = 64  # up to this side a crop from 4 pixels of padding is the usual augmentation, above it is of no effect
 
@@ -43,11 +67,52 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return images.to(torch.float32).sub_(shift).div_(scale)
 
 
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers that augment one batch, one of each an image; slicing gives those of some of the images.
+
+    >>> draws = Draws.of("cifar", 8, torch.Generator().manual_seed(0))
+    >>> draws.offsets.shape, draws[2:4].flipped.shape, draws.crops is None
+    (torch.Size([2, 8]), torch.Size([2]), True)
+    """
+
+    padding: int
+    offsets: Tensor
+    flipped: Tensor
+    crops: Tensor | None
+    """int64 [B], the seed of each image's resized crop; None where the preset takes none."""
+
+    @classmethod
+    def of(cls, preset: str, count: int, generator: torch.Generator) -> Draws:
+        """Draw for ``count`` images.
+
+        Raises:
+            InputError: an unknown preset.
+        """
+        check_augmentation(preset)
+        does = AUGMENTATIONS[preset]
+        offsets = torch.randint(2 * does.padding + 1, (2, count), generator=generator)
+        flipped = torch.rand(count, generator=generator) < (0.5 if does.flip else 0.0)
+        crops = torch.randint(2**63 - 1, (count,), generator=generator) if does.resized_crop else None
+        return cls(does.padding, offsets, flipped, crops)
+
+    def __getitem__(self, part: slice) -> Draws:
+        crops = None if self.crops is None else self.crops[part]
+        return Draws(self.padding, self.offsets[:, part], self.flipped[part], crops)
+
+    def crop_and_flip(self, images: Tensor) -> Tensor:
+        """Apply all but the resized crop, which belongs on the whole image, to ``images`` [B, C, H, W]."""
+        if not self.padding and not self.flipped.any():
+            return images
+        return crop_and_flip(images, self.padding, self.offsets, self.flipped)
+
+
 class Augment:
-    """Random crop from zero padding and random horizontal flip, of whole batches, on any device and dtype.
+    """A preset for whole batches, in a training loop of one's own; :func:`training_batches` needs no such object.
 
     The random numbers come from the object's own generator on the CPU, so the same seed gives the same crops on every
-    device. :attr:`generator` is public: save and restore its state to continue a run exactly.
+    device. :attr:`generator` is public: save and restore its state to continue a run exactly. The resized crop of
+    ``imagenet`` is taken of the images given, at the size they have.
 
     Args:
         preset: a name in :data:`AUGMENTATIONS`.
@@ -69,13 +134,10 @@ class Augment:
         """Return augmented images of the same shape, dtype and device; ``images`` [B, C, H, W] are left as they are."""
         if images.dim() != 4:
             raise InputError("augmentation takes a batch of images [B, C, H, W]", where=f"shape {list(images.shape)}")
-        padding, flip = AUGMENTATIONS[self.preset]
-        if not padding and not flip:
+        if self.preset == "none":
             return images
-        batch = len(images)
-        offsets = torch.randint(2 * padding + 1, (2, batch), generator=self.generator)
-        flipped = torch.rand(batch, generator=self.generator) < (0.5 if flip else 0.0)
-        return crop_and_flip(images, padding, offsets, flipped)
+        draws = Draws.of(self.preset, len(images), self.generator)
+        return draws.crop_and_flip(images if draws.crops is None else crop_batch(images, draws.crops))
 
 
 def crop_and_flip(images: Tensor, padding: int, offsets: Tensor, flipped: Tensor) -> Tensor:
@@ -114,4 +176,4 @@ def default_augmentation(shape: Shape) -> str:
     """Grey images may be characters, which must not be mirrored; colour images are taken for photographs."""
     if shape[0] == 1:
         return "digits"
-    return "cifar" if max(shape[1:]) <= SMALL_SIDE else "flip"
+    return "cifar" if max(shape[1:]) <= SMALL_SIDE else "imagenet"

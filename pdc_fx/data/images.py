@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pdc_fx.data.augment import Shape, check_augmentation
+from pdc_fx.data.augment import AUGMENTATIONS, Shape, check_augmentation
+from pdc_fx.data.order import shuffled
 from pdc_fx.data.stores import ImageStore, InMemoryStore
 from pdc_fx.errors import InputError
 
@@ -67,6 +68,22 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         """Whether the images are decoded already."""
         return isinstance(self._store, InMemoryStore)
 
+    def decodes(self, augmentation: str = "none") -> bool:
+        """Whether images are decoded when they are fetched for this augmentation: work that other processes can do."""
+        return self._store.decodes(AUGMENTATIONS[augmentation].resized_crop)
+
+    def fetch(self, indices: Tensor, crops: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the images and labels at ``indices`` (int64 [B]): uint8 [B, C, H, W], int64 [B].
+
+        ``crops`` (int64 [B]) are the seeds of random resized crops, each of the whole image as it is stored.
+        """
+        rows = self._rows[indices]
+        return self._store.fetch(rows, crops), self._all_labels[rows]
+
+    def shuffled(self, generator: torch.Generator, augmentation: str = "none") -> Tensor:
+        """Return the indices of all images in random order, as :func:`pdc_fx.data.order.shuffled` says."""
+        return shuffled(self._rows, generator, self._store.blocks if self.decodes(augmentation) else None)
+
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
         """Return the set of the images at ``indices``, in that order; images are shared, not copied."""
         return ImageSet(self._store, self._all_labels, self._rows[torch.as_tensor(indices, dtype=torch.int64)])
@@ -79,8 +96,7 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         return images[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        rows = self._rows[torch.as_tensor(indices, dtype=torch.int64)]
-        return self._store.fetch(rows), self._all_labels[rows]
+        return self.fetch(torch.as_tensor(indices, dtype=torch.int64))
 
 
 def collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

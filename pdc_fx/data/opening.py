@@ -27,17 +27,19 @@ def open_data(spec: str, *, input_shape: Shape | None = None, download: bool = F
         spec: one of
 
             - ``digits``: scikit-learn's bundled 8x8 grey digits, 1,437 to train and 360 to test in a fixed stratified split;
-            - ``parquet:DIR``: ``train.parquet`` and ``test.parquet`` (or ``train-*.parquet``; ``validation`` or ``val``
-              for ``test``) with Hugging Face features, one ``Image`` and one ``ClassLabel`` column;
-            - ``folder:DIR``: ``train/CLASS/*.png`` and ``test/`` or else ``val/``, ImageNet's layout (files with other
-              suffixes than :data:`pdc_fx.data.folder.IMAGE_SUFFIXES` are skipped);
+            - ``parquet:DIR``: ``train.parquet`` and ``test.parquet`` (or shards, ``train-00000-of-00005.parquet``; ``validation``
+              or ``val`` for ``test``) with Hugging Face features, one ``Image`` and one ``ClassLabel`` column;
+            - ``folder:DIR``: ``train/CLASS/*.JPEG`` and ``test/CLASS/`` or else ``val/CLASS/``, ImageNet's layout (files with
+              other suffixes than :data:`pdc_fx.data.folder.IMAGE_SUFFIXES` are skipped);
             - ``cifar10:DIR``, ``cifar100:DIR``, ``fashionmnist:DIR``: what torchvision stores under ``DIR``.
         input_shape: channels (1 or 3), height and width that images are brought to where theirs differ, by
             :func:`resize_and_crop`. Without it all images must have the shape of the first.
         download: let torchvision fetch the three data sets it knows. Nothing is fetched otherwise.
 
     Returns:
-        The data. ``digits`` and ``fashionmnist`` come with their own mean and std, everything else with ImageNet's.
+        The data. ``digits`` and ``fashionmnist`` come with their own mean and std, everything else with ImageNet's. The
+        augmentation is ``cifar`` for colour images of up to 64 pixels, ``imagenet`` for larger ones, ``digits`` for grey ones;
+        :meth:`ImageData.with_augmentation` sets another.
 
     Raises:
         InputError: an unknown kind, a missing or damaged file, an image that cannot be read, labels out of range,

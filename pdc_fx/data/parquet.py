@@ -1,13 +1,11 @@
-"""``parquet:DIR``: Parquet files with Hugging Face features, read through ``datasets``."""
+"""``parquet:DIR``: Parquet files with Hugging Face features.
+
+Labels are read when the data is opened, images when they are asked for (:mod:`pdc_fx.data.rowgroups`). Nothing is copied to
+disk.
+"""
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,8 @@ from pdc_fx.data.assemble import check_same_classes, image_data, image_set
 from pdc_fx.data.augment import Shape
 from pdc_fx.data.decode import decode
 from pdc_fx.data.images import ImageData, ImageSet
+from pdc_fx.data.order import Blocks
+from pdc_fx.data.rowgroups import RowGroups, unreadable
 from pdc_fx.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,80 +38,83 @@ def _parquet_files(directory: Path, *splits: str) -> list[Path]:
     """Return ``SPLIT.parquet``, or the sorted ``SPLIT-*.parquet``, of the first split that is there."""
     for split in splits:
         whole = directory / f"{split}.parquet"
-        if files := [whole] if whole.is_file() else sorted(directory.glob(f"{split}-*.parquet")):
-            return files
+        if whole.is_file():
+            return [whole]
+        if shards := sorted(directory.glob(f"{split}-*.parquet")):
+            return _complete(shards)
     names = ", ".join(sorted(path.name for path in directory.iterdir())[:8])
     raise InputError(
         f"no {splits[0]}.parquet and no {splits[0]}-*.parquet", where=str(directory), hint=f"found {names or 'nothing'}"
     )
 
 
-def _read_parquet(files: list[Path], input_shape: Shape | None) -> tuple[ImageSet, list[str]]:
-    """Read through ``datasets``, whose Arrow cache goes to a temporary folder that lives as long as it is read from."""
-    import datasets
-
-    cache = tempfile.mkdtemp(prefix="pdc-fx-")
-    try:
-        dataset = _load_parquet(files, cache)
-        image, label = _image_and_label(dataset.features, files)
-        dataset = dataset.select_columns([image, label]).cast_column(image, datasets.Image(decode=False))
-        labels = _labels(dataset.data.column(label), files)
-    except BaseException:
-        shutil.rmtree(cache, ignore_errors=True)
-        raise
-    source = RowSource(dataset, image, files)
-    weakref.finalize(source, _remove_cache, cache, os.getpid())
-    return image_set(source, labels, input_shape), list(dataset.features[label].names)
-
-
-def _remove_cache(cache: str, owner: int) -> None:
-    if os.getpid() == owner:  # not when a forked loader worker drops its copy
-        shutil.rmtree(cache, ignore_errors=True)
-
-
-def _load_parquet(files: list[Path], cache: str) -> Any:
-    import datasets
-    import pyarrow
-
-    try:
-        with _no_progress_bars():
-            return datasets.Dataset.from_parquet([str(file) for file in _with_rows(files)], cache_dir=cache)
-    except (
-        datasets.exceptions.DatasetGenerationError,
-        pyarrow.ArrowException,
-        OSError,
-        ValueError,
-        TypeError,
-    ) as error:
+def _complete(shards: list[Path]) -> list[Path]:
+    """Return ``shards`` unless names such as ``train-00002-of-00005.parquet`` say that some are missing."""
+    ends = (path.stem.rpartition("-of-")[2] for path in shards if "-of-" in path.stem)
+    counts = sorted({int(end) for end in ends if end.isdecimal()})
+    if counts and counts != [len(shards)]:
         raise InputError(
-            "a parquet file cannot be read", where=", ".join(map(str, files)), hint=str(error.__cause__ or error)
-        ) from error
+            f"found {len(shards)} parquet file(s) where the names speak of {' and '.join(map(str, counts))}",
+            where=f"{shards[0]} ... {shards[-1].name}",
+            hint="fetch what is missing and remove what is of another version, or rename them to use these alone",
+        )
+    return shards
 
 
-def _with_rows(files: list[Path]) -> list[Path]:
-    """The files that hold rows: ``datasets`` stops at an empty one, and logs what it says of a damaged one."""
+def _read_parquet(files: list[Path], input_shape: Shape | None) -> tuple[ImageSet, list[str]]:
+    opened = [(file, metadata) for file in files if (metadata := _metadata(file)).num_rows]
+    if not opened:
+        raise InputError("no rows", where=_names(files), hint="every part needs at least one image")
+    features = [_features(file, metadata) for file, metadata in opened]
+    image, label = _image_and_label(features[0], opened[0][0])
+    for (file, _), found in zip(opened, features, strict=True):
+        if any(found.get(name) != features[0][name] for name in (image, label)):
+            raise InputError(
+                f"columns {image!r} and {label!r} differ between parquet files",
+                where=f"{opened[0][0]} and {file}",
+                hint="write them all with the same features",
+            )
+    labels = torch.cat([_labels(file, label) for file, _ in opened])
+    return image_set(RowSource(opened, image), labels, input_shape), list(features[0][label].names)
+
+
+def _names(files: list[Path]) -> str:
+    return ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+
+
+def _metadata(file: Path) -> Any:
+    import pyarrow
     from pyarrow import parquet
 
-    found = [file for file in files if parquet.read_metadata(file).num_rows]
-    if not found:
-        raise InputError("no rows", where=", ".join(map(str, files)), hint="every part needs at least one image")
-    return found
+    try:
+        return parquet.read_metadata(file)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise unreadable(str(file), error) from error
 
 
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def _features(file: Path, metadata: Any) -> Any:
     import datasets
 
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
     try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
+        return datasets.Features.from_arrow_schema(metadata.schema.to_arrow_schema())
+    except (ValueError, TypeError, KeyError) as error:
+        raise unreadable(str(file), error) from error
 
 
-def _image_and_label(features: Any, files: list[Path]) -> tuple[str, str]:
+def _labels(file: Path, column: str) -> Tensor:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        labels = parquet.ParquetFile(file).read(columns=[column], use_threads=False).column(0)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise unreadable(str(file), error) from error
+    if labels.null_count:
+        raise InputError("labels are missing", where=str(file), hint="every row needs one")
+    return torch.from_numpy(labels.to_numpy().astype(np.int64))
+
+
+def _image_and_label(features: Any, file: Path) -> tuple[str, str]:
     """Return the names of the image column and of the class column (``label`` or ``fine_label`` among several)."""
     import datasets
 
@@ -122,32 +125,35 @@ def _image_and_label(features: Any, files: list[Path]) -> tuple[str, str]:
     if len(images) != 1 or len(labels) != 1:
         raise InputError(
             "one Image and one ClassLabel column are needed",
-            where=f"{files[0]}: {', '.join(f'{name}: {type(kind).__name__}' for name, kind in features.items())}",
+            where=f"{file}: {', '.join(f'{name}: {type(kind).__name__}' for name, kind in features.items())}",
             hint="write the file with datasets.Dataset.to_parquet, which records the features",
         )
     return images[0], labels[0]
 
 
-def _labels(column: Any, files: list[Path]) -> Tensor:
-    if column.null_count:
-        raise InputError("labels are missing", where=", ".join(map(str, files)), hint="every row needs one")
-    return torch.from_numpy(column.to_numpy().astype(np.int64))
-
-
 class RowSource:
-    """The image column of a ``datasets.Dataset``, read from its Arrow table: much quicker than ``dataset[row]``."""
+    """The image column of Parquet files (each with its metadata), decoded row by row."""
 
-    def __init__(self, dataset: Any, column: str, files: list[Path]) -> None:
-        self._dataset, self._column, self._files = dataset, column, files
+    def __init__(self, files: list[tuple[Path, Any]], column: str) -> None:
+        self._rows = RowGroups(files, f"{column}.bytes")
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """The row groups."""
+        return self._rows.blocks
 
     def __len__(self) -> int:
-        return int(self._dataset.num_rows)
+        return len(self._rows)
 
     def name(self, row: int) -> str:
-        return f"{', '.join(map(str, self._files))}: row {row}, column {self._column!r}"
+        return self._rows.name(row)
 
     def image(self, row: int) -> Image:
-        cell = self._dataset.data.column(self._column)[row].as_py()
-        if not cell or not cell["bytes"]:
+        data = self._rows.cell(row)
+        if not data:
             raise ValueError("the row holds no image bytes")
-        return decode(cell["bytes"])
+        return decode(data)
+
+    def release(self) -> None:
+        """Let go of the row groups that were kept."""
+        self._rows.release()
