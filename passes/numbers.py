@@ -57,7 +57,7 @@ def _numbers(
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             try:
                 values[node] = _called(node.target, args, kwargs)
-            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
                 continue  # nothing can be said of it, as where a smaller size does not divide
     return {n: v for n, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
 

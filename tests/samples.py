@@ -161,6 +161,20 @@ def similar_heads(m: Net, x: Tensor) -> Tensor:
     return m.head(((F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
+def doubled_in_place(x: Tensor) -> None:
+    x.add_(x)
+
+
+torch.fx.wrap("doubled_in_place")
+
+
+def changed_by_a_wrapped_function(m: Net, x: Tensor) -> Tensor:
+    """In a graph, nothing reads the result of the call."""
+    x = shuffled(m.a(x), 2)
+    doubled_in_place(x)
+    return x + 1
+
+
 def heads(x: Tensor) -> Tensor:
     return x.view(2, 6, 2, -1).transpose(1, 2)
 
@@ -409,6 +423,8 @@ SAMPLES = (
     Sample("shuffled_and_rolled", between(lambda m, x: shuffled(x, 2).roll((1, 2), (2, 3))), 8),
     Sample("shuffled_deep_multiplier", between(lambda m, x: m.a(shuffled(x, 2)), a=nn.Sequential(nn.Sequential(conv(8, 16, groups=8))), head=16), 8),
     Sample("shuffled_and_constant", between(lambda m, x: shuffled(x, 2) @ torch.arange(64.0).view(8, 8).to(x)), 8),
+    Sample("shuffled_and_changed", between(changed_by_a_wrapped_function, a=conv(8, 8)), 16),
+    Sample("shuffled_and_added_in_place", between(lambda m, x: (shuffled(m.a(x), 2).add_(x), x.relu_())[1], a=conv(8, 8)), 8),
     Sample("heads_go", network(similar_heads, a=nn.Linear(5, 36), head=nn.Linear(12, 4)), 3, (2, 6, 5)),
     Sample("pixel_shuffle", between(lambda m, x: F.pixel_shuffle(m.a(x), 2), a=conv(8, 24), head=6), 14),
     Sample("pixel_unshuffle", between(lambda m, x: F.pixel_unshuffle(x, 2), head=32), 8),
