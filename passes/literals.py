@@ -7,7 +7,6 @@ every number that is computed from a size which changes is written out as what i
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +21,8 @@ from pdc_fx.passes.gathers import Gather, moved_by
 from pdc_fx.passes.numbers import changed_numbers
 from pdc_fx.passes.prediction import Mismatch, Prediction, lie_alike
 from pdc_fx.rules import Channels, Weight, creation, movement
-from pdc_fx.rules.base import Edit, literal_of, moves, rule_for
+from pdc_fx.rules.base import Edit, literal_of, rule_for
 from pdc_fx.trace import Inputs, as_arguments, evaluating, record_graph_module
-
-_PURE = {
-    getattr, operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod,
-    operator.pow, operator.neg, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, "size", "dim", "numel",
-}  # fmt: skip
 
 # What these functions make repeats one value, at any size that is asked for.
 _OF_ANY_SIZE = (creation.one_value, creation.one_value_like, movement.expand)
@@ -90,9 +84,9 @@ def edited(
     module = _module(compact, graph, program, indices)
     by_name = {copies[node].name: call for node, call in program.calls.items() if node in copies}
     try:
-        _drop_unused(module, by_name)  # the calls that gathers stand for
+        _drop_unused(module)  # the calls that gathers stand for
         _drop_outdated_assertions(module, example_inputs)
-        _drop_unused(module, by_name)
+        _drop_unused(module)
         recording, calls = record_graph_module(module, example_inputs, compact)
     except TraceError as error:
         names = [node.name for node in module.graph.nodes]
@@ -162,14 +156,9 @@ def _module(compact: nn.Module, graph: fx.Graph, program: Program, indices: dict
     return module
 
 
-def _drop_unused(module: fx.GraphModule, by_name: Mapping[str, fx.Node]) -> None:
-    """Remove movements and arithmetic that nothing reads. Any other call stays: it may change its arguments in place."""
-
-    def has_effects(node: fx.Node) -> bool:
-        moved = node.name in by_name and moves(by_name[node.name].target)
-        return node.is_impure() or (node.op.startswith("call") and not moved and node.target not in _PURE)
-
-    module.graph.eliminate_dead_code(has_effects)
+def _drop_unused(module: fx.GraphModule) -> None:
+    """Remove what nothing reads, unless it changes something in place."""
+    module.graph.eliminate_dead_code(lambda node: node.is_impure() or bool(node.meta.get("changes")))
     module.graph.lint()
     module.recompile()
 

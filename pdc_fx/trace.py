@@ -168,7 +168,8 @@ def record_graph_module(
 ) -> tuple[Recording, dict[fx.Node, fx.Node]]:
     """Record an fx graph as it is interpreted; also give, for each of its nodes, the recorded call that made its result.
 
-    Tensors and modules are called by the names they have in ``owner``, the module that was traced.
+    Tensors and modules are called by the names they have in ``owner``, the module that was traced. ``meta["changes"]`` of a node of the
+    graph tells whether it changed a tensor in place.
     """
     found: dict[fx.Node, fx.Node] = {}
 
@@ -178,7 +179,9 @@ def record_graph_module(
 
         def run_node(self, n: fx.Node) -> Any:
             self.recorder.source, self.running = n.meta.get("source"), n.name
+            before = self.recorder.changes
             result = super().run_node(n)
+            n.meta["changes"] = self.recorder.changes > before
             part = result[0] if isinstance(result, (tuple, list)) and result else result
             if isinstance(part, Tensor) and n.op != "output":
                 node = self.recorder.node_of(part)
@@ -435,6 +438,7 @@ class Recorder(TorchFunctionMode):
         self._model = model
         self._guard = _Guard(self) if self.guarded else None
         self._inside_leaf = False
+        self.changes = 0
         self._nodes: Any = WeakIdKeyDictionary()
         self._storages: dict[int, list[weakref.ref[Tensor]]] = {}
         self._attributes: dict[str, fx.Node] = {}
@@ -579,6 +583,7 @@ class Recorder(TorchFunctionMode):
         node.meta.update(module=self._module_stack[-1], source=self.source or user_frame())
         mutated = [t for t, version in zip(tensors, versions, strict=True) if _version(t) != version]
         if mutated:
+            self.changes += 1
             node.meta["aliased"] = [alias for t in mutated for alias in self._aliases(t)]
         # __setitem__ and its kind return nothing and change their first argument
         self._bind_result(mutated[0] if result is None and mutated else result, node)
