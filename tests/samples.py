@@ -425,6 +425,7 @@ SAMPLES = (
     Sample("shuffled_and_constant", between(lambda m, x: shuffled(x, 2) @ torch.arange(64.0).view(8, 8).to(x)), 8),
     Sample("shuffled_and_changed", between(changed_by_a_wrapped_function, a=conv(8, 8)), 16),
     Sample("shuffled_and_added_in_place", between(lambda m, x: (shuffled(m.a(x), 2).add_(x), x.relu_())[1], a=conv(8, 8)), 8),
+    Sample("weight_that_is_computed", between(lambda m, x: m.b(F.conv2d(m.a(x), m.w / m.w.norm(2, 1, keepdim=True))), a=conv(8, 8), b=conv(6, 8), w=scale(6, 8, 1, 1)), 16),
     Sample("heads_go", network(similar_heads, a=nn.Linear(5, 36), head=nn.Linear(12, 4)), 3, (2, 6, 5)),
     Sample("pixel_shuffle", between(lambda m, x: F.pixel_shuffle(m.a(x), 2), a=conv(8, 24), head=6), 14),
     Sample("pixel_unshuffle", between(lambda m, x: F.pixel_unshuffle(x, 2), head=32), 8),

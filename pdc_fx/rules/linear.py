@@ -17,21 +17,24 @@ from pdc_fx.rules.base import Channels, Declined, Edit, Site, Value, Weight, lit
 from pdc_fx.rules.places import in_a_row, spread
 
 
-def _weight(site: Site) -> Weight:
-    weight = site.weight(site.argument(1, "weight"))
+def _weight(site: Site, positions: int) -> Weight:
+    """The weight, whose every entry is used at ``positions // len(weight)`` places."""
+    given = site.argument(1, "weight")
+    weight = site.weight(given)
     if weight is None:
-        raise Declined("has a weight that is computed in the forward pass")
+        site.flow.fixed_macs += positions * prod(given.meta["shape"][1:])
+        raise Declined("has a weight that is computed in the forward pass; fold it into a plain parameter first")
+    site.multiply_accumulates(weight, positions // weight.shape[0])
     return weight
 
 
 @rule("conv1d conv2d conv3d")
 def convolution(site: Site) -> Value:
     """``x: (N, in, *space)`` or ``(in, *space)``, ``weight: (out, in / groups, *kernel)``."""
-    x, weight = site.channels(site.argument(0, "input")), _weight(site)
+    x, weight = site.channels(site.argument(0, "input")), _weight(site, prod(site.shape))
     axis = len(site.shape) - len(weight.shape) + 1
     inputs = site.along(x, axis)
     groups = int(site.argument(6, "groups", 1))
-    site.multiply_accumulates(weight, prod(site.shape) // weight.shape[0])
     return _convolved(site, weight, inputs, groups, axis, site.argument(2, "bias"))
 
 
@@ -73,11 +76,10 @@ def deformable_convolution(site: Site) -> Value:
 
     The offsets say where a convolution looks. Where they differ from one part of the channels to another, these stay.
     """
-    x, weight = site.channels(site.node.args[0]), _weight(site)
+    x, weight = site.channels(site.node.args[0]), _weight(site, prod(site.shape))
     site.freeze(list(site.node.args[2:4]), "decides where a deformable convolution looks")
     if site.argument(12, "offset_groups") != 1:
         site.flow.freeze(x.label, "is read at offsets that differ by channel", site.module)
-    site.multiply_accumulates(weight, prod(site.shape) // weight.shape[0])
     return _convolved(site, weight, site.along(x, 1), int(site.argument(11, "groups")), 1, site.argument(4, "bias"))
 
 
@@ -98,11 +100,11 @@ def edit_groups(edit: Edit) -> None:
 @rule("conv_transpose1d conv_transpose2d conv_transpose3d")
 def transposed_convolution(site: Site) -> Value:
     """``x: (N, in, *space)`` or ``(in, *space)``, ``weight: (in, out / groups, *kernel)``."""
-    x, weight = site.channels(site.argument(0, "input")), _weight(site)
+    x = site.channels(site.argument(0, "input"))
+    weight = _weight(site, prod(x.shape))
     axis = len(site.shape) - len(weight.shape) + 1
     label, path = site.along(x, axis)
     groups = int(site.argument(6, "groups", 1))
-    site.multiply_accumulates(weight, prod(x.shape) // weight.shape[0])
     if groups == len(label) > 1:
         site.ride(weight, 0, label, path)
         site.hold(weight, 1, "channelwise")
