@@ -15,7 +15,6 @@ from pdc_fx.passes.rewrite import merge_channels
 from pdc_fx.passes.tie import Tying
 
 
-# What does not work yet, and why. Fewer channels than could be merged, unless it says otherwise.
 @pytest.mark.parametrize("entry", ZOO, ids=str)
 def test_merges_as_much_as_can_be_and_exactly(entry: Entry) -> None:
     model, inputs = entry.made()
