@@ -18,7 +18,7 @@ need in memory stays bounded.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,7 +29,7 @@ from torch import Tensor
 from pdc_fx.passes.axes import MergedAxis
 
 TABLE_BYTES = 4 << 20
-"""The size at which a table is closed; a row of a tensor that is larger is cut into pieces."""
+"""The largest table. It is also at most a quarter of all that is projected. Tensors that are larger are cut across their rows."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,20 @@ class _Piece:
         """Elements of a row."""
         return self.rows.numel() // self.rows.shape[0]
 
+    @property
+    def bytes(self) -> int:
+        """In a table."""
+        return self.rows.numel() * _accumulator(self.rows.dtype).itemsize
+
+    def cut(self, limit: int) -> Iterator[_Piece]:
+        """Stretches of about ``limit`` bytes."""
+        parts = -(-self.bytes // max(limit, 1))
+        if parts <= 1:
+            yield self
+            return
+        for stretch in self.rows.chunk(parts, dim=1):
+            yield _Piece(self.axis, stretch)
+
 
 class ClusterMeans:
     """Sets the positions of each cluster to their mean, along all ``axes`` of all tensors.
@@ -91,19 +105,16 @@ class ClusterMeans:
     def project(self, tensors: Mapping[str, Tensor]) -> None:
         """Set in place those of the tensors that are at hand; any floating dtype, device and memory format."""
         for turn in range(max(self._turns, default=-1) + 1):
-            pieces = self._pieces(tensors, turn)
-            for table in _tables(pieces):
+            pieces = list(self._pieces(tensors, turn))
+            limit = min(TABLE_BYTES, sum(piece.bytes for piece in pieces) // 4)
+            for table in _tables(pieces, limit):
                 self._average(table)
 
     def _pieces(self, tensors: Mapping[str, Tensor], turn: int) -> Iterator[_Piece]:
         for number, axis in enumerate(self._axes):
             tensor = tensors.get(axis.tensor)
-            if self._turns[number] != turn or tensor is None or tensor.numel() == 0:
-                continue
-            rows = _as_rows(tensor, axis.dim)
-            parts = -(-rows.numel() * _accumulator(rows.dtype).itemsize // TABLE_BYTES)
-            for part in rows.chunk(parts, dim=1) if parts > 1 else (rows,):
-                yield _Piece(number, part)
+            if self._turns[number] == turn and tensor is not None and tensor.numel() > 0:
+                yield _Piece(number, _as_rows(tensor, axis.dim))
 
     def _average(self, table: Sequence[_Piece]) -> None:
         rows = [piece.rows for piece in table]
@@ -142,19 +153,18 @@ class ClusterMeans:
         )
 
 
-def _tables(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
-    """Pieces of one width, dtype and device together, up to the size of a table."""
-    open_tables: dict[tuple[int, torch.dtype, torch.device], list[_Piece]] = defaultdict(list)
-    held: dict[tuple[int, torch.dtype, torch.device], int] = defaultdict(int)
-    for piece in pieces:
+def _tables(pieces: Iterable[_Piece], limit: int) -> Iterator[list[_Piece]]:
+    """Pieces of one width, dtype and device together, in tables of ``limit`` bytes or, where one row is more than that, a row."""
+    tables: dict[tuple[int, torch.dtype, torch.device], list[_Piece]] = defaultdict(list)
+    filled: dict[tuple[int, torch.dtype, torch.device], int] = defaultdict(int)
+    for piece in (part for whole in pieces for part in whole.cut(limit)):
         key = piece.width, piece.rows.dtype, piece.rows.device
-        size = piece.rows.numel() * _accumulator(piece.rows.dtype).itemsize
-        if held[key] and held[key] + size > TABLE_BYTES:
-            yield open_tables.pop(key)
-            held[key] = 0
-        open_tables[key].append(piece)
-        held[key] += size
-    yield from open_tables.values()
+        if filled[key] + piece.bytes > limit and tables[key]:
+            yield tables.pop(key)
+            filled[key] = 0
+        tables[key].append(piece)
+        filled[key] += piece.bytes
+    yield from filter(None, tables.values())
 
 
 def _as_rows(tensor: Tensor, dim: int) -> Tensor:
