@@ -14,7 +14,7 @@ gradient scaler skips, frozen parameters and a second call are harmless.
 
 Modes:
 
-- ``hard``: clusters are those of the plan from the first step on; gradients are averaged inside them as they arrive.
+- ``hard``: clusters are those of the plan from the first step on.
 - ``pdc``: filters train freely and are reconstructed from clusters at intervals, the removed share rising on a schedule to its
   final value; from then on as ``hard`` (Niu et al., PDC, 2023, by its abstract and its siblings; the schedule is ours).
 """
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -248,20 +247,21 @@ class Tying:
     def _noticed(self, _: Tensor) -> None:
         if self._final and not self._pending:
             self._pending = True
-            self._after_backward(rounds=3)
-
-    def _after_backward(self, rounds: int) -> None:
-        """Average when this backward pass is over and all that it queued meanwhile is done.
-
-        DistributedDataParallel ends its all-reduce in such a callback; with ``static_graph``, in one that the former queues.
-        """
-        then = partial(self._after_backward, rounds - 1) if rounds > 1 else self._average_gradients
-        torch.autograd.Variable._execution_engine.queue_callback(then)
+            after_backward(lambda: after_backward(self._average_gradients))
 
     def _average_gradients(self) -> None:
         self._pending = False
         gradients = {name: tensor.grad for name, (tensor, _) in self._watched.items()}
         self._means.project({n: g for n, g in gradients.items() if g is not None and g.layout == torch.strided})
+
+
+def after_backward(work: Callable[[], None]) -> None:
+    """Do ``work`` when the present backward pass is over, after what was queued for that moment before.
+
+    DistributedDataParallel ends its all-reduce at that moment, and queues this while the pass goes on. Work that must come after it
+    is queued from work that was queued: it then stands behind all that came in during the pass.
+    """
+    torch.autograd.Variable._execution_engine.queue_callback(work)
 
 
 def _reconstruction_steps(total: int, settled: float, rounds: int) -> dict[int, float]:
