@@ -3,6 +3,9 @@
     python benchmarks/tying_overhead.py                    all of it, into benchmarks/results/tying-overhead.json
     python benchmarks/tying_overhead.py --models resnet20 --threads 1 --pairs 10
 
+With two threads on a machine that has other things to do, set OMP_WAIT_POLICY=PASSIVE: threads that wait for one another then do not
+spin, which can multiply the time of a step.
+
 Both arms train a copy of one network with random weights under the loss of ``pdc_fx.distill``, by SGD with Nesterov momentum, in float32
 and channels last, from the same teacher on the same images; one of them is tied, every group merged to half its width.
 
@@ -200,6 +203,7 @@ def machine() -> dict[str, Any]:
     return {
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "torchvision")}},
     }
 

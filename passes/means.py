@@ -71,7 +71,7 @@ class _Piece:
         return self.rows.numel() * _accumulator(self.rows.dtype).itemsize
 
     def cut(self, limit: int) -> Iterator[_Piece]:
-        """Stretches of about ``limit`` bytes."""
+        """Stretches of about ``limit`` bytes; columns are independent of each other."""
         parts = -(-self.bytes // max(limit, 1))
         if parts <= 1:
             yield self
@@ -99,11 +99,11 @@ class ClusterMeans:
             self._turns.append(seen[axis.tensor])
             seen[axis.tensor] += 1
         # Which tensors are at hand may change (parameters without a gradient), but rarely does.
-        self._index = lru_cache(maxsize=256)(self._build_index)
+        self._index = lru_cache(maxsize=2048)(self._build_index)
 
     @torch.no_grad()
     def project(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set in place those of the tensors that are at hand; any floating dtype, device and memory format."""
+        """Set in place those of the tensors that are at hand; of any dtype, device and memory format."""
         for turn in range(max(self._turns, default=-1) + 1):
             pieces = list(self._pieces(tensors, turn))
             limit = min(TABLE_BYTES, sum(piece.bytes for piece in pieces) // 4)
@@ -154,7 +154,7 @@ class ClusterMeans:
 
 
 def _tables(pieces: Iterable[_Piece], limit: int) -> Iterator[list[_Piece]]:
-    """Pieces of one width, dtype and device together, in tables of ``limit`` bytes or, where one row is more than that, a row."""
+    """Pieces of one width, dtype and device together, in tables of about ``limit`` bytes."""
     tables: dict[tuple[int, torch.dtype, torch.device], list[_Piece]] = defaultdict(list)
     filled: dict[tuple[int, torch.dtype, torch.device], int] = defaultdict(int)
     for piece in (part for whole in pieces for part in whole.cut(limit)):

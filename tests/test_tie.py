@@ -369,6 +369,20 @@ def test_half_precision_is_accumulated_in_float32(dtype: torch.dtype) -> None:
     assert torch.equal(weight, expected.expand_as(weight))
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1 + 2j, 3 - 2j, 7j], [2 + 0j, 2 + 0j, 7j]),
+        ([2**40, 2**40 + 4, 7], [2**40 + 2, 2**40 + 2, 7]),
+        ([True, True, False], [True, True, False]),
+    ],
+)
+def test_tensors_of_other_kinds(values: list[Any], expected: list[Any]) -> None:
+    tensor = torch.tensor(values)
+    ClusterMeans([MergedAxis("w", 0, "producer", "g", np.array([0, 0, 2]))]).project({"w": tensor})
+    assert tensor.tolist() == expected
+
+
 def test_sparse_gradients_are_left_to_the_projection() -> None:
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4))
     clusters = random_halves(analyze(model, torch.zeros(1, 3)), seed=1)
