@@ -11,8 +11,8 @@ is computed once and then copied to each of them, so that they are identical by 
 Written in this way the mean of equal numbers is that number, bit for bit, which ``(a + a + a) / 3`` is not: all differences are
 +0, and ``x_1 - 0 = x_1`` (-0 too). A tied tensor is thus not changed, and projecting twice is projecting once.
 
-Half precision is accumulated in float32. Tables are small against the parameters: they stay in the cache of a CPU, and what they
-need in memory stays bounded.
+Half precision is accumulated in float32. No table is more than a quarter of all that is projected, so that what they need in memory
+stays bounded; tensors that are larger are cut across their rows.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from torch import Tensor
 
 from pdc_fx.passes.axes import MergedAxis
 
-TABLE_BYTES = 4 << 20
-"""The largest table. It is also at most a quarter of all that is projected. Tensors that are larger are cut across their rows."""
+TABLE_BYTES = 1 << 20
+"""The largest table; what is larger by itself stays where it is and is not copied."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,7 @@ class ClusterMeans:
         """Set in place those of the tensors that are at hand; of any dtype, device and memory format."""
         for turn in range(max(self._turns, default=-1) + 1):
             pieces = list(self._pieces(tensors, turn))
-            limit = min(TABLE_BYTES, sum(piece.bytes for piece in pieces) // 4)
-            for table in _tables(pieces, limit):
+            for table in _tables(pieces, sum(piece.bytes for piece in pieces) // 4):
                 self._average(table)
 
     def _pieces(self, tensors: Mapping[str, Tensor], turn: int) -> Iterator[_Piece]:
@@ -119,14 +118,17 @@ class ClusterMeans:
     def _average(self, table: Sequence[_Piece]) -> None:
         rows = [piece.rows for piece in table]
         dtype = _accumulator(rows[0].dtype)
-        values = torch.cat([part.flatten(1) for part in rows]).to(dtype)
+        in_place = len(rows) == 1 and rows[0].dim() == 2 and rows[0].is_contiguous() and rows[0].dtype == dtype
+        values = rows[0] if in_place else torch.cat([part.flatten(1) for part in rows]).to(dtype)
         index = self._index(tuple(piece.axis for piece in table), dtype, values.device)
         means = values.index_select(0, index.first)
         deviations = torch.nn.functional.embedding_bag(
             index.pairs, values, index.ends, mode="sum", per_sample_weights=index.signs, include_last_offset=True
         )
-        means.sub_(deviations.div_(index.sizes))
+        means.addcdiv_(deviations, index.sizes, value=-1)
         torch.index_select(means, 0, index.cluster, out=values)
+        if in_place:
+            return
         shares = values.split_with_sizes([part.shape[0] for part in rows])
         torch._foreach_copy_(rows, [share.view(part.shape) for share, part in zip(shares, rows, strict=True)])
 
@@ -153,11 +155,12 @@ class ClusterMeans:
         )
 
 
-def _tables(pieces: Iterable[_Piece], limit: int) -> Iterator[list[_Piece]]:
-    """Pieces of one width, dtype and device together, in tables of about ``limit`` bytes."""
+def _tables(pieces: Iterable[_Piece], most: int) -> Iterator[list[_Piece]]:
+    """Pieces of one width, dtype and device together up to the size of a table; nothing of more than ``most`` bytes."""
+    limit = min(TABLE_BYTES, most)
     tables: dict[tuple[int, torch.dtype, torch.device], list[_Piece]] = defaultdict(list)
     filled: dict[tuple[int, torch.dtype, torch.device], int] = defaultdict(int)
-    for piece in (part for whole in pieces for part in whole.cut(limit)):
+    for piece in (part for whole in pieces for part in whole.cut(most)):
         key = piece.width, piece.rows.dtype, piece.rows.device
         if filled[key] + piece.bytes > limit and tables[key]:
             yield tables.pop(key)
