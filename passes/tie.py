@@ -5,16 +5,23 @@ each onto the centroid ``(F_1 + ... + F_m) / m``. Since the projection is linear
 weights after a step of SGD is the same as averaging the gradients inside clusters before it (Ding et al., Centripetal SGD, CVPR
 2019, eq. 3 with infinite strength); momentum included.
 
+Both are done. *Gradients* are averaged once at the end of each backward pass: clipping, loss scaling and the optimizer see the
+gradient of the tied network, and what an optimizer keeps for each element (momentum, second moments) is tied as well. An optimizer
+that treats equal elements alike then leaves the members identical. The *projection after the step* does not count on that. It
+covers batch-norm statistics, optimizers that round or mix elements in their own way, gradients that came without a backward pass
+and weights that were loaded or replaced. On a tied module it changes no bit (:mod:`pdc_fx.passes.means`), so a step that a
+gradient scaler skips, frozen parameters and a second call are harmless.
+
 Modes:
 
-- ``hard``: clusters are those of the plan from the first step on; gradients are averaged inside them as they arrive.
+- ``hard``: clusters are those of the plan from the first step on.
 - ``pdc``: filters train freely and are reconstructed from clusters at intervals, the removed share rising on a schedule to its
   final value; from then on as ``hard`` (Niu et al., PDC, 2023, by its abstract and its siblings; the schedule is ours).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,9 +31,10 @@ from torch import Tensor, nn
 
 from pdc_fx.errors import ExactnessError, InputError
 from pdc_fx.ir import ClusterPlan
-from pdc_fx.passes.axes import MergedAxis, merged_axes, named_tensors, tensor_of
+from pdc_fx.passes.axes import merged_axes, named_tensors, tensor_of
 from pdc_fx.passes.base import Pass
 from pdc_fx.passes.cluster import recluster
+from pdc_fx.passes.means import ClusterMeans
 from pdc_fx.trace import require_usable
 
 Mode = Literal["pdc", "hard"]
@@ -82,24 +90,6 @@ def require_tied(model: nn.Module, plan: ClusterPlan) -> None:
 
 def _index(values: object, like: Tensor) -> Tensor:
     return torch.as_tensor(values, dtype=torch.int64, device=like.device)
-
-
-class _Projection:
-    """Averages the positions of each cluster along one axis of one tensor."""
-
-    def __init__(self, axis: MergedAxis, tensor: Tensor) -> None:
-        self.dim = axis.dim
-        self.cluster = _index(axis.cluster, tensor)
-        sizes = torch.bincount(self.cluster).to(tensor.dtype)
-        shape = [1] * tensor.dim()
-        shape[axis.dim] = -1
-        self.sizes = sizes.reshape(shape)
-
-    def __call__(self, tensor: Tensor) -> None:
-        shape = list(tensor.shape)
-        shape[self.dim] = self.sizes.numel()
-        total = tensor.new_zeros(shape).index_add_(self.dim, self.cluster, tensor)
-        tensor.copy_((total / self.sizes).index_select(self.dim, self.cluster))
 
 
 @dataclass(frozen=True)
@@ -159,12 +149,13 @@ class Tying:
         self.current = plan if mode == "hard" else plan.with_clusters(np.arange(g.channels) for g in plan.groups.groups)
         self._model = model
         self._steps = 0
-        self._hooks: list[Callable[[], None]] = []
-        self._projections: list[tuple[str, _Projection]] = []
+        self._watching = True
+        self._watched: dict[str, tuple[Tensor, Callable[[], None]]] = {}
+        self._pending = False
         self._schedule = _reconstruction_steps(total_steps or 0, settled, rounds) if mode == "pdc" else {}
         self._final = mode == "hard"
+        self._bind()
         if self._final:
-            self._bind()
             self._project()
 
     @property
@@ -175,6 +166,7 @@ class Tying:
     def step(self) -> None:
         """Call after every ``optimizer.step()``."""
         self._steps += 1
+        self._pending = False  # a backward pass that raised has not come to its end
         share = self._schedule.get(self._steps)
         if share is not None:
             self._reconstruct(share)
@@ -206,55 +198,70 @@ class Tying:
         """Go on where :meth:`state_dict` was taken; the model's own state must have been restored before."""
         self._steps, self._final = state["steps"], state["final"]
         self.plan, self.current = ClusterPlan.from_json(state["plan"]), ClusterPlan.from_json(state["current"])
-        if self._final:
-            self._bind()
+        self._bind()
+        if self._final and self._watching:
+            self._watch(named_tensors(self._model))
 
     def close(self) -> None:
         """Stop averaging gradients."""
-        for remove in self._hooks:
+        self._watching = False
+        for _, remove in self._watched.values():
             remove()
-        self._hooks.clear()
+        self._watched.clear()
 
-    @torch.no_grad()
     def _reconstruct(self, share: float) -> None:
         """Cluster the present weights, ``share`` of the way to the final widths, and set each filter to its centroid."""
-        self.current = now = recluster(self._model, self.plan, share)
+        self.current = recluster(self._model, self.plan, share)
         if share >= 1.0:
-            self.plan, self._final = now, True
-            self._bind()
-            self._project()
-            return
-        tensors = named_tensors(self._model)
-        for axis in merged_axes(now):
-            if axis.role != "consumer":
-                tensor = tensor_of(tensors, axis)
-                _Projection(axis, tensor)(tensor)
+            self.plan, self._final = self.current, True
+        self._bind()
+        self._project()
 
     def _bind(self) -> None:
-        self.close()
+        """Take up the clusters of the last reconstruction."""
         tensors = named_tensors(self._model)
-        axes = [axis for axis in merged_axes(self.plan) if axis.role != "consumer"]
-        self._projections = [(axis.tensor, _Projection(axis, tensor_of(tensors, axis))) for axis in axes]
-        for name, projection in self._projections:
-            tensor = tensors[name]
-            if tensor.requires_grad and tensor.is_leaf:
-                handle = tensor.register_post_accumulate_grad_hook(_averaging(projection))  # type: ignore[no-untyped-call]
-                self._hooks.append(handle.remove)
+        axes = [axis for axis in merged_axes(self.current) if axis.role != "consumer"]
+        for axis in axes:
+            tensor_of(tensors, axis)
+        self._tied = tuple(dict.fromkeys(axis.tensor for axis in axes))
+        self._means = ClusterMeans(axes)
 
-    @torch.no_grad()
     def _project(self) -> None:
         tensors = named_tensors(self._model)
-        for name, projection in self._projections:
-            projection(tensors[name])
+        self._means.project(tensors)
+        if self._final and self._watching:
+            self._watch(tensors)
+
+    def _watch(self, tensors: Mapping[str, Tensor]) -> None:
+        """Notice gradients of all tied parameters: of those, too, that were unfrozen or replaced since the last step."""
+        for name in self._tied:
+            tensor = tensors[name]
+            watched, remove = self._watched.get(name, (None, None))
+            if watched is tensor or not (tensor.requires_grad and tensor.is_leaf):
+                continue
+            if remove is not None:
+                remove()
+            handle = tensor.register_post_accumulate_grad_hook(self._noticed)  # type: ignore[no-untyped-call]
+            self._watched[name] = tensor, handle.remove
+
+    def _noticed(self, _: Tensor) -> None:
+        if self._final and not self._pending:
+            self._pending = True
+            after_backward(lambda: after_backward(self._average_gradients))
+
+    def _average_gradients(self) -> None:
+        self._pending = False
+        gradients = {name: tensor.grad for name, (tensor, _) in self._watched.items()}
+        self._means.project({n: g for n, g in gradients.items() if g is not None and g.layout == torch.strided})
 
 
-def _averaging(projection: _Projection) -> Callable[[Tensor], None]:
-    def average(parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            with torch.no_grad():
-                projection(parameter.grad)
+def after_backward(work: Callable[[], None]) -> None:
+    """Do ``work`` when the present backward pass is over, after what was queued for that moment before.
 
-    return average
+    DistributedDataParallel ends its all-reduce at that moment, and queues this while the pass goes on. Work that must come after it
+    is queued from work that was queued: it then stands behind all that came in during the pass.
+    """
+    torch.autograd.Variable._execution_engine.queue_callback(work)
 
 
 def _reconstruction_steps(total: int, settled: float, rounds: int) -> dict[int, float]:
