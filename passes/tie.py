@@ -104,6 +104,12 @@ class TieClusters(Pass[nn.Module, "Tying"]):
         require_usable(value)
         tensors = named_tensors(value)
         for axis in merged_axes(self.plan):
+            if hasattr(tensor_of(tensors, axis), "placements"):  # a DTensor
+                raise InputError(
+                    "the model's parameters are sharded over processes: a cluster's filters may lie on several",
+                    where=f"'{axis.tensor}'",
+                    hint="use plain data parallelism (DistributedDataParallel)",
+                )
             if tensor_of(tensors, axis).is_inference():
                 raise InputError(
                     "the model was made in inference mode: its tensors cannot change",
@@ -211,7 +217,7 @@ class Tying:
 
     def _reconstruct(self, share: float) -> None:
         """Cluster the present weights, ``share`` of the way to the final widths, and set each filter to its centroid."""
-        self.current = recluster(self._model, self.plan, share)
+        self.current = agreed_plan(lambda: recluster(self._model, self.plan, share))
         if share >= 1.0:
             self.plan, self._final = self.current, True
         self._bind()
@@ -262,6 +268,16 @@ def after_backward(work: Callable[[], None]) -> None:
     is queued from work that was queued: it then stands behind all that came in during the pass.
     """
     torch.autograd.Variable._execution_engine.queue_callback(work)
+
+
+def agreed_plan(make: Callable[[], ClusterPlan]) -> ClusterPlan:
+    """The plan that ``make`` gives in the first process, in all that train together (``torch.distributed``)."""
+    group = torch.distributed
+    if not (group.is_available() and group.is_initialized() and group.get_world_size() > 1):
+        return make()
+    shared = [make().to_json() if group.get_rank() == 0 else ""]
+    group.broadcast_object_list(shared, src=0)
+    return ClusterPlan.from_json(shared[0])
 
 
 def _reconstruction_steps(total: int, settled: float, rounds: int) -> dict[int, float]:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pdc_fx.errors import ArtifactError, InputError, VerificationError
+from pdc_fx.files import replace_file
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.compare import Comparison
 from pdc_fx.passes.rewrite import describe, merge_channels
@@ -87,15 +88,18 @@ class Staging:
         directory: the final place.
         overwrite: replace what is there.
         resume: go on in what an interrupted run left.
+        write: whether this process makes and checks the place; others of the same run only know where it is.
 
     Raises:
         InputError: the place is taken, or cannot be written.
     """
 
-    def __init__(self, directory: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+    def __init__(self, directory: Path, *, overwrite: bool = False, resume: bool = False, write: bool = True) -> None:
         self.final = directory.absolute()
         self.path = self.final.with_name(f".{self.final.name}.partial")
         self._overwrite = overwrite
+        if not write:
+            return
         if self.final.exists() and not overwrite:
             raise InputError(
                 "the output directory exists", where=str(directory), hint="choose another, or pass --overwrite"
@@ -138,9 +142,7 @@ class Staging:
 
 def write_text(path: Path, text: str) -> None:
     """Write beside, then rename."""
-    beside = path.with_name(path.name + ".writing")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    replace_file(path, text.encode())
 
 
 def write_model(compressed: Compressed, directory: Path) -> None:

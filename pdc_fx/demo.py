@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pdc_fx.artifacts import ONNX, Compressed, Staging, deliver
-from pdc_fx.data import ImageData, open_data
-from pdc_fx.distill import Observer, TrainOptions, batches, distillation_loss, warm_cosine
+from pdc_fx.data import ImageData, batches_per_epoch, evaluation_batches, open_data, training_batches
+from pdc_fx.distill import Observer, TrainOptions, distillation_loss, learning_rate
 from pdc_fx.export.benchmark import BenchmarkReport, benchmark
 from pdc_fx.export.onnx import export_onnx
 from pdc_fx.export.verify import accuracy_onnx
@@ -69,11 +69,11 @@ def train_teacher(data: ImageData, seed: int = 0, epochs: int = 30) -> nn.Module
     """A teacher trained from scratch on the labels alone."""
     torch.manual_seed(seed)
     model = DigitNet()
-    steps = len(data.train) // 64
+    steps = batches_per_epoch(len(data.train), 64)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps, epochs))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(TrainOptions(epochs=epochs), steps))
     for epoch in range(epochs):
-        for images, labels in batches(data.train, 64, data, shuffle_seed=seed + epoch):
+        for images, labels in training_batches(data, 64, seed=seed, epoch=epoch):
             logits = model(images)
             loss = distillation_loss(logits, logits.detach(), labels, alpha=0.0, temperature=1.0)
             optimizer.zero_grad()
@@ -117,7 +117,7 @@ def _run(
     )
 
     def onnx_accuracy(path: Path) -> float:
-        return accuracy_onnx(path, ((x.numpy(), y.numpy()) for x, y in batches(data.test, 500, data)))
+        return accuracy_onnx(path, ((x.numpy(), y.numpy()) for x, y in evaluation_batches(data.test, data, 500)))
 
     certificate = deliver(compressed, staging.path, onnx_accuracy)
     dense = export_onnx(teacher, example, scratch / "dense.onnx")

@@ -73,5 +73,17 @@ class VerificationError(PdcError):
     exit_code = 1
 
 
+class Interrupted(PdcError):
+    """SIGTERM or Ctrl-C ended a training run between two steps.
+
+    Attributes:
+        exit_code: 128 and the number of the signal, as shells count.
+    """
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "", signal: int = 2) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.exit_code = 128 + signal
+
+
 class ArtifactError(InputError):
     """An output directory or one of its files is missing, damaged, or does not belong with the others."""

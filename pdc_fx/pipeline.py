@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from pdc_fx.artifacts import Compressed
 from pdc_fx.data import ImageData
-from pdc_fx.distill import Observer, TiedTraining, TrainOptions, accuracy, logits_of
+from pdc_fx.distill import Observer, Processes, TiedTraining, TrainOptions, accuracy, logits_of
 from pdc_fx.errors import InputError, TraceError
 from pdc_fx.ir import ChannelGroups, ClusterPlan
 from pdc_fx.passes.analysis import AnalyzeDependencies
 from pdc_fx.passes.cluster import Allocation, PlanClusters
 from pdc_fx.passes.rewrite import ChannelAddition
-from pdc_fx.passes.tie import Mode, TieClusters, Tying
+from pdc_fx.passes.tie import Mode, TieClusters, Tying, agreed_plan
 from pdc_fx.trace import Inputs, as_arguments, evaluating
 
 
@@ -146,6 +146,9 @@ def compress(
 ) -> Compressed:
     """The whole way: analyse, plan, train tied under distillation, rewrite, measure.
 
+    Under ``torchrun`` or ``accelerate launch`` all processes call it alike; each trains on its share of every batch and gets the same
+    result, and the first one writes.
+
     Args:
         model: a trained classifier of images; it is not changed.
         train_data: as :func:`pdc_fx.data.open_data` gives it. Its test images are looked at once, at the end.
@@ -164,17 +167,20 @@ def compress(
     require_classes(model, inputs, train_data)
     tied = copy.deepcopy(model)
     teacher = copy.deepcopy(model) if teacher is None else teacher
-    budget = plan(
-        tied,
-        analyze(tied, inputs, frozen=frozen),
-        flops_reduction=flops_reduction,
-        params_reduction=params_reduction,
-        allocation=allocation,
-        round_to=round_to,
+    processes = Processes.of_environment()
+    budget = agreed_plan(
+        lambda: plan(
+            tied,
+            analyze(tied, inputs, frozen=frozen),
+            flops_reduction=flops_reduction,
+            params_reduction=params_reduction,
+            allocation=allocation,
+            round_to=round_to,
+        )
     )
     kept_aside = min(5000, len(train_data.train) // 10) if hold_out is None else hold_out
     data, held_out = train_data.hold_out(kept_aside) if kept_aside else (train_data, None)
-    training = TiedTraining(tied, teacher, budget, data, held_out, options, mode, directory)
+    training = TiedTraining(tied, teacher, budget, data, held_out, options, mode, directory, processes=processes)
     if observer is not None:
         training.observer = observer
     final, metrics = training.run(resume=resume)

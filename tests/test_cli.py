@@ -10,12 +10,14 @@ from typing import Any
 import onnx
 import pytest
 import torch
+import yaml
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from pdc_fx.artifacts import CERTIFICATE, ONNX, RECIPE, REPORT, WEIGHTS, load
 from pdc_fx.cli import app
+from pdc_fx.cli.config import CONFIG
 from pdc_fx.errors import ArtifactError
 
 FACTORY = """
@@ -101,7 +103,7 @@ def compressed(folder: Path, spec: str) -> Path:
 
 def test_output_directory(compressed: Path) -> None:
     names = {p.name for p in compressed.iterdir()}
-    assert names == {WEIGHTS, RECIPE, ONNX, CERTIFICATE, REPORT, "metrics.jsonl"}
+    assert names == {WEIGHTS, RECIPE, ONNX, CERTIFICATE, REPORT, CONFIG, "metrics.jsonl"}
     assert [p for p in compressed.parent.iterdir() if p.name.startswith(".")] == []
     certificate = json.loads((compressed / CERTIFICATE).read_text())
     assert certificate["tied_vs_compact"]["max_rel_error"] < 1e-9
@@ -297,34 +299,40 @@ def test_bad_input_is_one_message(arguments: list[str], code: int, words: str, f
     ]
 
 
-def test_resume_is_bit_for_bit(spec: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pdc_fx import distill
+def test_a_configuration_file_gives_options(spec: str, folder: Path, compressed: Path) -> None:
+    """What a run was started with is left as a file that starts it again; the command line counts more."""
+    effective = yaml.safe_load((compressed / CONFIG).read_text())
+    assert {name: effective[name] for name in ("model", "data", "epochs", "batch_size", "mode")} == {
+        "model": spec, "data": "digits", "epochs": 1, "batch_size": 64, "mode": "hard",
+    }  # fmt: skip
+    again = folder / "again"
+    result = run("compress", "--config", compressed / CONFIG, "-o", again)
+    assert result.exit_code == 0, result.stderr
+    assert (again / CONFIG).read_text() == (compressed / CONFIG).read_text()
+    other = folder / "other"
+    assert run("compress", "--config", compressed / CONFIG, "-o", other, "--lr", 0.01).exit_code == 0
+    assert yaml.safe_load((other / CONFIG).read_text()) == {**effective, "lr": 0.01}
 
-    weights = folder / "start.safetensors"
-    if not weights.exists():
-        from pdc_fx.models import build_model
 
-        torch.manual_seed(0)
-        save_file(build_model(spec).model.state_dict(), weights)
-    whole, parts = folder / "whole", folder / "parts"
-    assert run("compress", spec, "--weights", weights, *options(whole, epochs=3, mode="pdc")).exit_code == 0
-    epoch = distill.TiedTraining._epoch
-
-    def killed(self: Any, number: int, *rest: Any) -> Any:
-        if number == 2:
-            raise KeyboardInterrupt
-        return epoch(self, number, *rest)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(distill.TiedTraining, "_epoch", killed)
-        assert run("compress", spec, "--weights", weights, *options(parts, epochs=3, mode="pdc")).exit_code == 130
-    assert not parts.exists()
-    refused = run("compress", spec, "--weights", weights, *options(parts, epochs=3, mode="pdc"))
-    assert refused.exit_code == 2
-    assert "--resume" in refused.stderr
-    assert run("compress", spec, "--weights", weights, *options(parts, epochs=3, mode="pdc"), "--resume").exit_code == 0
-    one, two = load_file(whole / WEIGHTS), load_file(parts / WEIGHTS)
-    assert all(torch.equal(one[k], two[k]) for k in one)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epoch: 3", "there is no option 'epoch'; did you mean 'epochs'?"),
+        ("batch-sizes: 3", "did you mean 'batch_size'?"),
+        ("epochs: many", "Invalid value for '--epochs'"),
+        ("opt: lamb", "'lamb' is not one of 'sgd', 'adamw'"),
+        ("- 3", "must hold one option a line"),
+        ("epochs: [", "cannot be read"),
+    ],
+)
+def test_configurations_that_are_refused(spec: str, folder: Path, tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    arguments = [spec, "--data", "digits", "--flops-reduction", "0.5", "-o", tmp_path / "out"]
+    result = run("compress", *arguments, "--config", tmp_path / "run.yaml")
+    assert result.exit_code == 2
+    message = re.sub(r"[\s│]+", " ", result.stderr)
+    assert words in message, message
+    assert not (tmp_path / "out").exists()
 
 
 def test_help_names_every_command() -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pdc_fx.cli.check import check
+from pdc_fx.cli.config import Config
 from pdc_fx.cli.options import (
     Classes,
     DataOption,
@@ -26,7 +27,10 @@ from pdc_fx.cli.options import (
     open_model,
     reported,
 )
+from pdc_fx.distill.options import TrainOptions
 from pdc_fx.errors import InputError, PdcError, VerificationError
+
+DEFAULT = TrainOptions()
 
 app = typer.Typer(
     name="pdc-fx",
@@ -86,42 +90,70 @@ def compress(
     mode: Annotated[
         Literal["pdc", "hard"], typer.Option(help="Reconstruct from clusters at a rising rate, or tie from the start.")
     ] = "pdc",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 5,
-    batch_size: Annotated[int, typer.Option("-b", "--batch-size", min=1)] = 128,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.05,
-    alpha: Annotated[float, typer.Option(help="Weight of the distillation term, 0 to 1.")] = 0.9,
-    temperature: Annotated[float, typer.Option(help="Temperature of the distillation term.")] = 4.0,
-    amp: Annotated[Literal["bf16", "no"], typer.Option(help="Train in bfloat16 autocast, or in float32.")] = "bf16",
-    channels_last: Annotated[bool, typer.Option(help="Memory format while training.")] = True,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = DEFAULT.epochs,
+    batch_size: Annotated[
+        int, typer.Option("-b", "--batch-size", min=1, help="Images per step, over all processes together.")
+    ] = DEFAULT.batch_size,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULT.lr,
+    opt: Annotated[Literal["sgd", "adamw"], typer.Option(help="Optimizer.")] = DEFAULT.opt,
+    momentum: Annotated[float, typer.Option(help="Of SGD, with Nesterov's correction.")] = DEFAULT.momentum,
+    weight_decay: Annotated[
+        float, typer.Option("--wd", "--weight-decay", help="On weights; not on biases and norms.")
+    ] = DEFAULT.weight_decay,
+    sched: Annotated[Literal["cosine", "step"], typer.Option(help="Learning-rate schedule.")] = DEFAULT.sched,
+    lr_step_size: Annotated[
+        int, typer.Option(min=1, help="Epochs between the falls of --sched step.")
+    ] = DEFAULT.lr_step_size,
+    lr_gamma: Annotated[float, typer.Option(help="Factor of each fall of --sched step.")] = DEFAULT.lr_gamma,
+    warmup_epochs: Annotated[float, typer.Option(help="Epochs of linear warm-up.")] = DEFAULT.warmup_epochs,
+    label_smoothing: Annotated[float, typer.Option(help="Of the labels' cross entropy.")] = DEFAULT.label_smoothing,
+    alpha: Annotated[float, typer.Option(help="Weight of the distillation term, 0 to 1.")] = DEFAULT.alpha,
+    temperature: Annotated[float, typer.Option(help="Temperature of the distillation term.")] = DEFAULT.temperature,
+    amp: Annotated[
+        Literal["bf16", "fp16", "no"], typer.Option(help="Autocast to this precision; fp16 needs a GPU.")
+    ] = DEFAULT.amp,
+    channels_last: Annotated[bool, typer.Option(help="Memory format while training.")] = DEFAULT.channels_last,
+    workers: Annotated[
+        int, typer.Option("-j", "--workers", min=0, help="Processes that decode images ahead.")
+    ] = DEFAULT.workers,
+    augment: Annotated[
+        str | None, typer.Option(help="Augmentation: imagenet, cifar, flip, digits or none; the data's own by default.")
+    ] = DEFAULT.augment,
+    model_ema: Annotated[
+        bool, typer.Option("--model-ema", help="Hand on an exponential moving average of the weights.")
+    ] = DEFAULT.model_ema,
+    model_ema_decay: Annotated[float, typer.Option(help="Decay of --model-ema per step.")] = DEFAULT.model_ema_decay,
+    checkpoint_every: Annotated[
+        int, typer.Option(min=0, help="Steps between checkpoints, besides one after each epoch; 0 for none.")
+    ] = DEFAULT.checkpoint_every,
+    print_freq: Annotated[int, typer.Option(min=1, help="Steps between reports.")] = DEFAULT.print_freq,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write figures for TensorBoard into DIR/tensorboard.")
+    ] = DEFAULT.tensorboard,
     teacher_model: Annotated[
         str | None, typer.Option(help="Another teacher: a MODEL; the model itself by default.")
     ] = None,
     teacher_weights: Annotated[Path | None, typer.Option(help="Weights of --teacher-model.")] = None,
     seed: Seed = 0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run after its last complete epoch.")
+        bool, typer.Option("--resume", help="Continue an interrupted run from its last checkpoint, bit for bit.")
     ] = False,
+    config: Config = None,
     overwrite: Overwrite = False,
     download: Download = False,
     json: Json = False,
 ) -> None:
     """Train the model tied under distillation, merge its channels exactly, export to ONNX and verify."""
+    chosen = dict(locals())
     from pdc_fx.artifacts import Staging, deliver
+    from pdc_fx.cli.config import CONFIG, effective
     from pdc_fx.cli.render import TrainingProgress, delivery_rows, out, print_comparisons, print_json, result_table
-    from pdc_fx.distill import TrainOptions
+    from pdc_fx.distill import Processes
+    from pdc_fx.files import replace_file
     from pdc_fx.models import build_model
     from pdc_fx.pipeline import compress as run_compress
 
-    options = TrainOptions(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        alpha=alpha,
-        temperature=temperature,
-        amp=amp,
-        channels_last=channels_last,
-        seed=seed,
-    )
+    options = TrainOptions.of({name: chosen[name] for name in DEFAULT.to_dict() if name in chosen})
     if (flops_reduction is None) == (params_reduction is None):
         raise InputError("say how much to remove", hint="give one of --flops-reduction and --params-reduction")
     if teacher_weights is not None and teacher_model is None:
@@ -139,8 +171,11 @@ def compress(
         "mean": list(images.mean),
         "std": list(images.std),
     }
-    staging = Staging(output, overwrite=overwrite, resume=resume)
-    with _kept_if_resumable(staging), TrainingProgress(epochs) as progress:
+    first = Processes.of_environment().first
+    staging = Staging(output, overwrite=overwrite, resume=resume, write=first)
+    if first:
+        replace_file(staging.path / CONFIG, effective(chosen).encode())
+    with _kept_if_resumable(staging, first), TrainingProgress(epochs) if first else nullcontext() as progress:
         compressed = run_compress(
             loaded.model,
             example,
@@ -158,6 +193,8 @@ def compress(
             observer=progress,
             source=source,
         )
+    if not first:  # every process has the result; one delivers it
+        return
     with _removed_on_error(staging):
         certificate = deliver(compressed, staging.path, _onnx_accuracy(images))
         if not certificate["passed"]:
@@ -173,12 +210,12 @@ def compress(
 
 
 @contextmanager
-def _kept_if_resumable(staging: Any) -> Iterator[None]:
+def _kept_if_resumable(staging: Any, first: bool) -> Iterator[None]:
     """After an error keep the directory only if a checkpoint is in it."""
     try:
         yield
     except BaseException:
-        if not (staging.path / "checkpoint").exists():
+        if first and not (staging.path / "checkpoint").exists():
             staging.discard()
         raise
 
@@ -199,15 +236,17 @@ def _open_data(spec: str, loaded: Any, example: Any, download: bool) -> Any:
     shape = tuple(example.shape[1:])
     if len(shape) != 3:
         raise InputError("training needs a model of images", where=f"input {tuple(example.shape)}")
-    images = open_data(spec, input_shape=shape if spec.startswith("folder:") else None, download=download)
+    images = open_data(spec, input_shape=shape if spec.startswith(("folder:", "parquet:")) else None, download=download)
     return images.with_normalization(*loaded.normalization) if loaded.normalization else images
 
 
 def _onnx_accuracy(images: Any) -> Callable[[Path], float]:
-    from pdc_fx.distill import batches
+    from pdc_fx.data import evaluation_batches
     from pdc_fx.export.verify import accuracy_onnx
 
-    return lambda path: accuracy_onnx(path, ((x.numpy(), y.numpy()) for x, y in batches(images.test, 500, images)))
+    return lambda path: accuracy_onnx(
+        path, ((x.numpy(), y.numpy()) for x, y in evaluation_batches(images.test, images, 500))
+    )
 
 
 @app.command()
@@ -291,7 +330,9 @@ def verify(
     measured: dict[str, float] = {}
     spec = data or recipe.get("data")
     if found.passed and spec and not no_data:
-        images = open_data(spec, input_shape=tuple(example[0].shape[1:]) if spec.startswith("folder:") else None)
+        images = open_data(
+            spec, input_shape=tuple(example[0].shape[1:]) if spec.startswith(("folder:", "parquet:")) else None
+        )
         if recipe.get("mean"):
             images = images.with_normalization(recipe["mean"], recipe["std"])
         measured = {"compact": accuracy(compact, images.test, images), "onnx": _onnx_accuracy(images)(directory / ONNX)}

@@ -7,7 +7,7 @@ takes only some. So a run that stopped in an epoch goes on with ``start`` bit fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +45,7 @@ def training_batches(
     drop_last: bool = True,
     device: torch.device | str = "cpu",
     context: str | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Yield the batches of one epoch over ``data.train``: shuffled, augmented by ``data.augmentation``, normalised.
 
     Args:
@@ -108,7 +108,7 @@ def evaluation_batches(
     world_size: int = 1,
     device: torch.device | str = "cpu",
     context: str | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Yield all of ``images`` once, in their order, not augmented, normalised as ``data`` says.
 
     Args:
@@ -161,7 +161,7 @@ class _Training:
 
 def _on_device(
     batches: Iterator[tuple[Tensor, Tensor]], data: ImageData, device: torch.device | str
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     for pixels, labels in batches:
         yield normalize(pixels.to(device), data.mean, data.std), labels.to(device)
 

@@ -1,0 +1,28 @@
+"""Training: a tied student at full width, distilled from its untouched teacher."""
+
+from __future__ import annotations
+
+from pdc_fx.distill.checkpoints import Checkpoints, CheckpointWarning
+from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
+from pdc_fx.distill.loss import distillation_loss, logits_of
+from pdc_fx.distill.optim import learning_rate, optimizer_for
+from pdc_fx.distill.options import TrainOptions
+from pdc_fx.distill.processes import Processes
+from pdc_fx.distill.training import METRICS, Observer, StepReport, TiedTraining
+
+__all__ = [
+    "METRICS",
+    "CheckpointWarning",
+    "Checkpoints",
+    "Observer",
+    "Processes",
+    "StepReport",
+    "TiedTraining",
+    "TrainOptions",
+    "accuracy",
+    "distillation_loss",
+    "learning_rate",
+    "logits_of",
+    "optimizer_for",
+    "reestimate_batch_norm",
+]

@@ -1,0 +1,138 @@
+"""How to train: every choice by the name it has in torchvision's and timm's training scripts, checked when it is made."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from pdc_fx.errors import InputError
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step, over all processes together.
+        lr: peak learning rate.
+        opt: ``sgd`` with Nesterov momentum, or ``adamw``.
+        momentum: of SGD; weight_decay: of both, on weights of two or more axes.
+        sched: ``cosine`` down to 0, or ``step``: times ``lr_gamma`` every ``lr_step_size`` epochs.
+        warmup_epochs: over which the learning rate rises to its peak; at most a quarter of the run.
+        label_smoothing: of the labels' cross entropy, 0 to 1.
+        alpha: weight of the distillation term, 0 to 1; temperature: its T.
+        amp: ``bf16`` or ``fp16`` runs convolutions and matrix products in half precision (autocast; ``fp16`` scales the loss and
+            needs a GPU), ``no`` all in float32.
+        channels_last: memory format of the network and the images.
+        workers: processes that decode images ahead; 0 decodes on threads.
+        augment: name of an augmentation preset (``imagenet``, ``cifar``, ``none``, ...); that of the data where None.
+        seed: of the order of images, augmentation and whatever the model draws.
+        model_ema: hand on an exponential moving average of the weights; model_ema_decay: its decay per step.
+        checkpoint_every: steps between checkpoints, besides one at the end of each epoch; 0 for none.
+        print_freq: steps between reports.
+        tensorboard: write the same figures for TensorBoard, into ``tensorboard/``.
+        calibration_batches: training batches over which batch-norm statistics are estimated anew at the end.
+
+    Raises:
+        InputError: a value out of range.
+
+    >>> TrainOptions(epochs=3, opt="adamw", lr=1e-3).sched
+    'cosine'
+    """
+
+    epochs: int = 5
+    batch_size: int = 128
+    lr: float = 0.05
+    opt: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    sched: Literal["cosine", "step"] = "cosine"
+    lr_step_size: int = 30
+    lr_gamma: float = 0.1
+    warmup_epochs: float = 0.5
+    label_smoothing: float = 0.0
+    alpha: float = 0.9
+    temperature: float = 4.0
+    amp: Literal["bf16", "fp16", "no"] = "bf16"
+    channels_last: bool = True
+    workers: int = 0
+    augment: str | None = None
+    seed: int = 0
+    model_ema: bool = False
+    model_ema_decay: float = 0.999
+    checkpoint_every: int = 500
+    print_freq: int = 10
+    tensorboard: bool = False
+    calibration_batches: int = 50
+
+    def __post_init__(self) -> None:
+        checks = {
+            "epochs must be at least 1": self.epochs >= 1,
+            "batch_size must be at least 1": self.batch_size >= 1,
+            "lr must be positive": 0 < self.lr < float("inf"),
+            "opt must be 'sgd' or 'adamw'": self.opt in ("sgd", "adamw"),
+            "momentum must be in [0, 1)": 0 <= self.momentum < 1,
+            "weight_decay must not be negative": self.weight_decay >= 0,
+            "sched must be 'cosine' or 'step'": self.sched in ("cosine", "step"),
+            "lr_step_size must be at least 1": self.lr_step_size >= 1,
+            "lr_gamma must be in (0, 1]": 0 < self.lr_gamma <= 1,
+            "warmup_epochs must not be negative": self.warmup_epochs >= 0,
+            "label_smoothing must be in [0, 1)": 0 <= self.label_smoothing < 1,
+            "alpha must be in [0, 1]": 0 <= self.alpha <= 1,
+            "temperature must be positive": self.temperature > 0,
+            "amp must be 'bf16', 'fp16' or 'no'": self.amp in ("bf16", "fp16", "no"),
+            "workers must not be negative": self.workers >= 0,
+            "model_ema_decay must be in [0, 1)": 0 <= self.model_ema_decay < 1,
+            "checkpoint_every must not be negative": self.checkpoint_every >= 0,
+            "print_freq must be at least 1": self.print_freq >= 1,
+            "calibration_batches must not be negative": self.calibration_batches >= 0,
+        }
+        for rule, holds in checks.items():
+            if not holds:
+                raise InputError(rule)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> TrainOptions:
+        """Options from names and values, as a configuration file has them.
+
+        Raises:
+            InputError: an unknown name (the nearest known one is in the message), or a value of another type.
+
+        >>> TrainOptions.of({"epochs": 2}).epochs
+        2
+        """
+        known = {field.name: field for field in fields(cls)}
+        for name, value in values.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                raise InputError(
+                    f"no training option is called '{name}'",
+                    hint=f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}",
+                )
+            if not _fits(value, known[name].default):
+                raise InputError(f"'{name}' takes a {_kind(known[name].default)}, not {value!r}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Names and values, plain."""
+        return asdict(self)
+
+    def decides(self) -> dict[str, Any]:
+        """What must agree for a run to be continued: all but how it is reported and saved, and how data are read."""
+        report = {"print_freq", "tensorboard", "checkpoint_every", "workers"}
+        return {name: value for name, value in self.to_dict().items() if name not in report}
+
+
+def _fits(value: Any, default: Any) -> bool:
+    if default is None:
+        return value is None or isinstance(value, str)
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    return isinstance(value, (int, float) if isinstance(default, float) else type(default))
+
+
+def _kind(default: Any) -> str:
+    return {bool: "true or false", int: "whole number", float: "number"}.get(type(default), "word")

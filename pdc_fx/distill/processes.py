@@ -1,0 +1,84 @@
+"""One process or many: what a training run needs to know of the others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from pdc_fx.errors import InputError
+
+_SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together, each on its own share of every batch.
+
+    Attributes:
+        rank: the number of this one; 0 reports and writes.
+        count: how many there are.
+        device: where this one computes.
+    """
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def of_environment(cls) -> Processes:
+        """As ``torchrun`` or ``accelerate launch`` started them; Accelerate joins them and picks the device.
+
+        Raises:
+            InputError: the launcher asks for parameters that are sharded (FSDP, DeepSpeed), which tying cannot follow.
+        """
+        from accelerate import PartialState
+
+        # several processes without a GPU are joined (over gloo) only where Accelerate is told that the CPU is meant
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        state = PartialState(cpu=True) if several and not torch.accelerator.is_available() else PartialState()
+        kind = str(getattr(state.distributed_type, "value", state.distributed_type))
+        if kind in _SHARDED or _sharded_by_the_launcher():
+            raise InputError(
+                "parameters that are sharded over processes (FSDP, DeepSpeed) cannot be tied: a cluster's filters may lie on several",
+                hint="use plain data parallelism: torchrun, or accelerate launch --multi_gpu",
+            )
+        return cls(state.process_index, state.num_processes, state.device)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process reports and writes."""
+        return self.rank == 0
+
+    def distributed(self, model: nn.Module, *, unused: bool) -> nn.Module:
+        """The module with gradients averaged over all processes.
+
+        Args:
+            unused: whether parameters may go without a gradient (auxiliary heads that the loss does not read).
+        """
+        if self.count == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=unused)
+
+    def summed(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over all processes."""
+        if self.count == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total)
+        return [float(value) for value in total.tolist()]
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give all processes the first one's buffers (running statistics are each process's own between two steps)."""
+        if self.count > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+
+def _sharded_by_the_launcher() -> bool:
+    """Whether ``accelerate launch`` was asked for FSDP or DeepSpeed, which it tells by the environment."""
+    return any(os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1") for name in _SHARDED[:3])

@@ -1,0 +1,350 @@
+"""Tied training under distillation, in one process or many (Hugging Face Accelerate).
+
+The module that is trained is the user's own, at full width; :class:`~pdc_fx.passes.tie.Tying` follows each optimizer step.
+Everything random about a step is a function of ``(seed, epoch, step, rank)``: the order of the images, augmentation, and what the
+model draws. So a run that goes on from a checkpoint is, on a CPU, bit for bit the run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pdc_fx.data import ImageData, ImageSet, batches_per_epoch, training_batches
+from pdc_fx.data.order import seed_of
+from pdc_fx.distill.checkpoints import Checkpoints
+from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
+from pdc_fx.distill.interruption import Interruption
+from pdc_fx.distill.loss import distillation_loss, logits_of
+from pdc_fx.distill.optim import learning_rate, optimizer_for
+from pdc_fx.distill.options import TrainOptions
+from pdc_fx.distill.processes import Processes
+from pdc_fx.errors import ArtifactError, InputError, Interrupted, PdcError
+from pdc_fx.files import replace_file
+from pdc_fx.ir import ClusterPlan
+from pdc_fx.passes.tie import Tying
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """After a step: averages over the epoch so far, and where the run stands. ``accuracy`` is that on training images."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    lr: float
+    macs: int
+    residual: float | None
+
+
+class Observer(Protocol):
+    """Who wants to see the run (a progress bar)."""
+
+    def on_step(self, report: StepReport) -> None: ...
+
+    def on_epoch(self, record: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class _Silent:
+    def on_step(self, report: StepReport) -> None:
+        return None
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        return None
+
+
+@dataclass
+class _Position:
+    """Where a run stands: what it has done of the present epoch, and the records of those before."""
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    right: float = 0.0
+    seen: float = 0.0
+    seconds: float = 0.0
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.epoch, self.step, self.loss, self.right, self.seen, self.seconds = epoch, 0, 0.0, 0.0, 0.0, 0.0
+
+
+@dataclass
+class TiedTraining:
+    """One run of tied training.
+
+    Attributes:
+        model: trained in place, at full width.
+        teacher: gives the soft targets; it is never changed.
+        plan: the clusters to tie (mode ``hard``) or the widths to reach (mode ``pdc``).
+        data: training images, preparation; ``held_out`` are images for the accuracy after each epoch.
+        directory: where ``metrics.jsonl`` and ``checkpoint/`` go, or None to write nothing.
+        processes: which of how many this process is; found out by Accelerate where not given.
+    """
+
+    model: nn.Module
+    teacher: nn.Module
+    plan: ClusterPlan
+    data: ImageData
+    held_out: ImageSet | None
+    options: TrainOptions = field(default_factory=TrainOptions)
+    mode: Literal["pdc", "hard"] = "pdc"
+    directory: Path | None = None
+    observer: Observer = field(default_factory=_Silent)
+    processes: Processes | None = None
+
+    def run(self, *, resume: bool = False) -> tuple[ClusterPlan, list[dict[str, Any]]]:
+        """Train, snap, re-estimate batch-norm statistics; give the plan that is now exact and the metrics.
+
+        Raises:
+            PdcError: the loss is not finite, a checkpoint cannot be written, a worker died.
+            Interrupted: SIGTERM or Ctrl-C; a checkpoint was written.
+            ArtifactError: the checkpoint to resume from does not belong to this run, or all are damaged.
+        """
+        return _Run(self).run(resume)
+
+
+class _Run:
+    """The moving parts of one run."""
+
+    def __init__(self, setting: TiedTraining) -> None:
+        self.setting, options = setting, setting.options
+        self.options, self.model = options, setting.model
+        self.processes = setting.processes or Processes.of_environment()
+        self.data = setting.data if options.augment is None else setting.data.with_augmentation(options.augment)
+        self.steps = batches_per_epoch(len(self.data.train), options.batch_size)
+        self.layout = torch.channels_last if options.channels_last and _has_maps(self.model) else torch.preserve_format
+        device = self.processes.device
+        if options.amp == "fp16" and device.type == "cpu":
+            raise InputError("fp16 needs a GPU", hint="take --amp bf16 or --amp no on a CPU")
+        self.model.to(device)
+        self.teacher = setting.teacher.to(device).eval()
+        for network in (self.model, self.teacher):
+            network.to(memory_format=self.layout)
+        self.tying = Tying(self.model, setting.plan, setting.mode, total_steps=self.steps * options.epochs)
+        self.student = self.processes.distributed(self.model, unused=bool(setting.plan.groups.unreached))
+        self.optimizer = optimizer_for(self.model, options)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate(options, self.steps))
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
+        average = get_ema_multi_avg_fn(options.model_ema_decay)  # type: ignore[no-untyped-call]
+        self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if options.model_ema else None
+        self.position = _Position()
+        self.checkpoints = None if setting.directory is None else Checkpoints(setting.directory / "checkpoint")
+
+    def run(self, resume: bool) -> tuple[ClusterPlan, list[dict[str, Any]]]:
+        if resume and self.checkpoints is not None and (state := self.checkpoints.load()) is not None:
+            self._restore(state)
+        with Interruption() as interruption, self._board() as board:
+            while self.position.epoch < self.options.epochs:
+                self._epoch(interruption, board)
+        self.tying.snap()
+        self.tying.close()
+        if self.ema is not None:
+            self.model.load_state_dict(self.ema.module.state_dict())
+            self.tying.snap()
+        self.processes.share_buffers(self.model)
+        reestimate_batch_norm(self.model, self._calibration())
+        return self.tying.snap(), self.position.metrics
+
+    def _epoch(self, interruption: Interruption, board: Any) -> None:
+        options, position = self.options, self.position
+        started = time.perf_counter() - position.seconds
+        self.student.train()
+        inputs = training_batches(
+            self.data,
+            options.batch_size,
+            seed=options.seed,
+            epoch=position.epoch,
+            start=position.step,
+            workers=options.workers,
+            rank=self.processes.rank,
+            world_size=self.processes.count,
+            device=self.processes.device,
+        )
+        with closing(inputs):
+            for images, labels in inputs:
+                self._step(images, labels, interruption)
+                position.seconds = time.perf_counter() - started
+                if position.step % options.print_freq == 0 or position.step == self.steps:
+                    self._report(board)
+                if (
+                    options.checkpoint_every
+                    and position.step % options.checkpoint_every == 0
+                    and position.step < self.steps
+                ):
+                    self._save()
+        record = self._record(time.perf_counter() - started)
+        position.metrics.append(record)
+        position.begin_epoch(position.epoch + 1)
+        if self.processes.first and self.setting.directory is not None:
+            lines = "".join(json.dumps(entry) + "\n" for entry in position.metrics)
+            replace_file(self.setting.directory / METRICS, lines.encode())
+        self._save()
+        if self.processes.first:
+            self.setting.observer.on_epoch(record)
+            for name in ("accuracy", "train_accuracy", "residual", "macs"):
+                if record[name] is not None:
+                    board.add_scalar(f"epoch/{name}", record[name], record["epoch"])
+
+    def _step(self, images: Tensor, labels: Tensor, interruption: Interruption) -> None:
+        options, position = self.options, self.position
+        torch.manual_seed(seed_of(options.seed, position.epoch, position.step, self.processes.rank))
+        images = images.contiguous(memory_format=self.layout) if images.dim() == 4 else images
+        half = torch.float16 if options.amp == "fp16" else torch.bfloat16
+        with torch.autocast(images.device.type, half, enabled=options.amp != "no"):
+            with torch.inference_mode():
+                targets = logits_of(self.teacher(images)).float()
+            logits = logits_of(self.student(images)).float()
+        loss = distillation_loss(
+            logits, targets.clone(), labels, options.alpha, options.temperature, options.label_smoothing
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.tying.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        position.step += 1
+        right = (logits.detach().argmax(1) == labels).sum()
+        counted = [float(loss.detach()) * len(labels), float(right), len(labels), interruption.requested]
+        value, right_now, seen, stop = self.processes.summed(counted)
+        if not math.isfinite(value):
+            raise PdcError(
+                f"the loss became {value / seen} in epoch {position.epoch + 1}, step {position.step}",
+                hint="lower --lr, or check the training images"
+                + ("; the last checkpoint is from before" if self.checkpoints is not None else ""),
+            )
+        position.loss, position.right, position.seen = (
+            position.loss + value,
+            position.right + right_now,
+            position.seen + seen,
+        )
+        if stop:
+            self._stop(interruption)
+
+    def _stop(self, interruption: Interruption) -> None:
+        self._save()
+        where = f"epoch {self.position.epoch + 1}, step {self.position.step} of {self.steps}"
+        raise Interrupted(
+            f"stopped in {where}",
+            signal=interruption.requested,
+            hint="a checkpoint was written; --resume goes on from there" if self.checkpoints is not None else "",
+        )
+
+    def _report(self, board: Any) -> None:
+        position, rate = self.position, float(self.schedule.get_last_lr()[0])
+        residual = float(self.tying.residual()) if position.step == self.steps else None
+        loss, right = position.loss / position.seen, position.right / position.seen
+        if not self.processes.first:
+            return
+        self.setting.observer.on_step(
+            StepReport(
+                position.epoch, position.step, self.steps, loss, right, rate, self.tying.current.macs_after, residual
+            )
+        )
+        at = position.epoch * self.steps + position.step
+        board.add_scalar("step/loss", loss, at)
+        board.add_scalar("step/lr", rate, at)
+
+    def _record(self, seconds: float) -> dict[str, Any]:
+        position = self.position
+        self.processes.share_buffers(self.model)
+        held_out = self.setting.held_out
+        return {
+            "kind": "epoch",
+            "epoch": position.epoch + 1,
+            "loss": position.loss / position.seen,
+            "train_accuracy": position.right / position.seen,
+            "accuracy": None
+            if held_out is None
+            else accuracy(self.model, held_out, self.data, processes=self.processes),
+            "residual": float(self.tying.residual()),
+            "lr": float(self.schedule.get_last_lr()[0]),
+            "macs": self.tying.current.macs_after,
+            "seconds": seconds,
+        }
+
+    def _calibration(self) -> Iterator[Tensor]:
+        """The same batches in every process."""
+        inputs = training_batches(
+            self.data, self.options.batch_size, seed=self.options.seed, epoch=0, device=self.processes.device
+        )
+        with closing(inputs):
+            for _, (images, _) in zip(range(self.options.calibration_batches), inputs, strict=False):
+                yield images.contiguous(memory_format=self.layout)
+
+    def _board(self) -> Any:
+        """Where TensorBoard's figures go; a stand-in that ignores them where nobody asked."""
+        if not self.options.tensorboard or not self.processes.first or self.setting.directory is None:
+            return nullcontext(_NoBoard())
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise InputError("--tensorboard needs a package", hint="pip install tensorboard") from error
+        return SummaryWriter(str(self.setting.directory / "tensorboard"))
+
+    def _signature(self) -> str:
+        """What a checkpoint must agree with to be continued."""
+        plan = self.setting.plan
+        return json.dumps(
+            [plan.groups.digest(), plan.widths, self.setting.mode, self.options.decides(), len(self.data.train)],
+            sort_keys=True,
+        )
+
+    def _save(self) -> None:
+        if self.checkpoints is None or not self.processes.first:
+            return
+        position = {**vars(self.position), "metrics": json.dumps(self.position.metrics)}
+        state = {
+            "signature": self._signature(),
+            "position": position,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "tying": self.tying.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+        }
+        self.checkpoints.save(state, self.position.epoch * self.steps + self.position.step)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state["signature"] != self._signature():
+            raise ArtifactError(
+                "the checkpoint belongs to a run with other options",
+                where=str(self.setting.directory),
+                hint="repeat the command as it was, or start again with --overwrite",
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.tying.load_state_dict(state["tying"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.position = _Position(**{**state["position"], "metrics": json.loads(state["position"]["metrics"])})
+
+
+class _NoBoard:
+    def add_scalar(self, *_: Any) -> None:
+        return None
+
+
+def _has_maps(model: nn.Module) -> bool:
+    return any(p.dim() == 4 for p in model.parameters())

@@ -1,0 +1,243 @@
+"""Training runs as clusters treat them: killed, stopped, out of space, on several processes; nothing is lost."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pdc_fx.artifacts import WEIGHTS
+from pdc_fx.data import open_data
+from pdc_fx.distill import Checkpoints, CheckpointWarning, Processes, TiedTraining, TrainOptions
+from pdc_fx.errors import ArtifactError, InputError, Interrupted, PdcError
+from pdc_fx.pipeline import analyze, plan
+
+FACTORY = """
+from torch import nn
+
+def net(num_classes=10):
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, num_classes),
+    )
+
+net.input_shape = (1, 1, 8, 8)
+"""
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> str:
+    (tmp_path / "net.py").write_text("import torch\ntorch.manual_seed(0)\n" + FACTORY)
+    return f"{tmp_path / 'net.py'}:net"
+
+
+def command(spec: str, out: Path, mode: str = "pdc", *more: str) -> list[str]:
+    fixed = "--data digits --flops-reduction 0.375 --epochs 30 -b 64 --amp no --checkpoint-every 5 --model-ema"
+    return [sys.executable, "-m", "pdc_fx", "compress", spec, *fixed.split(), "--mode", mode, "-o", str(out), *more]
+
+
+def stopped(arguments: list[str], out: Path, after: int, number: signal.Signals) -> subprocess.CompletedProcess[str]:
+    """Send a signal once the checkpoint of step ``after``, or a later one, is there."""
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = out.with_name(f".{out.name}.partial") / "checkpoint"
+    until = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < until:
+        if any(int(p.stem.removeprefix("step-")) >= after for p in folder.glob("step-*.pt")):
+            process.send_signal(number)
+            break
+        time.sleep(0.002)
+    output, errors = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["pdc", "hard"])
+def test_a_killed_run_goes_on_bit_for_bit(spec: str, tmp_path: Path, mode: str) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert subprocess.run(command(spec, whole, mode), capture_output=True).returncode == 0
+    step = random.SystemRandom().randrange(5, 550)
+    killed = stopped(command(spec, parts, mode), parts, step, signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL, (step, killed.stderr)
+    resumed = subprocess.run(command(spec, parts, mode, "--resume"), capture_output=True, text=True)
+    assert resumed.returncode == 0, (step, resumed.stderr)
+    one, two = load_file(whole / WEIGHTS), load_file(parts / WEIGHTS)
+    assert all(torch.equal(one[name], two[name]) for name in one), step
+    lines = [[json.loads(line) for line in (d / "metrics.jsonl").read_text().splitlines()] for d in (whole, parts)]
+    assert [{**r, "seconds": 0} for r in lines[0]] == [{**r, "seconds": 0} for r in lines[1]], step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_last_checkpoint(spec: str, tmp_path: Path, number: signal.Signals) -> None:
+    out = tmp_path / "out"
+    found = stopped(command(spec, out), out, 20, number)
+    assert found.returncode == 128 + number, found.stderr
+    assert "Traceback" not in found.stderr
+    message = " ".join(found.stderr.split())
+    assert "stopped in epoch" in message
+    assert "--resume goes on from there" in message
+    assert not out.exists()
+    state = Checkpoints(tmp_path / ".out.partial" / "checkpoint").load()
+    assert state is not None
+    assert f"step {state['position']['step']} of" in message
+
+
+def training(directory: Path | None, model: nn.Module | None = None, **options: Any) -> TiedTraining:
+    torch.manual_seed(0)
+    net = model or nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10)
+    )
+    data, _ = open_data("digits").hold_out(1000)
+    clusters = plan(net, analyze(net, torch.zeros(1, 1, 8, 8)), flops_reduction=0.375)
+    chosen = TrainOptions(**{"epochs": 2, "batch_size": 32, "amp": "no", "checkpoint_every": 3, **options})
+    return TiedTraining(net, copy.deepcopy(net), clusters, data, None, chosen, "hard", directory, processes=Processes())
+
+
+class Later:
+    """Calls a function after so many steps."""
+
+    def __init__(self, steps: int, function: Callable[[], None]) -> None:
+        self.left, self.function = steps, function
+
+    def on_step(self, _: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.function()
+
+    def on_epoch(self, _: Any) -> None:
+        return None
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    run = training(tmp_path, print_freq=1)
+    run.observer = Later(8, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted, match=r"stopped in epoch 1, step \d+ of 13"):
+        run.run()
+    newest, before = Checkpoints(tmp_path / "checkpoint").files()
+    whole = newest.read_bytes()
+    for damage in (whole[: len(whole) // 2], whole[:-1] + b"x", b""):
+        newest.write_bytes(damage)
+        with pytest.warns(CheckpointWarning, match=f"{newest.name}.*going on from '{before.name}'"):
+            state = Checkpoints(tmp_path / "checkpoint").load()
+        assert state is not None
+        assert state["position"]["step"] == int(before.stem.removeprefix("step-"))
+    before.write_bytes(b"x" * 100)
+    with pytest.raises(ArtifactError, match="the checkpoint is damaged"):
+        training(tmp_path).run(resume=True)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    training(tmp_path).run()
+    with pytest.raises(ArtifactError, match="belongs to a run with other options"):
+        training(tmp_path, lr=0.01).run(resume=True)
+    training(tmp_path, print_freq=1, workers=1).run(resume=True)  # these decide nothing
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_checkpoint(tmp_path: Path) -> None:
+    class Breaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += self.training
+            return x * (float("nan") if self.calls > 7 else 1.0)
+
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10), Breaks()
+    )
+    with pytest.raises(PdcError, match=r"the loss became nan in epoch 1, step 8; lower --lr"):
+        training(tmp_path, net).run()
+    assert [p.name for p in Checkpoints(tmp_path / "checkpoint").files()] == ["step-000000006.pt", "step-000000003.pt"]
+    assert Checkpoints(tmp_path / "checkpoint").load() is not None
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = os.fsync
+    writes = 0
+
+    def full(file: int) -> None:
+        nonlocal writes
+        writes += 1
+        if writes > 2:
+            raise OSError(28, "No space left on device")
+        synced(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PdcError, match=r"the checkpoint cannot be written: No space left on device.*step-000000009"):
+        training(tmp_path).run()
+    monkeypatch.undo()
+    assert sorted(p.name for p in (tmp_path / "checkpoint").iterdir()) == ["step-000000003.pt", "step-000000006.pt"]
+    assert training(tmp_path).run(resume=True)[1][-1]["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"amp": "fp16"}, "fp16 needs a GPU"),
+        ({"augment": "cifer"}, "no augmentation is called 'cifer'"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        training(None, **options).run()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"opt": "adamw", "lr": 1e-3},
+        {"sched": "step", "lr_step_size": 1},
+        {"model_ema": True, "model_ema_decay": 0.9},
+        {"label_smoothing": 0.1, "amp": "bf16", "channels_last": False},
+        {"workers": 1, "augment": "imagenet"},
+    ],
+    ids=lambda o: "-".join(o),
+)
+def test_options_train_and_end_tied(options: dict[str, Any]) -> None:
+    run = training(None, **options)
+    before = run.model[0].weight.detach().clone()  # type: ignore[index, operator]
+    _, metrics = run.run()
+    assert metrics[-1]["residual"] == 0
+    assert not torch.equal(before, run.model[0].weight)  # type: ignore[index]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["pdc", "hard"])
+def test_two_processes_end_equal_and_tied(tmp_path: Path, mode: str) -> None:
+    script = str(Path(__file__).with_name("train_ranks.py"))
+
+    def ranks(count: int) -> list[dict[str, Any]]:
+        directory = tmp_path / str(count)
+        directory.mkdir()
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        found = subprocess.run([*launcher, script, str(directory), mode], capture_output=True, text=True, timeout=300)
+        assert found.returncode == 0, found.stderr
+        return [json.loads(line) for line in found.stdout.splitlines() if line.startswith("{")]
+
+    alone, together = ranks(1), ranks(2)
+    assert sorted(r["rank"] for r in together) == [0, 1]
+    assert [r["residual"] for r in (*alone, *together)] == [0.0, 0.0, 0.0]
+    assert together[0]["weights"] == together[1]["weights"]
+    assert abs(alone[0]["accuracy"] - together[0]["accuracy"]) < 0.05
+    assert alone[0]["accuracy"] > 0.6
+    assert together[0]["written"] == ["checkpoint", "metrics.jsonl"]
+
+
+def test_sharded_parameters_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="sharded over processes"):
+        Processes.of_environment()
