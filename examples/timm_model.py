@@ -1,7 +1,7 @@
 """Tying a timm model in a script in the style of torchvision's ``references/classification/train.py``.
 
     python examples/timm_model.py
-    python examples/timm_model.py --model regnetx_002 --data-path parquet:DIR --opt adamw --lr 0.001 --amp
+    python examples/timm_model.py --model regnetx_002 --data-path parquet:DIR --opt adamw --lr 0.001
 
 The teacher is trained here, a little, from random weights; nothing is downloaded.
 """
@@ -41,10 +41,8 @@ def train_one_epoch(
 ) -> None:
     """One pass over the training images; with a teacher under distillation, with ``tying`` tied."""
     model.train()
-    kind = torch.device(args.device).type
-    low = torch.float16 if kind == "cuda" else torch.bfloat16
     for image, target in data_loader:
-        with torch.autocast(kind, low, enabled=args.amp):
+        with torch.autocast(image.device.type, torch.float16, enabled=args.amp):
             output = model(image)
             with torch.no_grad():
                 soft = output if teacher is None else teacher(image)
@@ -77,12 +75,14 @@ def main() -> int:
     parser.add_argument("--opt", default="sgd", choices=("sgd", "adamw"))
     parser.add_argument("--lr", default=0.05, type=float)
     parser.add_argument("--wd", "--weight-decay", default=1e-4, type=float, dest="weight_decay")
-    parser.add_argument("--amp", action="store_true")
+    parser.add_argument("--amp", action="store_true", help="float16 where it is safe, with scaled gradients; on a GPU")
     args = parser.parse_args()
+    if args.amp and torch.device(args.device).type != "cuda":
+        parser.error("--amp needs a GPU")
     torch.manual_seed(0)
     data = open_data(args.data_path, input_shape=(1, 16, 16) if args.data_path == "digits" else None)
     example = torch.zeros(1, *data.image_shape, device=args.device)
-    scaler = torch.amp.GradScaler(enabled=args.amp and example.is_cuda)
+    scaler = torch.amp.GradScaler(enabled=args.amp)
 
     def train(model: nn.Module, teacher: nn.Module | None, tying: pdc_fx.Tying | None) -> None:
         kind = torch.optim.AdamW if args.opt == "adamw" else partial(torch.optim.SGD, momentum=0.9)
