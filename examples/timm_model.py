@@ -12,6 +12,7 @@ import argparse
 import copy
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -68,6 +69,7 @@ def main() -> int:
     """Run the example; 0 if the compact network is the tied one."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data-path", default="digits", help="as pdc_fx.data.open_data takes it")
+    parser.add_argument("--limit", type=int, default=2000, help="use so many images to train, and to test")
     parser.add_argument("--model", default="resnet10t", help="a name that timm knows")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("-b", "--batch-size", default=64, type=int)
@@ -81,6 +83,8 @@ def main() -> int:
         parser.error("--amp needs a GPU")
     torch.manual_seed(0)
     data = open_data(args.data_path, input_shape=(1, 16, 16) if args.data_path == "digits" else None)
+    train_set, test_set = (images.subset(range(min(args.limit, len(images)))) for images in (data.train, data.test))
+    data = replace(data, train=train_set, test=test_set)
     example = torch.zeros(1, *data.image_shape, device=args.device)
     scaler = torch.amp.GradScaler(enabled=args.amp)
 
