@@ -207,6 +207,14 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
             raise NothingToMergeError(
                 "no two channels of this model may be merged", hint="'pdc-fx inspect' lists the reasons"
             )
+        tensors = named_tensors(self.model)
+        for name in {member.tensor for group in value.groups for member in group.members}:
+            if name in tensors and not bool(tensors[name].isfinite().all()):
+                raise InputError(
+                    "the weights hold values that are not finite, so that filters cannot be compared",
+                    where=f"'{name}'",
+                    hint="load weights from before the training went wrong",
+                )
 
     def call(self, value: ChannelGroups) -> ClusterPlan:
         budget = _Budget(value, self.measure, self.target)

@@ -101,6 +101,16 @@ def test_example(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "compact.onnx").is_file() == (name == "plain_loop")
 
 
+@pytest.mark.slow
+def test_compress_in_one_call(tmp_path: Path) -> None:
+    done = run("compress_call", tmp_path, "--epochs", "5", "-o", "kept")
+    assert done.returncode == 0, done.stderr
+    scores = {name: float(value) for name, value in re.findall(r"^(\w+) +([\d.]+)%$", done.stdout, flags=re.MULTILINE)}
+    assert scores.keys() == {"teacher", "tied", "compact", "loaded"}
+    assert scores["compact"] == scores["loaded"] > 80
+    assert (tmp_path / "kept" / "certificate.json").is_file()
+
+
 @pytest.mark.parametrize(("name", "options"), [("plain_loop", ["--amp"]), ("timm_model", ["-b", "128"])])
 def test_options(name: str, options: list[str], tmp_path: Path) -> None:
     needs(name)

@@ -37,6 +37,15 @@ def test_flops_reduction_is_met(resnet: tuple[nn.Module, ChannelGroups], allocat
         assert max(kept) - min(kept) <= 1 / 16
 
 
+def test_weights_that_are_not_finite_are_named() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    groups = analyze(model, torch.zeros(1, 3, 8, 8))
+    with torch.no_grad():
+        model[0].weight[3, 0, 0, 0] = float("nan")  # type: ignore[index]
+    with pytest.raises(InputError, match=r"not finite.*'0\.weight'"):
+        plan(model, groups, flops_reduction=0.5)
+
+
 def test_params_reduction_is_met(resnet: tuple[nn.Module, ChannelGroups]) -> None:
     found = plan(*resnet, params_reduction=0.5)
     assert abs(1 - found.params_after / found.params_before - 0.5) <= 0.01

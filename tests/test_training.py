@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -16,11 +17,12 @@ from typing import Any
 
 import pytest
 import torch
+from data_files import different_sizes
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pdc_fx.artifacts import WEIGHTS
-from pdc_fx.data import open_data
+from pdc_fx.data import ImageData, open_data
 from pdc_fx.distill import Checkpoints, CheckpointWarning, Processes, TiedTraining, TrainOptions
 from pdc_fx.errors import ArtifactError, InputError, Interrupted, PdcError
 from pdc_fx.pipeline import analyze, plan
@@ -184,6 +186,52 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint(tmp_path: Path, monk
     assert training(tmp_path).run(resume=True)[1][-1]["epoch"] == 2
 
 
+def pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ImageData:
+    """Images that are decoded batch by batch."""
+    monkeypatch.setattr("pdc_fx.data.assemble.IN_MEMORY_BYTES", 0)
+    different_sizes(folder, "folder", 400)
+    return open_data(f"folder:{folder}", input_shape=(3, 16, 16)).with_augmentation("none")
+
+
+def on_pictures(data: ImageData, directory: Path, **options: Any) -> TiedTraining:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 2))
+    clusters = plan(net, analyze(net, torch.zeros(1, 3, 16, 16)), flops_reduction=0.375)
+    chosen = TrainOptions(
+        **{"epochs": 1, "batch_size": 8, "amp": "no", "checkpoint_every": 5, "print_freq": 1, **options}
+    )
+    return TiedTraining(net, copy.deepcopy(net), clusters, data, None, chosen, "hard", directory, processes=Processes())
+
+
+def test_an_image_that_breaks_on_the_way_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pictures(tmp_path / "images", monkeypatch)
+    run = on_pictures(data, tmp_path / "run")
+
+    def spoil() -> None:
+        for file in (tmp_path / "images" / "train").rglob("*.JPEG"):
+            file.write_bytes(file.read_bytes()[:200])
+
+    run.observer = Later(12, spoil)
+    with pytest.raises(InputError, match=r"an image cannot be read.*\.JPEG"):
+        run.run()
+    state = Checkpoints(tmp_path / "run" / "checkpoint").load()
+    assert state is not None
+    assert state["position"]["step"] == 10
+
+
+def test_a_worker_that_dies_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = on_pictures(pictures(tmp_path / "images", monkeypatch), tmp_path / "run", workers=1)
+
+    def kill() -> None:
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    run.observer = Later(12, kill)
+    with pytest.raises(PdcError, match="a data worker process died"):
+        run.run()
+    assert Checkpoints(tmp_path / "run" / "checkpoint").load() is not None
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -204,6 +252,7 @@ def test_what_cannot_be_trained_is_refused(options: dict[str, Any], words: str) 
         {"model_ema": True, "model_ema_decay": 0.9},
         {"label_smoothing": 0.1, "amp": "bf16", "channels_last": False},
         {"workers": 1, "augment": "imagenet"},
+        pytest.param({"compile": True, "epochs": 1}, marks=pytest.mark.slow),
     ],
     ids=lambda o: "-".join(o),
 )
@@ -215,16 +264,22 @@ def test_options_train_and_end_tied(options: dict[str, Any]) -> None:
     assert not torch.equal(before, run.model[0].weight)  # type: ignore[index]
 
 
+TORCHRUN = "torch.distributed.run --standalone --nproc-per-node={count}"
+ACCELERATE = "accelerate.commands.launch --cpu --num_processes {count} --num_machines 1 --mixed_precision no --main_process_port 0"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["pdc", "hard"])
-def test_two_processes_end_equal_and_tied(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "launcher"), [("pdc", TORCHRUN), ("hard", ACCELERATE)], ids=["torchrun", "accelerate"]
+)
+def test_two_processes_end_equal_and_tied(tmp_path: Path, mode: str, launcher: str) -> None:
     script = str(Path(__file__).with_name("train_ranks.py"))
 
     def ranks(count: int) -> list[dict[str, Any]]:
         directory = tmp_path / str(count)
         directory.mkdir()
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        found = subprocess.run([*launcher, script, str(directory), mode], capture_output=True, text=True, timeout=300)
+        start = [sys.executable, "-m", *launcher.format(count=count).split()]
+        found = subprocess.run([*start, script, str(directory), mode], capture_output=True, text=True, timeout=300)
         assert found.returncode == 0, found.stderr
         return [json.loads(line) for line in found.stdout.splitlines() if line.startswith("{")]
 

@@ -27,8 +27,8 @@ from pdc_fx.cli.options import (
     open_model,
     reported,
 )
-from pdc_fx.distill.options import TrainOptions
 from pdc_fx.errors import InputError, PdcError, VerificationError
+from pdc_fx.options import TrainOptions
 
 DEFAULT = TrainOptions()
 
@@ -113,6 +113,9 @@ def compress(
         Literal["bf16", "fp16", "no"], typer.Option(help="Autocast to this precision; fp16 needs a GPU.")
     ] = DEFAULT.amp,
     channels_last: Annotated[bool, typer.Option(help="Memory format while training.")] = DEFAULT.channels_last,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Run network and teacher through torch.compile.")
+    ] = DEFAULT.compile,
     workers: Annotated[
         int, typer.Option("-j", "--workers", min=0, help="Processes that decode images ahead.")
     ] = DEFAULT.workers,

@@ -62,7 +62,7 @@ def reported(command: Function) -> Function:
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt:
             sys.stderr.write(
-                "interrupted; 'compress --resume' goes on after the last epoch, 'check --all' after the last model\n"
+                "interrupted; 'compress --resume' goes on from the last checkpoint, 'check --all' after the last model\n"
             )
             raise typer.Exit(130) from None
 

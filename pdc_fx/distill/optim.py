@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pdc_fx.distill.options import TrainOptions
+from pdc_fx.options import TrainOptions
 
 
 def optimizer_for(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:

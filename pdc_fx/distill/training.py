@@ -27,11 +27,11 @@ from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
 from pdc_fx.distill.interruption import Interruption
 from pdc_fx.distill.loss import distillation_loss, logits_of
 from pdc_fx.distill.optim import learning_rate, optimizer_for
-from pdc_fx.distill.options import TrainOptions
 from pdc_fx.distill.processes import Processes
 from pdc_fx.errors import ArtifactError, InputError, Interrupted, PdcError
 from pdc_fx.files import replace_file
 from pdc_fx.ir import ClusterPlan
+from pdc_fx.options import TrainOptions
 from pdc_fx.passes.tie import Tying
 
 METRICS = "metrics.jsonl"
@@ -128,7 +128,9 @@ class _Run:
         self.processes = setting.processes or Processes.of_environment()
         self.data = setting.data if options.augment is None else setting.data.with_augmentation(options.augment)
         self.steps = batches_per_epoch(len(self.data.train), options.batch_size)
-        self.layout = torch.channels_last if options.channels_last and _has_maps(self.model) else torch.preserve_format
+        self.layout = (
+            torch.channels_last if options.channels_last and _has_maps(self.model) else torch.contiguous_format
+        )
         device = self.processes.device
         if options.amp == "fp16" and device.type == "cpu":
             raise InputError("fp16 needs a GPU", hint="take --amp bf16 or --amp no on a CPU")
@@ -138,6 +140,8 @@ class _Run:
             network.to(memory_format=self.layout)
         self.tying = Tying(self.model, setting.plan, setting.mode, total_steps=self.steps * options.epochs)
         self.student = self.processes.distributed(self.model, unused=bool(setting.plan.groups.unreached))
+        if options.compile:
+            self.student, self.teacher = torch.compile(self.student), torch.compile(self.teacher)
         self.optimizer = optimizer_for(self.model, options)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate(options, self.steps))
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
@@ -204,7 +208,7 @@ class _Run:
     def _step(self, images: Tensor, labels: Tensor, interruption: Interruption) -> None:
         options, position = self.options, self.position
         torch.manual_seed(seed_of(options.seed, position.epoch, position.step, self.processes.rank))
-        images = images.contiguous(memory_format=self.layout) if images.dim() == 4 else images
+        images = images.contiguous(memory_format=self.layout)
         half = torch.float16 if options.amp == "fp16" else torch.bfloat16
         with torch.autocast(images.device.type, half, enabled=options.amp != "no"):
             with torch.inference_mode():

@@ -27,6 +27,7 @@ class TrainOptions:
         amp: ``bf16`` or ``fp16`` runs convolutions and matrix products in half precision (autocast; ``fp16`` scales the loss and
             needs a GPU), ``no`` all in float32.
         channels_last: memory format of the network and the images.
+        compile: run network and teacher through ``torch.compile``.
         workers: processes that decode images ahead; 0 decodes on threads.
         augment: name of an augmentation preset (``imagenet``, ``cifar``, ``none``, ...); that of the data where None.
         seed: of the order of images, augmentation and whatever the model draws.
@@ -58,6 +59,7 @@ class TrainOptions:
     temperature: float = 4.0
     amp: Literal["bf16", "fp16", "no"] = "bf16"
     channels_last: bool = True
+    compile: bool = False
     workers: int = 0
     augment: str | None = None
     seed: int = 0
