@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +141,9 @@ class _Run:
         self.tying = Tying(self.model, setting.plan, setting.mode, total_steps=self.steps * options.epochs)
         self.student = self.processes.distributed(self.model, unused=bool(setting.plan.groups.unreached))
         if options.compile:
-            self.student, self.teacher = torch.compile(self.student), torch.compile(self.teacher)
+            self.student, self.teacher = (
+                cast("nn.Module", torch.compile(network)) for network in (self.student, self.teacher)
+            )
         self.optimizer = optimizer_for(self.model, options)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate(options, self.steps))
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
