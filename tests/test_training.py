@@ -25,7 +25,7 @@ from pdc_fx.artifacts import WEIGHTS
 from pdc_fx.data import ImageData, open_data
 from pdc_fx.distill import Checkpoints, CheckpointWarning, Processes, TiedTraining, TrainOptions
 from pdc_fx.errors import ArtifactError, InputError, Interrupted, PdcError
-from pdc_fx.pipeline import analyze, plan
+from pdc_fx.pipeline import analyze, plan, tie
 
 FACTORY = """
 from torch import nn
@@ -284,6 +284,20 @@ def test_two_processes_end_equal_and_tied(tmp_path: Path, mode: str) -> None:
     assert abs(alone[0]["accuracy"] - together[0]["accuracy"]) < 0.05
     assert alone[0]["accuracy"] > 0.6
     assert together[0]["written"] == ["checkpoint", "metrics.jsonl"]
+
+
+def test_sharded_parameters_are_refused_in_a_loop_of_ones_own(tmp_path: Path) -> None:
+    from torch.distributed.tensor import distribute_module
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    clusters = plan(net, analyze(net, torch.zeros(1, 3, 8, 8)), flops_reduction=0.5)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        distribute_module(net, torch.distributed.init_device_mesh("cpu", (1,)))
+        with pytest.raises(InputError, match=r"sharded over processes.*'0\.bias'"):
+            tie(net, clusters, mode="hard")
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_sharded_parameters_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
