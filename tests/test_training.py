@@ -281,8 +281,8 @@ def test_two_processes_end_equal_and_tied(tmp_path: Path, mode: str) -> None:
     assert sorted(r["rank"] for r in together) == [0, 1]
     assert [r["residual"] for r in (*alone, *together)] == [0.0, 0.0, 0.0]
     assert together[0]["weights"] == together[1]["weights"]
-    assert abs(alone[0]["accuracy"] - together[0]["accuracy"]) < 0.05
-    assert alone[0]["accuracy"] > 0.6
+    assert abs(alone[0]["accuracy"] - together[0]["accuracy"]) < 0.03
+    assert alone[0]["accuracy"] > 0.9
     assert together[0]["written"] == ["checkpoint", "metrics.jsonl"]
 
 
