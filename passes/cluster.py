@@ -209,7 +209,7 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
             )
         tensors = named_tensors(self.model)
         for name in {member.tensor for group in value.groups for member in group.members}:
-            if name in tensors and not bool(tensors[name].isfinite().all()):
+            if name in tensors and not bool(tensors[name].detach().isfinite().all()):
                 raise InputError(
                     "the weights hold values that are not finite, so that filters cannot be compared",
                     where=f"'{name}'",
