@@ -5,21 +5,28 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pdc_fx.errors import PdcError
+
 
 def replace_file(path: Path, *parts: bytes | memoryview) -> None:
-    """Write ``parts`` beside ``path``, then rename: ``path`` is as it was, or complete.
+    """Write ``parts`` beside ``path``, then rename: ``path`` is as it was, or complete. Its folder is made where it is missing.
 
     Raises:
-        OSError: it cannot be written; nothing is left beside.
+        PdcError: it cannot be written; nothing is left beside.
     """
     beside = path.with_name(path.name + ".writing")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
             for part in parts:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except OSError:
+    except OSError as error:
         beside.unlink(missing_ok=True)
-        raise
+        raise PdcError(
+            f"the file cannot be written: {error.strerror or error}",
+            where=str(path),
+            hint="make room there; what was written before is complete",
+        ) from error

@@ -179,7 +179,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint(tmp_path: Path, monk
         synced(file)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(PdcError, match=r"the checkpoint cannot be written: No space left on device.*step-000000009"):
+    with pytest.raises(PdcError, match=r"the file cannot be written: No space left on device.*step-000000009"):
         training(tmp_path).run()
     monkeypatch.undo()
     assert sorted(p.name for p in (tmp_path / "checkpoint").iterdir()) == ["step-000000003.pt", "step-000000006.pt"]

@@ -239,8 +239,13 @@ def _open_data(spec: str, loaded: Any, example: Any, download: bool) -> Any:
     shape = tuple(example.shape[1:])
     if len(shape) != 3:
         raise InputError("training needs a model of images", where=f"input {tuple(example.shape)}")
-    images = open_data(spec, input_shape=shape if spec.startswith(("folder:", "parquet:")) else None, download=download)
+    images = open_data(spec, input_shape=_fitted(spec, shape), download=download)
     return images.with_normalization(*loaded.normalization) if loaded.normalization else images
+
+
+def _fitted(spec: str, shape: tuple[int, ...]) -> Any:
+    """The shape that images are brought to where a set may hold several."""
+    return shape if spec.startswith(("folder:", "parquet:")) else None
 
 
 def _onnx_accuracy(images: Any) -> Callable[[Path], float]:
@@ -333,9 +338,7 @@ def verify(
     measured: dict[str, float] = {}
     spec = data or recipe.get("data")
     if found.passed and spec and not no_data:
-        images = open_data(
-            spec, input_shape=tuple(example[0].shape[1:]) if spec.startswith(("folder:", "parquet:")) else None
-        )
+        images = open_data(spec, input_shape=_fitted(spec, tuple(example[0].shape[1:])))
         if recipe.get("mean"):
             images = images.with_normalization(recipe["mean"], recipe["std"])
         measured = {"compact": accuracy(compact, images.test, images), "onnx": _onnx_accuracy(images)(directory / ONNX)}
