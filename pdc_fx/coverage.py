@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pdc_fx.errors import InputError
+from pdc_fx.files import replace_file
 from pdc_fx.models import collection
 
 Result = Literal["passed", "refused", "failed", "timeout"]
@@ -124,8 +125,8 @@ def cover(
 
         def write() -> Coverage:
             coverage = Coverage(settings, {spec: known[spec] for spec in order if spec in known})
-            _replace(output / PAGE, page(coverage))
-            _replace(output / DATA, coverage.to_json())
+            replace_file(output / PAGE, page(coverage).encode())
+            replace_file(output / DATA, coverage.to_json().encode())
             return coverage
 
         open_specs = [spec for spec in wanted if spec not in known]
@@ -174,16 +175,6 @@ def _read(path: Path, settings: dict[str, Any], *, fresh: bool) -> dict[str, Che
         where=str(path),
         hint="pass --fresh to start over, or another --output",
     )
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file as a whole: a reader, or an interrupted run, never meets half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- processes
