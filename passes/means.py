@@ -9,7 +9,10 @@ is computed once and then copied to each of them, so that they are identical by 
 ``embedding_bag``: a gather and a segment reduction in one kernel, with a weight of +1 for ``x_1`` and of -1 for ``x_j``.
 
 Written in this way the mean of equal numbers is that number, bit for bit, which ``(a + a + a) / 3`` is not: all differences are
-+0, and ``x_1 - 0 = x_1`` (-0 too). A tied tensor is thus not changed, and projecting twice is projecting once.
++0, and ``x_1 - 0 = x_1`` (-0 too). A tied tensor is thus not changed, and projecting twice is projecting once. On a CPU it is not
+written either, which halves the memory traffic of the usual case.
+
+What need not have that property (gradients) is averaged plainly, in fewer operations: :meth:`ClusterMeans.average`.
 
 Half precision is accumulated in float32. No table is more than a quarter of all that is projected, so that what they need in memory
 stays bounded; tensors that are larger are cut across their rows.
@@ -18,7 +21,7 @@ stays bounded; tensors that are larger are cut across their rows.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -41,16 +44,39 @@ class _Index:
         cluster: shape ``(n,)``; the cluster of each row.
         pairs: shape ``(2 (n - c),)``; ``x_1, x_2, x_1, x_3, ..`` of one cluster after the other.
         signs: as many; +1 and -1 in turn.
-        ends: shape ``(c + 1,)``; where the pairs of each cluster begin, and the end of all.
+        pair_ends: shape ``(c + 1,)``; where the pairs of each cluster begin, and the end of all.
         sizes: shape ``(c, 1)``.
+        members: shape ``(n,)``; the rows of one cluster after the other.
+        member_ends: shape ``(c + 1,)``; as ``pair_ends``, for the members.
     """
 
     first: Tensor
     cluster: Tensor
     pairs: Tensor
     signs: Tensor
-    ends: Tensor
+    pair_ends: Tensor
     sizes: Tensor
+    members: Tensor
+    member_ends: Tensor
+
+    def means(self, values: Tensor) -> Tensor:
+        """Shape ``(c, ..)``; sums over numbers of members."""
+        return torch.nn.functional.embedding_bag(
+            self.members, values, self.member_ends, mode="mean", include_last_offset=True
+        )
+
+    def exact_means(self, values: Tensor) -> Tensor | None:
+        """The same, where the mean of equal numbers is that number; None if it was seen that all are equal."""
+        deviations = torch.nn.functional.embedding_bag(
+            self.pairs, values, self.pair_ends, mode="sum", per_sample_weights=self.signs, include_last_offset=True
+        )
+        # elsewhere the answer would have to be waited for
+        if values.device.type == "cpu" and deviations.aminmax() == (0, 0):
+            return None
+        return values.index_select(0, self.first).addcdiv_(deviations, self.sizes, value=-1)
+
+
+_Means = Callable[[_Index, Tensor], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -101,13 +127,20 @@ class ClusterMeans:
         # Which tensors are at hand may change (parameters without a gradient), but rarely does.
         self._index = lru_cache(maxsize=2048)(self._build_index)
 
-    @torch.no_grad()
     def project(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set in place those of the tensors that are at hand; of any dtype, device and memory format."""
+        """Set in place those of the tensors that are at hand; of any dtype, device and memory format. What is tied stays as it is."""
+        self._each_table(tensors, _Index.exact_means)
+
+    def average(self, tensors: Mapping[str, Tensor]) -> None:
+        """As :meth:`project` to within rounding, and quicker on what is not tied yet."""
+        self._each_table(tensors, _Index.means)
+
+    @torch.no_grad()
+    def _each_table(self, tensors: Mapping[str, Tensor], means: _Means) -> None:
         for turn in range(max(self._turns, default=-1) + 1):
             pieces = list(self._pieces(tensors, turn))
             for table in _tables(pieces, sum(piece.bytes for piece in pieces) // 4):
-                self._average(table)
+                self._set(table, means)
 
     def _pieces(self, tensors: Mapping[str, Tensor], turn: int) -> Iterator[_Piece]:
         for number, axis in enumerate(self._axes):
@@ -115,18 +148,16 @@ class ClusterMeans:
             if self._turns[number] == turn and tensor is not None and tensor.numel() > 0:
                 yield _Piece(number, _as_rows(tensor, axis.dim))
 
-    def _average(self, table: Sequence[_Piece]) -> None:
+    def _set(self, table: Sequence[_Piece], means: _Means) -> None:
         rows = [piece.rows for piece in table]
         dtype = _accumulator(rows[0].dtype)
         in_place = len(rows) == 1 and rows[0].dim() == 2 and rows[0].is_contiguous() and rows[0].dtype == dtype
         values = rows[0] if in_place else torch.cat([part.flatten(1) for part in rows]).to(dtype)
         index = self._index(tuple(piece.axis for piece in table), dtype, values.device)
-        means = values.index_select(0, index.first)
-        deviations = torch.nn.functional.embedding_bag(
-            index.pairs, values, index.ends, mode="sum", per_sample_weights=index.signs, include_last_offset=True
-        )
-        means.addcdiv_(deviations, index.sizes, value=-1)
-        torch.index_select(means, 0, index.cluster, out=values)
+        found = means(index, values)
+        if found is None:
+            return
+        torch.index_select(found, 0, index.cluster, out=values)
         if in_place:
             return
         shares = values.split_with_sizes([part.shape[0] for part in rows])
@@ -150,8 +181,10 @@ class ClusterMeans:
             cluster=integers(cluster),
             pairs=integers(pairs),
             signs=torch.tensor([1.0, -1.0], dtype=dtype, device=device).repeat(len(others)),
-            ends=integers(np.concatenate([[0], np.cumsum(2 * (sizes - 1))])),
+            pair_ends=integers(np.concatenate([[0], np.cumsum(2 * (sizes - 1))])),
             sizes=torch.as_tensor(sizes, dtype=dtype, device=device).unsqueeze(1),
+            members=integers(np.argsort(cluster, kind="stable")),
+            member_ends=integers(np.concatenate([[0], np.cumsum(sizes)])),
         )
 
 

@@ -258,7 +258,7 @@ class Tying:
     def _average_gradients(self) -> None:
         self._pending = False
         gradients = {name: tensor.grad for name, (tensor, _) in self._watched.items()}
-        self._means.project({n: g for n, g in gradients.items() if g is not None and g.layout == torch.strided})
+        self._means.average({n: g for n, g in gradients.items() if g is not None and g.layout == torch.strided})
 
 
 def after_backward(work: Callable[[], None]) -> None:
