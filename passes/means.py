@@ -70,9 +70,10 @@ class _Index:
         deviations = torch.nn.functional.embedding_bag(
             self.pairs, values, self.pair_ends, mode="sum", per_sample_weights=self.signs, include_last_offset=True
         )
-        # elsewhere the answer would have to be waited for
-        if values.device.type == "cpu" and deviations.aminmax() == (0, 0):
-            return None
+        if values.device.type == "cpu":  # elsewhere the answer would have to be waited for
+            low, high = deviations.aminmax()
+            if low == 0 and high == 0:
+                return None
         return values.index_select(0, self.first).addcdiv_(deviations, self.sizes, value=-1)
 
 

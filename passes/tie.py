@@ -12,18 +12,15 @@ covers batch-norm statistics, optimizers that round or mix elements in their own
 and weights that were loaded or replaced. On a tied module it changes no bit (:mod:`pdc_fx.passes.means`), so a step that a
 gradient scaler skips, frozen parameters and a second call are harmless.
 
-Modes:
-
-- ``hard``: clusters are those of the plan from the first step on.
-- ``pdc``: filters train freely and are reconstructed from clusters at intervals, the removed share rising on a schedule to its
-  final value; from then on as ``hard`` (Niu et al., PDC, 2023, by its abstract and its siblings; the schedule is ours).
+When members are held, when clusters are formed, and whether members are drawn together meanwhile is the method's
+(:mod:`pdc_fx.passes.methods`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +32,9 @@ from pdc_fx.passes.axes import merged_axes, named_tensors, tensor_of
 from pdc_fx.passes.base import Pass
 from pdc_fx.passes.cluster import recluster
 from pdc_fx.passes.means import ClusterMeans
+from pdc_fx.passes.methods import Method, method_of
+from pdc_fx.passes.methods.csgd import REST
 from pdc_fx.trace import require_usable
-
-Mode = Literal["pdc", "hard"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ class TieClusters(Pass[nn.Module, "Tying"]):
     """Tying as a pass: module -> the :class:`Tying` that keeps it tied."""
 
     plan: ClusterPlan
-    mode: Mode = "pdc"
+    mode: str | Method = "pdc"
     total_steps: int | None = None
 
     def requires(self, value: nn.Module) -> None:
@@ -122,7 +119,7 @@ class TieClusters(Pass[nn.Module, "Tying"]):
 
     def ensures(self, value: nn.Module, result: Tying) -> None:
         if result.final:
-            require_tied(value, self.plan)
+            require_tied(value, result.plan)
 
 
 class Tying:
@@ -131,43 +128,34 @@ class Tying:
     Made by :func:`pdc_fx.tie`. Call :meth:`step` after each optimizer step, :meth:`snap` once before the rewrite.
 
     Attributes:
-        plan: the plan to reach; in mode ``pdc`` its clusters are formed anew from the weights until they are final.
-        current: the plan of the last reconstruction (everything separate before the first).
+        plan: the plan to reach; its clusters may be formed anew from the weights until they are final.
+        current: the plan of the last round (everything separate before the first).
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        plan: ClusterPlan,
-        mode: Mode = "pdc",
-        *,
-        total_steps: int | None = None,
-        settled: float = 0.4,
-        rounds: int = 10,
+        self, model: nn.Module, plan: ClusterPlan, mode: str | Method = "pdc", *, total_steps: int | None = None
     ) -> None:
-        if mode not in ("pdc", "hard"):
-            raise InputError(f"unknown tying mode {mode!r}", hint="use 'pdc' or 'hard'")
-        if mode == "pdc" and (total_steps is None or total_steps < 1):
-            raise InputError(
-                "mode 'pdc' spreads its reconstruction over the run and needs its length", hint="pass total_steps="
-            )
-        self.plan, self.mode = plan, mode
-        self.current = plan if mode == "hard" else plan.with_clusters(np.arange(g.channels) for g in plan.groups.groups)
+        self.plan, self.method = plan, method_of(mode)
+        self._schedule = self.method.schedule(total_steps)
+        self.current = plan.with_clusters(np.arange(g.channels) for g in plan.groups.groups) if self._schedule else plan
         self._model = model
         self._steps = 0
         self._watching = True
         self._watched: dict[str, tuple[Tensor, Callable[[], None]]] = {}
         self._pending = False
-        self._schedule = _reconstruction_steps(total_steps or 0, settled, rounds) if mode == "pdc" else {}
-        self._final = mode == "hard"
+        self._final = self.method.held and not self._schedule
         self._bind()
-        if self._final:
-            self._project()
+        self._after_update()
 
     @property
     def final(self) -> bool:
         """Whether the clusters are fixed and held."""
         return self._final
+
+    @property
+    def _held(self) -> bool:
+        """Whether the members of the present clusters are identical and stay so."""
+        return self._final or self.method.held
 
     def step(self) -> None:
         """Call after every ``optimizer.step()``."""
@@ -176,14 +164,15 @@ class Tying:
         share = self._schedule.get(self._steps)
         if share is not None:
             self._reconstruct(share)
-        elif self._final:
-            self._project()
+        else:
+            self._after_update()
 
     def snap(self) -> ClusterPlan:
         """Make every cluster identical, bit for bit, and give the plan that is now exact."""
-        if not self._final:
+        if not self._final and self._schedule:
             self._reconstruct(1.0)
-        self._project()
+        self._final = True
+        self._after_update()
         require_tied(self._model, self.plan)
         return self.plan
 
@@ -205,8 +194,7 @@ class Tying:
         self._steps, self._final = state["steps"], state["final"]
         self.plan, self.current = ClusterPlan.from_json(state["plan"]), ClusterPlan.from_json(state["current"])
         self._bind()
-        if self._final and self._watching:
-            self._watch(named_tensors(self._model))
+        self._watch()
 
     def close(self) -> None:
         """Stop averaging gradients."""
@@ -221,7 +209,8 @@ class Tying:
         if share >= 1.0:
             self.plan, self._final = self.current, True
         self._bind()
-        self._project()
+        self._means.project(named_tensors(self._model))
+        self._watch()
 
     def _bind(self) -> None:
         """Take up the clusters of the last reconstruction."""
@@ -229,18 +218,21 @@ class Tying:
         axes = [axis for axis in merged_axes(self.current) if axis.role != "consumer"]
         for axis in axes:
             tensor_of(tensors, axis)
-        self._tied = tuple(dict.fromkeys(axis.tensor for axis in axes))
+        self._roles = {axis.tensor: axis.role for axis in axes}
         self._means = ClusterMeans(axes)
 
-    def _project(self) -> None:
-        tensors = named_tensors(self._model)
-        self._means.project(tensors)
-        if self._final and self._watching:
-            self._watch(tensors)
+    def _after_update(self) -> None:
+        """Weights have changed, or may have."""
+        if self._held:
+            self._means.project(named_tensors(self._model))
+        self._watch()
 
-    def _watch(self, tensors: Mapping[str, Tensor]) -> None:
+    def _watch(self) -> None:
         """Notice gradients of all tied parameters: of those, too, that were unfrozen or replaced since the last step."""
-        for name in self._tied:
+        if not self._watching or not (self._held or self.method.pull):
+            return
+        tensors = named_tensors(self._model)
+        for name in self._roles:
             tensor = tensors[name]
             watched, remove = self._watched.get(name, (None, None))
             if watched is tensor or not (tensor.requires_grad and tensor.is_leaf):
@@ -251,14 +243,27 @@ class Tying:
             self._watched[name] = tensor, handle.remove
 
     def _noticed(self, _: Tensor) -> None:
-        if self._final and not self._pending:
+        if not self._pending:
             self._pending = True
             after_backward(lambda: after_backward(self._average_gradients))
 
     def _average_gradients(self) -> None:
+        """Inside the present clusters, of which a tensor may have left since it was first watched."""
         self._pending = False
-        gradients = {name: tensor.grad for name, (tensor, _) in self._watched.items()}
-        self._means.average({n: g for n, g in gradients.items() if g is not None and g.layout == torch.strided})
+        tied = {name: tensor for name, (tensor, _) in self._watched.items() if name in self._roles}
+        gradients = {name: t.grad for name, t in tied.items() if t.grad is not None and t.grad.layout == torch.strided}
+        self._means.average(gradients)
+        if not self._held:
+            self._pull({name: tied[name].detach() for name in gradients}, gradients)
+
+    @torch.no_grad()
+    def _pull(self, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
+        """Add ``eps (F - mean F)`` to each gradient."""
+        centroids = {name: tensor.clone() for name, tensor in tensors.items()}
+        self._means.average(centroids)
+        for name, gradient in gradients.items():
+            strength = self.method.pull * (1.0 if self._roles[name] == "producer" else REST)
+            gradient.add_(tensors[name] - centroids[name], alpha=strength)
 
 
 def after_backward(work: Callable[[], None]) -> None:
@@ -278,13 +283,3 @@ def agreed_plan(make: Callable[[], ClusterPlan]) -> ClusterPlan:
     shared = [make().to_json() if group.get_rank() == 0 else ""]
     group.broadcast_object_list(shared, src=0)
     return ClusterPlan.from_json(shared[0])
-
-
-def _reconstruction_steps(total: int, settled: float, rounds: int) -> dict[int, float]:
-    """Step -> share of the channels to remove then: ``rounds`` equal intervals up to ``settled`` of the run.
-
-    >>> _reconstruction_steps(100, 0.4, 4)
-    {10: 0.25, 20: 0.5, 30: 0.75, 40: 1.0}
-    """
-    last = max(1, round(total * settled))
-    return {max(1, round(last * i / rounds)): i / rounds for i in range(1, rounds + 1)}

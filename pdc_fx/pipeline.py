@@ -16,8 +16,9 @@ from pdc_fx.errors import InputError, TraceError
 from pdc_fx.ir import ChannelGroups, ClusterPlan
 from pdc_fx.passes.analysis import AnalyzeDependencies
 from pdc_fx.passes.cluster import Allocation, PlanClusters
+from pdc_fx.passes.methods import Method
 from pdc_fx.passes.rewrite import ChannelAddition
-from pdc_fx.passes.tie import Mode, TieClusters, Tying, agreed_plan
+from pdc_fx.passes.tie import TieClusters, Tying, agreed_plan
 from pdc_fx.trace import Inputs, as_arguments, evaluating
 
 
@@ -82,12 +83,13 @@ def plan(
     return planner(groups)
 
 
-def tie(model: nn.Module, plan: ClusterPlan, *, mode: Mode = "pdc", total_steps: int | None = None) -> Tying:
+def tie(model: nn.Module, plan: ClusterPlan, *, mode: str | Method = "pdc", total_steps: int | None = None) -> Tying:
     """Keep ``model`` tied while *your* loop trains it: call ``.step()`` after each ``optimizer.step()``, ``.snap()`` at the end.
 
     Args:
-        mode: ``hard`` ties from the start; ``pdc`` reconstructs filters from clusters at intervals, at a rising rate, and needs
-            ``total_steps``, the number of optimizer steps in the run.
+        mode: the method: ``hard`` ties from the start; ``pdc`` reconstructs filters from clusters at intervals, at a rising rate;
+            ``progressive`` merges step by step and stays tied in between; ``csgd`` draws filters to their centroids.
+        total_steps: the number of optimizer steps in the run, for methods that work in rounds (``pdc``, ``progressive``).
 
     Raises:
         InputError: the plan does not belong to this model.
@@ -135,7 +137,7 @@ def compress(
     allocation: Allocation = "global",
     round_to: int = 1,
     frozen: Iterable[str] = (),
-    mode: Mode = "pdc",
+    mode: str | Method = "pdc",
     teacher: nn.Module | None = None,
     options: TrainOptions | None = None,
     hold_out: int | None = None,

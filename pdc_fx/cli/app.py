@@ -88,7 +88,8 @@ def compress(
     ] = "global",
     round_to: Annotated[int, typer.Option(min=1, help="Keep widths at multiples of this.")] = 1,
     mode: Annotated[
-        Literal["pdc", "hard"], typer.Option(help="Reconstruct from clusters at a rising rate, or tie from the start.")
+        Literal["pdc", "csgd", "hard", "progressive"],
+        typer.Option(help="Reconstruct at a rising rate, draw together, tie from the start, or merge step by step."),
     ] = "pdc",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = DEFAULT.epochs,
     batch_size: Annotated[

@@ -12,9 +12,9 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from pdc_fx.errors import ArtifactError, InputError, Interrupted, PdcError
 from pdc_fx.files import replace_file
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.options import TrainOptions
+from pdc_fx.passes.methods import Method, method_of
 from pdc_fx.passes.tie import Tying
 
 METRICS = "metrics.jsonl"
@@ -91,7 +92,7 @@ class TiedTraining:
     Attributes:
         model: trained in place, at full width.
         teacher: gives the soft targets; it is never changed.
-        plan: the clusters to tie (mode ``hard``) or the widths to reach (mode ``pdc``).
+        plan: the clusters to tie (modes ``hard`` and ``csgd``) or the widths to reach (``pdc`` and ``progressive``).
         data: training images, preparation; ``held_out`` are images for the accuracy after each epoch.
         directory: where ``metrics.jsonl`` and ``checkpoint/`` go, or None to write nothing.
         processes: which of how many this process is; found out by Accelerate where not given.
@@ -103,7 +104,7 @@ class TiedTraining:
     data: ImageData
     held_out: ImageSet | None
     options: TrainOptions = field(default_factory=TrainOptions)
-    mode: Literal["pdc", "hard"] = "pdc"
+    mode: str | Method = "pdc"
     directory: Path | None = None
     observer: Observer = field(default_factory=_Silent)
     processes: Processes | None = None
@@ -310,7 +311,13 @@ class _Run:
         """What a checkpoint must agree with to be continued."""
         plan = self.setting.plan
         return json.dumps(
-            [plan.groups.digest(), plan.widths, self.setting.mode, self.options.decides(), len(self.data.train)],
+            [
+                plan.groups.digest(),
+                plan.widths,
+                asdict(method_of(self.setting.mode)),
+                self.options.decides(),
+                len(self.data.train),
+            ],
             sort_keys=True,
         )
 
