@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pdc_fx.errors import InputError
+
+Distill = Literal["kl", "zscore", "dkd", "dist"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class TrainOptions:
         sched: ``cosine`` down to 0, or ``step``: times ``lr_gamma`` every ``lr_step_size`` epochs.
         warmup_epochs: over which the learning rate rises to its peak; at most a quarter of the run.
         label_smoothing: of the labels' cross entropy, 0 to 1.
-        alpha: weight of the distillation term, 0 to 1; temperature: its T.
+        distill: loss between student's and teacher's logits, by name (:data:`pdc_fx.distill.LOGIT_LOSSES`).
+        alpha: weight of that loss, 0 to 1, against the labels' cross entropy; temperature: its T. Both mean the same for each name.
         amp: ``bf16`` or ``fp16`` runs convolutions and matrix products in half precision (autocast; ``fp16`` scales the loss and
             needs a GPU), ``no`` all in float32.
         channels_last: memory format of the network and the images.
@@ -55,6 +58,7 @@ class TrainOptions:
     lr_gamma: float = 0.1
     warmup_epochs: float = 0.5
     label_smoothing: float = 0.0
+    distill: Distill = "kl"
     alpha: float = 0.9
     temperature: float = 4.0
     amp: Literal["bf16", "fp16", "no"] = "bf16"
@@ -83,6 +87,7 @@ class TrainOptions:
             "lr_gamma must be in (0, 1]": 0 < self.lr_gamma <= 1,
             "warmup_epochs must not be negative": self.warmup_epochs >= 0,
             "label_smoothing must be in [0, 1)": 0 <= self.label_smoothing < 1,
+            f"distill must be one of {', '.join(get_args(Distill))}": self.distill in get_args(Distill),
             "alpha must be in [0, 1]": 0 <= self.alpha <= 1,
             "temperature must be positive": self.temperature > 0,
             "amp must be 'bf16', 'fp16' or 'no'": self.amp in ("bf16", "fp16", "no"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pdc_fx.distill.checkpoints import Checkpoints, CheckpointWarning
 from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
-from pdc_fx.distill.loss import distillation_loss, logits_of
+from pdc_fx.distill.loss import LOGIT_LOSSES, distillation_loss, logits_of
 from pdc_fx.distill.optim import learning_rate, optimizer_for
 from pdc_fx.distill.processes import Processes
 from pdc_fx.distill.training import METRICS, Observer, StepReport, TiedTraining
 from pdc_fx.options import TrainOptions
 
 __all__ = [
+    "LOGIT_LOSSES",
     "METRICS",
     "CheckpointWarning",
     "Checkpoints",

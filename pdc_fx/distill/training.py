@@ -217,7 +217,13 @@ class _Run:
                 targets = logits_of(self.teacher(images)).float()
             logits = logits_of(self.student(images)).float()
         loss = distillation_loss(
-            logits, targets.clone(), labels, options.alpha, options.temperature, options.label_smoothing
+            logits,
+            targets.clone(),
+            labels,
+            options.alpha,
+            options.temperature,
+            options.label_smoothing,
+            options.distill,
         )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
