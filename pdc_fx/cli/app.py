@@ -28,7 +28,7 @@ from pdc_fx.cli.options import (
     reported,
 )
 from pdc_fx.errors import InputError, PdcError, VerificationError
-from pdc_fx.options import Distill, TrainOptions
+from pdc_fx.options import Distill, Features, TrainOptions
 
 DEFAULT = TrainOptions()
 
@@ -116,6 +116,10 @@ def compress(
     temperature: Annotated[
         float, typer.Option(help="What the distillation loss divides logits by.")
     ] = DEFAULT.temperature,
+    features: Annotated[
+        Features, typer.Option(help="Compare maps, too: attention (for any teacher), or match (for equal shapes).")
+    ] = DEFAULT.features,
+    features_weight: Annotated[float, typer.Option(help="Factor of the loss of --features.")] = DEFAULT.features_weight,
     amp: Annotated[
         Literal["bf16", "fp16", "no"], typer.Option(help="Autocast to this precision; fp16 needs a GPU.")
     ] = DEFAULT.amp,
