@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pdc_fx.errors import InputError
+
+Distill = Literal["kl", "zscore", "dkd", "dist"]
+Features = Literal["none", "attention", "match"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,11 @@ class TrainOptions:
         sched: ``cosine`` down to 0, or ``step``: times ``lr_gamma`` every ``lr_step_size`` epochs.
         warmup_epochs: over which the learning rate rises to its peak; at most a quarter of the run.
         label_smoothing: of the labels' cross entropy, 0 to 1.
-        alpha: weight of the distillation term, 0 to 1; temperature: its T.
+        distill: loss between student's and teacher's logits, by name (:data:`pdc_fx.distill.LOGIT_LOSSES`).
+        alpha: weight of that loss, 0 to 1, against the labels' cross entropy; temperature: its T. Both mean the same for each name.
+        features: loss between maps of student and teacher, added to the rest (:mod:`pdc_fx.distill.features`): ``attention`` between
+            the places where they are large, for any two networks, ``match`` between the maps themselves, for equal shapes.
+        features_weight: factor of that loss.
         amp: ``bf16`` or ``fp16`` runs convolutions and matrix products in half precision (autocast; ``fp16`` scales the loss and
             needs a GPU), ``no`` all in float32.
         channels_last: memory format of the network and the images.
@@ -55,8 +62,11 @@ class TrainOptions:
     lr_gamma: float = 0.1
     warmup_epochs: float = 0.5
     label_smoothing: float = 0.0
+    distill: Distill = "kl"
     alpha: float = 0.9
     temperature: float = 4.0
+    features: Features = "none"
+    features_weight: float = 1.0
     amp: Literal["bf16", "fp16", "no"] = "bf16"
     channels_last: bool = True
     compile: bool = False
@@ -83,8 +93,16 @@ class TrainOptions:
             "lr_gamma must be in (0, 1]": 0 < self.lr_gamma <= 1,
             "warmup_epochs must not be negative": self.warmup_epochs >= 0,
             "label_smoothing must be in [0, 1)": 0 <= self.label_smoothing < 1,
+            f"distill must be one of {', '.join(get_args(Distill))}": self.distill in get_args(Distill),
             "alpha must be in [0, 1]": 0 <= self.alpha <= 1,
             "temperature must be positive": self.temperature > 0,
+            f"features must be one of {', '.join(get_args(Features))}": self.features in get_args(Features),
+            "features_weight must be positive (features 'none' leaves the term out)": 0
+            < self.features_weight
+            < float("inf"),
+            "features do not work with compile, which leaves no place for the hooks that take maps": self.features
+            == "none"
+            or not self.compile,
             "amp must be 'bf16', 'fp16' or 'no'": self.amp in ("bf16", "fp16", "no"),
             "workers must not be negative": self.workers >= 0,
             "model_ema_decay must be in [0, 1)": 0 <= self.model_ema_decay < 1,

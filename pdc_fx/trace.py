@@ -643,6 +643,10 @@ class Recorder(TorchFunctionMode):
             for known in self._sharing(tensor):
                 self._bind_unknown(known)
 
+    def known(self, tensor: Tensor) -> fx.Node | None:
+        """The node that made ``tensor``, if one did."""
+        return self._nodes.get(tensor)  # type: ignore[no-any-return]
+
     def node_of(self, tensor: Tensor) -> fx.Node:
         """The node that made ``tensor``."""
         if (node := self._nodes.get(tensor)) is not None:

@@ -28,7 +28,7 @@ from pdc_fx.cli.options import (
     reported,
 )
 from pdc_fx.errors import InputError, PdcError, VerificationError
-from pdc_fx.options import TrainOptions
+from pdc_fx.options import Distill, Features, TrainOptions
 
 DEFAULT = TrainOptions()
 
@@ -108,8 +108,19 @@ def compress(
     lr_gamma: Annotated[float, typer.Option(help="Factor of each fall of --sched step.")] = DEFAULT.lr_gamma,
     warmup_epochs: Annotated[float, typer.Option(help="Epochs of linear warm-up.")] = DEFAULT.warmup_epochs,
     label_smoothing: Annotated[float, typer.Option(help="Of the labels' cross entropy.")] = DEFAULT.label_smoothing,
-    alpha: Annotated[float, typer.Option(help="Weight of the distillation term, 0 to 1.")] = DEFAULT.alpha,
-    temperature: Annotated[float, typer.Option(help="Temperature of the distillation term.")] = DEFAULT.temperature,
+    distill: Annotated[
+        Distill, typer.Option(help="Distillation loss: KL divergence, of standardised logits, DKD, or DIST.")
+    ] = DEFAULT.distill,
+    alpha: Annotated[
+        float, typer.Option(help="Weight of the distillation loss against the labels' cross entropy, 0 to 1.")
+    ] = DEFAULT.alpha,
+    temperature: Annotated[
+        float, typer.Option(help="What the distillation loss divides logits by.")
+    ] = DEFAULT.temperature,
+    features: Annotated[
+        Features, typer.Option(help="Compare maps, too: attention (for any teacher), or match (for equal shapes).")
+    ] = DEFAULT.features,
+    features_weight: Annotated[float, typer.Option(help="Factor of the loss of --features.")] = DEFAULT.features_weight,
     amp: Annotated[
         Literal["bf16", "fp16", "no"], typer.Option(help="Autocast to this precision; fp16 needs a GPU.")
     ] = DEFAULT.amp,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pdc_fx.distill.checkpoints import Checkpoints, CheckpointWarning
 from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
-from pdc_fx.distill.loss import distillation_loss, logits_of
+from pdc_fx.distill.features import FEATURE_LOSSES, cut_points
+from pdc_fx.distill.loss import LOGIT_LOSSES, distillation_loss, logits_of
 from pdc_fx.distill.optim import learning_rate, optimizer_for
 from pdc_fx.distill.processes import Processes
 from pdc_fx.distill.training import METRICS, Observer, StepReport, TiedTraining
 from pdc_fx.options import TrainOptions
 
 __all__ = [
+    "FEATURE_LOSSES",
+    "LOGIT_LOSSES",
     "METRICS",
     "CheckpointWarning",
     "Checkpoints",
@@ -20,6 +23,7 @@ __all__ = [
     "TiedTraining",
     "TrainOptions",
     "accuracy",
+    "cut_points",
     "distillation_loss",
     "learning_rate",
     "logits_of",

@@ -24,6 +24,7 @@ from pdc_fx.data import ImageData, ImageSet, batches_per_epoch, training_batches
 from pdc_fx.data.order import seed_of
 from pdc_fx.distill.checkpoints import Checkpoints
 from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
+from pdc_fx.distill.features import captured, feature_loss, feature_pairs
 from pdc_fx.distill.interruption import Interruption
 from pdc_fx.distill.loss import distillation_loss, logits_of
 from pdc_fx.distill.optim import learning_rate, optimizer_for
@@ -139,6 +140,8 @@ class _Run:
         self.teacher = setting.teacher.to(device).eval()
         for network in (self.model, self.teacher):
             network.to(memory_format=self.layout)
+        example = torch.zeros(1, *self.data.image_shape, device=device)
+        self.maps = feature_pairs(options.features, self.model, self.teacher, example)
         self.tying = Tying(self.model, setting.plan, setting.mode, total_steps=self.steps * options.epochs)
         self.student = self.processes.distributed(self.model, unused=bool(setting.plan.groups.unreached))
         if options.compile:
@@ -151,6 +154,10 @@ class _Run:
         average = get_ema_multi_avg_fn(options.model_ema_decay)  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if options.model_ema else None
         self.position = _Position()
+        if self.maps:
+            self.position.metrics.append(
+                {"kind": "features", "loss": options.features, "modules": [list(pair) for pair in self.maps]}
+            )
         self.checkpoints = None if setting.directory is None else Checkpoints(setting.directory / "checkpoint")
 
     def run(self, resume: bool) -> tuple[ClusterPlan, list[dict[str, Any]]]:
@@ -213,13 +220,26 @@ class _Run:
         torch.manual_seed(seed_of(options.seed, position.epoch, position.step, self.processes.rank))
         images = images.contiguous(memory_format=self.layout)
         half = torch.float16 if options.amp == "fp16" else torch.bfloat16
-        with torch.autocast(images.device.type, half, enabled=options.amp != "no"):
+        with (
+            captured(self.model, [name for name, _ in self.maps]) as ours,
+            captured(self.teacher, [name for _, name in self.maps]) as theirs,
+            torch.autocast(images.device.type, half, enabled=options.amp != "no"),
+        ):
             with torch.inference_mode():
                 targets = logits_of(self.teacher(images)).float()
             logits = logits_of(self.student(images)).float()
         loss = distillation_loss(
-            logits, targets.clone(), labels, options.alpha, options.temperature, options.label_smoothing
+            logits,
+            targets.clone(),
+            labels,
+            options.alpha,
+            options.temperature,
+            options.label_smoothing,
+            options.distill,
         )
+        if self.maps:
+            compared = [(ours[student], theirs[teacher]) for student, teacher in self.maps]
+            loss = loss + options.features_weight * feature_loss(options.features, compared)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
