@@ -1,0 +1,264 @@
+"""Top-1 accuracy at an equal budget: tied training and its ablations beside Torch-Pruning.
+
+    python benchmarks/accuracy.py                                ResNet-20, half of the MACs, all arms, seeds 0 to 2
+    python benchmarks/accuracy.py --arms default tp-l1 --seeds 0 --epochs 2
+
+All arms start from one trained network, which is also the teacher of all, and train by the same loop of ``pdc_fx.distill``: images,
+their order and augmentation, optimizer, schedule and distillation of the logits are equal for equal seeds. 5,000 training images are
+held out from every arm; test images are looked at once, after the last epoch. Multiply-accumulates are counted on the physically small
+network, by one counter.
+
+Rows that are in the file already are not run again. Each arm runs in a process of its own with one thread, ``--jobs`` of them side by
+side, and leaves checkpoints under ``runs/``, from which it goes on.
+
+Torch-Pruning prunes the widths inside the blocks. It cannot prune the residual streams of this network, whose shortcut pads with zeros: the
+pruned network then fails in its forward pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pdc_fx.data import ImageData, open_data
+from pdc_fx.distill import TiedTraining, TrainOptions, accuracy
+from pdc_fx.files import replace_file
+from pdc_fx.ir import ClusterPlan
+from pdc_fx.models import build_model
+from pdc_fx.passes.cluster import TOLERANCE
+from pdc_fx.pipeline import analyze, plan, rewrite
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+HELD_OUT = 5000
+SAME = {"lr": 0.03, "features": "none"}
+"""Options of all arms where they say nothing else."""
+MATCH = {"features": "match", "features_weight": 20.0}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all arms are given."""
+
+    model: nn.Module
+    data: ImageData
+    example: Tensor
+    reduction: float
+
+
+Start = Callable[[Task], tuple[nn.Module, ClusterPlan]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A network to train and the plan to tie it by, a mode, and training options that differ from those of all."""
+
+    what: str
+    start: Start
+    mode: str = "hard"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------------------------------------------------------- starts
+def clustered(task: Task) -> tuple[nn.Module, ClusterPlan]:
+    """Ward's clusters of the filters' weights."""
+    model = copy.deepcopy(task.model)
+    return model, plan(model, analyze(model, task.example), flops_reduction=task.reduction)
+
+
+def pruned(importance: str, **settings: Any) -> Start:
+    """Torch-Pruning, at the smallest ratio that comes within a point of the budget, as our plans do; the error is in its favour."""
+
+    def start(task: Task) -> tuple[nn.Module, ClusterPlan]:
+        low, high = 0.0, 1.0
+        for _ in range(12):
+            middle = (low + high) / 2
+            low, high = (low, middle) if _removed(task, _prune(task, importance, middle, settings)) else (middle, high)
+        return as_it_is(_prune(task, importance, high, settings), task.example)
+
+    return start
+
+
+def _prune(task: Task, importance: str, ratio: float, settings: Mapping[str, Any]) -> nn.Module:
+    import torch_pruning as tp
+
+    score = {
+        "l1": lambda: tp.importance.MagnitudeImportance(p=1),
+        "group": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+    }[importance]()
+    model = copy.deepcopy(task.model)
+    stream = [m for name, m in model.named_modules() if name in ("conv1", "linear") or name.endswith(".conv2")]
+    tp.pruner.BasePruner(
+        model, task.example, importance=score, pruning_ratio=ratio, ignored_layers=stream, **settings
+    ).step()
+    return model
+
+
+def _removed(task: Task, model: nn.Module) -> bool:
+    kept = analyze(model, task.example).macs() / analyze(task.model, task.example).macs()
+    return 1 - kept >= task.reduction - TOLERANCE
+
+
+def from_scratch(task: Task) -> tuple[nn.Module, ClusterPlan]:
+    """The network that L1 pruning leaves, initialised anew."""
+    model, separate = pruned("l1")(task)
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
+            module.reset_parameters()
+    return model, separate
+
+
+def as_it_is(model: nn.Module, example: Tensor) -> tuple[nn.Module, ClusterPlan]:
+    """A network of which nothing is tied."""
+    groups = analyze(model, example)
+    return model, ClusterPlan(groups, tuple(np.arange(g.channels) for g in groups.groups), "uniform", {})
+
+
+ARMS = {
+    "hard": Arm("clusters of weights, tied from the start", clustered),
+    "pdc": Arm("reconstruction at intervals", clustered, mode="pdc"),
+    "csgd": Arm("centripetal SGD", clustered, mode="csgd"),
+    "progressive": Arm("merging step by step", clustered, mode="progressive"),
+    "progressive+match": Arm("the same, maps matched", clustered, mode="progressive", options=MATCH),
+    "no-teacher": Arm("clusters of weights, labels alone", clustered, options={"alpha": 0.0}),
+    "tp-l1": Arm("Torch-Pruning, L1", pruned("l1")),
+    "tp-group": Arm("Torch-Pruning, group norm", pruned("group")),
+    "tp-l1-global": Arm("Torch-Pruning, L1, global", pruned("l1", global_pruning=True)),
+    "tp-group-global": Arm("Torch-Pruning, group norm, global", pruned("group", global_pruning=True)),
+    "tp-l1+match": Arm("Torch-Pruning, L1, and our matched maps", pruned("l1"), options=MATCH),
+    "scratch": Arm("the narrow network from scratch", from_scratch),
+}
+
+
+# ------------------------------------------------------------------------------------------------------------------ runs
+def run(name: str, model: str, reduction: float, options: TrainOptions, data_spec: str) -> dict[str, Any]:
+    """One row."""
+    arm = ARMS[name]
+    torch.set_num_threads(1)
+    loaded = build_model(
+        f"{ROOT / 'examples' / 'cifar_resnet.py'}:{model}", weights=SHARED / "weights" / f"{model}-cifar10.safetensors"
+    )
+    data, held_out = open_data(data_spec).hold_out(HELD_OUT)
+    task = Task(loaded.model, data, torch.zeros(1, *data.image_shape), reduction)
+    started = time.perf_counter()
+    student, clusters = arm.start(task)
+    directory = ROOT / "runs" / "accuracy" / f"{model}-{name}-{options.epochs}-{options.seed}"
+    directory.mkdir(parents=True, exist_ok=True)
+    training = TiedTraining(student, copy.deepcopy(task.model), clusters, data, held_out, options, arm.mode, directory)
+    final, metrics = training.run(resume=True)
+    seconds = time.perf_counter() - started
+    compact = rewrite(student.eval(), final, task.example).eval()
+    before, after = (analyze(m, task.example).macs() for m in (task.model, compact))
+    return {
+        "model": model,
+        "arm": name,
+        "seed": options.seed,
+        "epochs": options.epochs,
+        "macs_before": before,
+        "macs_after": after,
+        "held_out": [record["accuracy"] for record in metrics if record["kind"] == "epoch"],
+        "held_out_final": accuracy(compact, held_out, data),
+        "test": accuracy(compact, data.test, data),
+        "teacher_test": accuracy(task.model, data.test, data),
+        "seconds": seconds,
+        "mode": arm.mode,
+        "options": options.to_dict(),
+    }
+
+
+def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes a row the same as another."""
+    return row["model"], row["arm"], row["seed"], row["epochs"]
+
+
+def run_all(arms: Sequence[str], seeds: Sequence[int], options: argparse.Namespace) -> dict[str, Any]:
+    """The rows that are missing, some side by side; the file is written after each."""
+    result = {"rows": []}
+    if options.output.exists():
+        result = json.loads(options.output.read_text(encoding="utf-8"))
+    result["versions"] = {p: version(p) for p in ("torch", "torch-pruning")}
+    known = {key(row) for row in result["rows"]}
+    wanted = [(arm, seed) for seed in seeds for arm in arms if (options.model, arm, seed, options.epochs) not in known]
+
+    def one(job: tuple[str, int]) -> None:
+        command = [sys.executable, __file__, "--one", "--arms", job[0], "--seeds", str(job[1])]
+        command += ["--model", options.model, "--epochs", str(options.epochs), "--data", options.data]
+        command += ["--flops-reduction", str(options.flops_reduction)]
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        if done.returncode:
+            print(f"{job[0]}, seed {job[1]}: failed with code {done.returncode}", file=sys.stderr, flush=True)
+            return
+        result["rows"].append(json.loads(done.stdout.splitlines()[-1]))
+        replace_file(options.output, (json.dumps(result, indent=1) + "\n").encode())
+        row = result["rows"][-1]
+        print(f"{job[0]}, seed {job[1]}: test {row['test']:.4f}, {row['seconds']:.0f} s", file=sys.stderr, flush=True)
+
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(one, wanted))
+    return result
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """All of it in at most 80 columns."""
+    lines = [f"{'model':<9} {'arm':<19}{'epochs':>6}{'MACs':>8}{'test':>8}{'spread':>8}{'runs':>5}{'held out':>10}"]
+    cells: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        cells.setdefault((row["model"], row["arm"], row["epochs"]), []).append(row)
+    for (model, arm, epochs), found in sorted(cells.items()):
+        test = [100 * row["test"] for row in found]
+        held = [100 * row["held_out_final"] for row in found]
+        gone = 100 * (found[0]["macs_after"] / found[0]["macs_before"] - 1)
+        lines.append(
+            f"{model:<9} {arm:<19}{epochs:>6}{gone:>7.1f}%{statistics.mean(test):>8.2f}"
+            f"{max(test) - min(test):>8.2f}{len(test):>5}{statistics.mean(held):>10.2f}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM",
+        help="; ".join(f"{name}: {arm.what}" for name, arm in ARMS.items()),
+    )  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    parser.add_argument("--model", default="resnet20", help="of examples/cifar_resnet.py; default: resnet20")
+    parser.add_argument("--epochs", type=int, default=10, help="default: 10")
+    parser.add_argument("--flops-reduction", type=float, default=0.5, help="default: 0.5")
+    parser.add_argument("--data", default=f"parquet:{SHARED / 'data' / 'cifar10'}", help="as pdc-fx compress takes it")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side; default: one a core")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "accuracy.json", help="the JSON file"
+    )
+    options = parser.parse_args()
+    if options.one:
+        (name,), (seed,) = options.arms, options.seeds
+        chosen = {**SAME, **ARMS[name].options, "epochs": options.epochs, "seed": seed}
+        print(json.dumps(run(name, options.model, options.flops_reduction, TrainOptions.of(chosen), options.data)))
+        return
+    print(table(run_all(options.arms, options.seeds, options)["rows"]))
+
+
+if __name__ == "__main__":
+    main()
