@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from pdc_fx.errors import InputError
 
 Distill = Literal["kl", "zscore", "dkd", "dist"]
-Features = Literal["none", "attention", "match"]
+Features = Literal["auto", "match", "attention", "none"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class TrainOptions:
         label_smoothing: of the labels' cross entropy, 0 to 1.
         distill: loss between student's and teacher's logits, by name (:data:`pdc_fx.distill.LOGIT_LOSSES`).
         alpha: weight of that loss, 0 to 1, against the labels' cross entropy; temperature: its T. Both mean the same for each name.
-        features: loss between maps of student and teacher, added to the rest (:mod:`pdc_fx.distill.features`): ``attention`` between
-            the places where they are large, for any two networks, ``match`` between the maps themselves, for equal shapes.
+        features: loss between maps of student and teacher, added to the rest (:mod:`pdc_fx.distill.features`): ``match`` between the
+            maps themselves, for equal shapes, ``attention`` between the places where they are large, for any two networks; ``auto`` is
+            ``match`` where student and teacher can be matched, else ``none``.
         features_weight: factor of that loss.
         amp: ``bf16`` or ``fp16`` runs convolutions and matrix products in half precision (autocast; ``fp16`` scales the loss and
             needs a GPU), ``no`` all in float32.
@@ -65,8 +66,8 @@ class TrainOptions:
     distill: Distill = "kl"
     alpha: float = 0.9
     temperature: float = 4.0
-    features: Features = "none"
-    features_weight: float = 1.0
+    features: Features = "auto"
+    features_weight: float = 20.0
     amp: Literal["bf16", "fp16", "no"] = "bf16"
     channels_last: bool = True
     compile: bool = False
@@ -100,9 +101,8 @@ class TrainOptions:
             "features_weight must be positive (features 'none' leaves the term out)": 0
             < self.features_weight
             < float("inf"),
-            "features do not work with compile, which leaves no place for the hooks that take maps": self.features
-            == "none"
-            or not self.compile,
+            "features do not work with compile, which leaves no place for the hooks that take maps": not self.compile
+            or self.features in ("auto", "none"),
             "amp must be 'bf16', 'fp16' or 'no'": self.amp in ("bf16", "fp16", "no"),
             "workers must not be negative": self.workers >= 0,
             "model_ema_decay must be in [0, 1)": 0 <= self.model_ema_decay < 1,

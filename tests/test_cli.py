@@ -86,6 +86,7 @@ def options(out: Path, **changes: Any) -> list[object]:
         "batch-size": 64,
         "amp": "no",
         "mode": "hard",
+        "features": "none",  # the teacher is not trained: matching its maps leaves filters that never fire
         "output": out,
     } | changes
     return [part for key, value in values.items() if value is not None for part in (f"--{key}", value)]

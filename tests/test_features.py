@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pdc_fx.data import open_data
 from pdc_fx.distill import FEATURE_LOSSES, Processes, TiedTraining, TrainOptions, cut_points
-from pdc_fx.distill.features import captured, feature_loss, feature_pairs
+from pdc_fx.distill.features import captured, compared, feature_loss, feature_pairs
 from pdc_fx.errors import InputError
 from pdc_fx.options import Features
 from pdc_fx.pipeline import analyze, plan
@@ -138,7 +138,7 @@ def test_losses_are_their_formulas() -> None:
     assert float(FEATURE_LOSSES["attention"](s, t)) == pytest.approx(np.mean(distances))
     tokens = [f.flatten(2).transpose(1, 2) for f in (s, t)]
     assert float(FEATURE_LOSSES["attention"](*tokens)) == pytest.approx(np.mean(distances))
-    assert set(FEATURE_LOSSES) | {"none"} == set(get_args(Features))
+    assert set(FEATURE_LOSSES) | {"auto", "none"} == set(get_args(Features))
 
 
 @pytest.mark.parametrize("name", FEATURE_LOSSES)
@@ -194,9 +194,26 @@ def test_what_cannot_be_compared_is_refused(name: Features, student: nn.Module, 
 
 
 @pytest.mark.parametrize(
+    ("student", "teacher", "hooks", "loss", "reason"),
+    [
+        (net(), net(), True, "match", ""),
+        (net(), net(6), True, "none", "(6, 8, 8) in the teacher"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), net(), True, "none", "no module of this model"),
+        (net(), net(), False, "none", "torch.compile"),
+    ],
+)
+def test_auto_matches_where_it_can_and_says_why_not(
+    student: nn.Module, teacher: nn.Module, hooks: bool, loss: str, reason: str
+) -> None:
+    found = compared("auto", student, teacher, IMAGE, hooks=hooks)
+    assert (found.loss, bool(found.modules)) == (loss, loss == "match")
+    assert reason in found.reason
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"features": "hints"}, "features must be one of none, attention, match"),
+        ({"features": "hints"}, "features must be one of auto, match, attention, none"),
         ({"features_weight": -1.0}, "features_weight must be positive"),
         ({"features": "match", "compile": True}, "features do not work with compile"),
     ],
@@ -247,7 +264,12 @@ def test_training_with_match_brings_the_maps_nearer() -> None:
     near, metrics = trained("match")
     assert near < 0.7 * without
     assert [record["kind"] for record in plain] == ["epoch", "epoch"]
-    assert metrics[0] == {"kind": "features", "loss": "match", "modules": [["2", "2"], ["3", "3"], ["5", "5"]]}
+    assert metrics[0] == {
+        "kind": "features",
+        "loss": "match",
+        "modules": (("2", "2"), ("3", "3"), ("5", "5")),
+        "reason": "",
+    }
     assert metrics[-1]["residual"] == 0
 
 
@@ -260,6 +282,6 @@ def test_attention_trains_in_half_precision_under_another_teacher() -> None:
     clusters = plan(model, analyze(model, IMAGE), flops_reduction=0.358)
     options = TrainOptions(epochs=1, batch_size=32, amp="bf16", features="attention", features_weight=10.0)
     _, metrics = TiedTraining(model, wide, clusters, digits, None, options, "pdc", processes=Processes()).run()
-    assert metrics[0]["modules"] == [["2", "2"], ["3", "3"], ["5", "5"]]
+    assert metrics[0]["modules"] == (("2", "2"), ("3", "3"), ("5", "5"))
     assert metrics[-1]["residual"] >= 0
     assert all(torch.equal(value, before[name]) for name, value in wide.state_dict().items())

@@ -118,7 +118,7 @@ def compress(
         float, typer.Option(help="What the distillation loss divides logits by.")
     ] = DEFAULT.temperature,
     features: Annotated[
-        Features, typer.Option(help="Compare maps, too: attention (for any teacher), or match (for equal shapes).")
+        Features, typer.Option(help="Compare maps, too: match (the same channels), attention (with any teacher).")
     ] = DEFAULT.features,
     features_weight: Annotated[float, typer.Option(help="Factor of the loss of --features.")] = DEFAULT.features_weight,
     amp: Annotated[

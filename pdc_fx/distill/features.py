@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -61,6 +62,35 @@ FEATURE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"attention": at
 def feature_loss(name: Features, maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """The mean over pairs of maps (the student's, the teacher's), in float32."""
     return torch.stack([FEATURE_LOSSES[name](s.float(), t.float()) for s, t in maps]).mean()
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What is compared: the loss by name, and the modules (the student's, the teacher's) whose outputs go into it.
+
+    Attributes:
+        reason: why ``auto`` compares nothing.
+    """
+
+    loss: Features
+    modules: Pairs = ()
+    reason: str = ""
+
+
+def compared(name: Features, student: nn.Module, teacher: nn.Module, images: Tensor, *, hooks: bool = True) -> Compared:
+    """What is compared under a name; ``auto`` is ``match`` where that can be, and where ``hooks`` work, else ``none``.
+
+    Raises:
+        InputError: what was asked for by name cannot be compared.
+    """
+    if name != "auto":
+        return Compared(name, feature_pairs(name, student, teacher, images))
+    if not hooks:
+        return Compared("none", reason="torch.compile leaves no place for hooks")
+    try:
+        return Compared("match", feature_pairs("match", student, teacher, images))
+    except InputError as error:
+        return Compared("none", reason=str(error))
 
 
 def feature_pairs(name: Features, student: nn.Module, teacher: nn.Module, images: Tensor) -> Pairs:

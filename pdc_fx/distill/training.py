@@ -24,7 +24,7 @@ from pdc_fx.data import ImageData, ImageSet, batches_per_epoch, training_batches
 from pdc_fx.data.order import seed_of
 from pdc_fx.distill.checkpoints import Checkpoints
 from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
-from pdc_fx.distill.features import captured, feature_loss, feature_pairs
+from pdc_fx.distill.features import captured, compared, feature_loss
 from pdc_fx.distill.interruption import Interruption
 from pdc_fx.distill.loss import distillation_loss, logits_of
 from pdc_fx.distill.optim import learning_rate, optimizer_for
@@ -141,7 +141,7 @@ class _Run:
         for network in (self.model, self.teacher):
             network.to(memory_format=self.layout)
         example = torch.zeros(1, *self.data.image_shape, device=device)
-        self.maps = feature_pairs(options.features, self.model, self.teacher, example)
+        self.maps = compared(options.features, self.model, self.teacher, example, hooks=not options.compile)
         self.tying = Tying(self.model, setting.plan, setting.mode, total_steps=self.steps * options.epochs)
         self.student = self.processes.distributed(self.model, unused=bool(setting.plan.groups.unreached))
         if options.compile:
@@ -154,10 +154,8 @@ class _Run:
         average = get_ema_multi_avg_fn(options.model_ema_decay)  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if options.model_ema else None
         self.position = _Position()
-        if self.maps:
-            self.position.metrics.append(
-                {"kind": "features", "loss": options.features, "modules": [list(pair) for pair in self.maps]}
-            )
+        if options.features != "none":
+            self.position.metrics.append({"kind": "features", **asdict(self.maps)})
         self.checkpoints = None if setting.directory is None else Checkpoints(setting.directory / "checkpoint")
 
     def run(self, resume: bool) -> tuple[ClusterPlan, list[dict[str, Any]]]:
@@ -221,8 +219,8 @@ class _Run:
         images = images.contiguous(memory_format=self.layout)
         half = torch.float16 if options.amp == "fp16" else torch.bfloat16
         with (
-            captured(self.model, [name for name, _ in self.maps]) as ours,
-            captured(self.teacher, [name for _, name in self.maps]) as theirs,
+            captured(self.model, [name for name, _ in self.maps.modules]) as ours,
+            captured(self.teacher, [name for _, name in self.maps.modules]) as theirs,
             torch.autocast(images.device.type, half, enabled=options.amp != "no"),
         ):
             with torch.inference_mode():
@@ -237,9 +235,9 @@ class _Run:
             options.label_smoothing,
             options.distill,
         )
-        if self.maps:
-            compared = [(ours[student], theirs[teacher]) for student, teacher in self.maps]
-            loss = loss + options.features_weight * feature_loss(options.features, compared)
+        if self.maps.modules:
+            maps = [(ours[student], theirs[teacher]) for student, teacher in self.maps.modules]
+            loss = loss + options.features_weight * feature_loss(self.maps.loss, maps)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
