@@ -12,8 +12,9 @@ Where a normalisation averages over channels (``ChannelGroup.balance``), all clu
 of squares (SciPy's ``linear_sum_assignment``), until nothing changes.
 
 **Allocation.** ``uniform`` keeps the same share of every group, residual streams included; what integer widths leave over is
-given out one channel at a time by largest remainder. ``global`` takes, over all trees at once, the merge with the least added sum
-of squares per multiply-accumulate saved at the present widths.
+given out one channel at a time by largest remainder. ``global`` takes, over all trees at once, the merge with the least added cost per
+multiply-accumulate saved at the present widths. The cost of a group is the within-cluster sum of squares as a share of the whole, summed
+over its producers: what a narrow layer loses with a filter weighs more than what a wide one does.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Tree:
 
     Attributes:
         children: shape ``(channels - 1, 2)``, as scikit-learn gives it.
-        costs: shape ``(channels - 1,)``; what each merge adds to the within-cluster sum of squares, not decreasing.
+        costs: shape ``(channels - 1,)``; what each merge adds to the within-cluster sum of squares, over the number of channels; not decreasing.
     """
 
     channels: int
@@ -79,7 +80,7 @@ def ward(data: Floats) -> Tree:
     from sklearn.cluster import ward_tree
 
     children, _, _, _, distances = ward_tree(data, return_distance=True)
-    return Tree(len(data), np.asarray(children, dtype=np.int64), distances**2 / 2)
+    return Tree(len(data), np.asarray(children, dtype=np.int64), distances**2 / (2 * len(data)))
 
 
 def balanced(data: Floats, start: Integers, size: int, rounds: int = 10) -> Integers:
@@ -134,13 +135,13 @@ class Bloc:
         return {}
 
     def cost(self, level: int) -> float:
-        """The within-cluster sum of squares at a choice, over all members."""
+        """The within-cluster sum of squares per channel at a choice, over all members."""
         if not self.is_balanced:
             removed = self.trees[0].channels - self.widths[level][0]
             return float(self.trees[0].costs[:removed].sum())
         if level not in self._costs:
             pairs = zip(self.data, self.clusters(level), strict=True)
-            self._costs[level] = sum(_within(data, clusters) for data, clusters in pairs)
+            self._costs[level] = sum(_within(data, clusters) / len(data) for data, clusters in pairs)
         return self._costs[level]
 
     def nearest(self, share: float) -> int:

@@ -37,6 +37,21 @@ def test_flops_reduction_is_met(resnet: tuple[nn.Module, ChannelGroups], allocat
         assert max(kept) - min(kept) <= 1 / 16
 
 
+def test_a_narrow_layer_is_not_emptied_for_its_large_maps() -> None:
+    """Filters are random, so no layer is more redundant than another; a sum of squares that is not relative leaves 1 of 16."""
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(3, 16, 3, 1, 1),
+        nn.Conv2d(16, 16, 3, 1, 1),
+        nn.Conv2d(16, 64, 3, 2, 1),
+        nn.Conv2d(64, 64, 3, 2, 1),
+    ]
+    model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())), nn.Conv2d(64, 64, 3, 1, 1))
+    groups = analyze(model, torch.zeros(1, 3, 16, 16))
+    found = plan(model, groups, flops_reduction=0.5)
+    assert min(found.widths[i] / g.channels for i, g in enumerate(groups.groups)) > 0.1
+
+
 def test_weights_that_are_not_finite_are_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     groups = analyze(model, torch.zeros(1, 3, 8, 8))
