@@ -46,7 +46,7 @@ class Tree:
 
     Attributes:
         children: shape ``(channels - 1, 2)``, as scikit-learn gives it.
-        costs: shape ``(channels - 1,)``; what each merge adds to the within-cluster sum of squares, over the number of channels; not decreasing.
+        costs: shape ``(channels - 1,)``; what each merge adds to the within-cluster sum of squares per channel, not decreasing.
     """
 
     channels: int
