@@ -20,11 +20,11 @@ over its producers: what a narrow layer loses with a filter weighs more than wha
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,16 @@ from pdc_fx.passes.base import Pass
 Allocation = Literal["uniform", "global"]
 Floats = npt.NDArray[np.float64]
 TOLERANCE = 0.01  # of the multiply-accumulates: how close a budget must be met
+
+
+class Hierarchy(Protocol):
+    """Clusters of a group for every width. ``costs``: shape ``(channels - 1,)``; what each channel less adds."""
+
+    @property
+    def channels(self) -> int: ...
+    @property
+    def costs(self) -> Floats: ...
+    def cut(self, width: int) -> Integers: ...
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,7 @@ class Bloc:
 
     members: tuple[int, ...]
     widths: tuple[tuple[int, ...], ...]
-    trees: tuple[Tree, ...]
+    trees: tuple[Hierarchy, ...]
     data: tuple[Floats, ...]
     is_balanced: bool
 
@@ -178,7 +188,7 @@ def blocs(groups: ChannelGroups, tensors: Mapping[str, Tensor], round_to: int = 
 
 
 class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
-    """Spread a budget over the groups and cut their trees there."""
+    """Spread a budget over the groups and cut their trees there; ``choices`` may replace the trees."""
 
     def __init__(
         self,
@@ -189,6 +199,7 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
         allocation: Allocation = "global",
         round_to: int = 1,
         min_channels: int = 1,
+        choices: Callable[[list[Bloc]], list[Bloc]] = list,
     ) -> None:
         if (flops_reduction is None) == (params_reduction is None):
             raise InputError("give exactly one of flops_reduction and params_reduction")
@@ -202,6 +213,7 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
         self.model, self.target, self.allocation = model, target, allocation
         self.measure = "flops" if flops_reduction is not None else "params"
         self.round_to, self.min_channels = round_to, min_channels
+        self.choices = choices
 
     def requires(self, value: ChannelGroups) -> None:
         if not value.groups:
@@ -219,7 +231,7 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
 
     def call(self, value: ChannelGroups) -> ClusterPlan:
         budget = _Budget(value, self.measure, self.target)
-        choices = blocs(value, named_tensors(self.model), self.round_to, self.min_channels)
+        choices = self.choices(blocs(value, named_tensors(self.model), self.round_to, self.min_channels))
         budget.require_reachable(_widths(choices, [len(bloc.widths) - 1 for bloc in choices]))
         levels = self._uniform(choices, budget) if self.allocation == "uniform" else self._global(choices, budget)
         options = {

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pdc_fx.ir import Certificate, ChannelGroups, ClusterPlan
     from pdc_fx.passes.check import check
     from pdc_fx.passes.tie import Tying
-    from pdc_fx.pipeline import analyze, compress, plan, rewrite, tie
+    from pdc_fx.pipeline import analyze, calibrate, compress, fold, plan, rewrite, tie
     from pdc_fx.rules.base import rule
     from pdc_fx.rules.resize import resize_rule
 
@@ -33,6 +33,8 @@ _HOMES = {
     "analyze": "pdc_fx.pipeline",
     "plan": "pdc_fx.pipeline",
     "tie": "pdc_fx.pipeline",
+    "fold": "pdc_fx.pipeline",
+    "calibrate": "pdc_fx.pipeline",
     "rewrite": "pdc_fx.pipeline",
     "compress": "pdc_fx.pipeline",
     "check": "pdc_fx.passes.check",
@@ -61,9 +63,11 @@ __all__ = [
     "Tying",
     "analyze",
     "benchmark",
+    "calibrate",
     "check",
     "compress",
     "export_onnx",
+    "fold",
     "load",
     "plan",
     "resize_rule",

@@ -15,7 +15,9 @@ from pdc_fx.distill import Observer, Processes, TiedTraining, TrainOptions, accu
 from pdc_fx.errors import InputError, TraceError
 from pdc_fx.ir import ChannelGroups, ClusterPlan
 from pdc_fx.passes.analysis import AnalyzeDependencies
+from pdc_fx.passes.calibrate import Calibrate
 from pdc_fx.passes.cluster import Allocation, PlanClusters
+from pdc_fx.passes.fold import Fold
 from pdc_fx.passes.methods import Method
 from pdc_fx.passes.rewrite import ChannelAddition
 from pdc_fx.passes.tie import TieClusters, Tying, agreed_plan
@@ -81,6 +83,83 @@ def plan(
         min_channels=min_channels,
     )
     return planner(groups)
+
+
+def fold(
+    model: nn.Module,
+    groups: ChannelGroups,
+    *,
+    flops_reduction: float | None = None,
+    params_reduction: float | None = None,
+    allocation: Allocation = "global",
+    round_to: int = 1,
+    images: Tensor | None = None,
+) -> tuple[nn.Module, ClusterPlan]:
+    """Tie ``model`` without training and without data: filters are set to the means of their clusters, batch norms repaired.
+
+    Args:
+        groups: the result of :func:`analyze` for this model, which is not changed.
+        flops_reduction, params_reduction, allocation, round_to: as for :func:`plan`.
+        images: shape ``(N, C, H, W)``, prepared as for the model: batch-norm statistics are then estimated from them.
+
+    Returns:
+        A tied copy and its plan, for :func:`rewrite` or for :func:`tie` with mode ``hard``.
+
+    Raises:
+        PlanError: the reduction cannot be met.
+        InputError: the images do not fit or are not finite.
+    """
+    planner = PlanClusters(
+        model,
+        flops_reduction=flops_reduction,
+        params_reduction=params_reduction,
+        allocation=allocation,
+        round_to=round_to,
+    )
+    return Fold(groups, planner, images)(model)
+
+
+def calibrate(
+    model: nn.Module,
+    groups: ChannelGroups,
+    images: Tensor,
+    *,
+    flops_reduction: float | None = None,
+    params_reduction: float | None = None,
+    allocation: Allocation = "global",
+    round_to: int = 1,
+    ridge: float = 1e-4,
+) -> tuple[nn.Module, ClusterPlan]:
+    """Tie ``model`` without training, by unlabelled images: channels are chosen and their readers refitted by least squares.
+
+    Args:
+        groups: the result of :func:`analyze` for this model, which is not changed.
+        images: shape ``(N, C, H, W)``, prepared as for the model; a few hundred. They run as one batch, without gradients.
+        flops_reduction, params_reduction, allocation, round_to: as for :func:`plan`.
+        ridge: weight of the penalty, relative to the mean square of what a reader reads.
+
+    Returns:
+        A tied copy and its plan, for :func:`rewrite` or for :func:`tie` with mode ``hard``.
+
+    Raises:
+        PlanError: the reduction cannot be met.
+        InputError: the images do not fit or are not finite.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> images = torch.randn(16, 3, 8, 8)
+    >>> tied, clusters = calibrate(net, analyze(net, images[:1]), images, flops_reduction=0.5)
+    >>> rewrite(tied, clusters, images[:1])[2]
+    Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1))
+    """
+    planner = PlanClusters(
+        model,
+        flops_reduction=flops_reduction,
+        params_reduction=params_reduction,
+        allocation=allocation,
+        round_to=round_to,
+    )
+    return Calibrate(groups, images, planner, ridge)(model)
 
 
 def tie(model: nn.Module, plan: ClusterPlan, *, mode: str | Method = "pdc", total_steps: int | None = None) -> Tying:
