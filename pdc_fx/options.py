@@ -18,7 +18,7 @@ class TrainOptions:
     """How to train.
 
     Attributes:
-        epochs: passes over the training images.
+        epochs: passes over the training images; 0 only for a ``method`` of :func:`pdc_fx.compress` that needs no training.
         batch_size: images per step, over all processes together.
         lr: peak learning rate.
         opt: ``sgd`` with Nesterov momentum, or ``adamw``.
@@ -83,7 +83,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         checks = {
-            "epochs must be at least 1": self.epochs >= 1,
+            "epochs must not be negative": self.epochs >= 0,
             "batch_size must be at least 1": self.batch_size >= 1,
             "lr must be positive": 0 < self.lr < float("inf"),
             "opt must be 'sgd' or 'adamw'": self.opt in ("sgd", "adamw"),

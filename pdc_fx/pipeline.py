@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from pdc_fx.artifacts import Compressed
-from pdc_fx.data import ImageData
+from pdc_fx.data import ImageData, evaluation_batches
 from pdc_fx.distill import Observer, Processes, TiedTraining, TrainOptions, accuracy, logits_of
 from pdc_fx.errors import InputError, TraceError
 from pdc_fx.ir import ChannelGroups, ClusterPlan
@@ -22,6 +23,8 @@ from pdc_fx.passes.methods import Method
 from pdc_fx.passes.rewrite import ChannelAddition
 from pdc_fx.passes.tie import TieClusters, Tying, agreed_plan
 from pdc_fx.trace import Inputs, as_arguments, evaluating
+
+OneShot = Literal["fold", "calibrate"]
 
 
 def analyze(model: nn.Module, example_inputs: Inputs, *, frozen: Iterable[str] = ()) -> ChannelGroups:
@@ -217,6 +220,8 @@ def compress(
     round_to: int = 1,
     frozen: Iterable[str] = (),
     mode: str | Method = "pdc",
+    method: OneShot | Literal["train"] = "train",
+    calibration_images: int = 512,
     teacher: nn.Module | None = None,
     options: TrainOptions | None = None,
     hold_out: int | None = None,
@@ -225,7 +230,7 @@ def compress(
     observer: Observer | None = None,
     source: dict[str, Any] | None = None,
 ) -> Compressed:
-    """The whole way: analyse, plan, train tied under distillation, rewrite, measure.
+    """The whole way: analyse, plan, train tied under distillation (or fold, or calibrate), rewrite, measure.
 
     Under ``torchrun`` or ``accelerate launch`` all processes call it alike; each trains on its share of every batch and gets the same
     result, and the first one writes.
@@ -233,6 +238,9 @@ def compress(
     Args:
         model: a trained classifier of images; it is not changed.
         train_data: as :func:`pdc_fx.data.open_data` gives it. Its test images are looked at once, at the end.
+        method: ``train`` starts from ``model``; ``fold`` and ``calibrate`` from what these functions make of it, whose clusters are
+            then held (mode ``hard``). With these two ``options.epochs`` may be 0: nothing is trained.
+        calibration_images: the first so many training images, not augmented, are what ``calibrate`` sees.
         teacher: gives the soft targets; ``model`` itself where not given.
         hold_out: training images kept aside for the accuracy after each epoch (a tenth, at most 5,000, by default).
         directory: where ``metrics.jsonl`` and a checkpoint are written while training.
@@ -244,27 +252,41 @@ def compress(
         PdcError: as its parts do.
     """
     options = options or TrainOptions()
+    if method not in ("train", "fold", "calibrate"):
+        raise InputError(f"unknown method {method!r}", hint="use 'train', 'fold' or 'calibrate'")
+    if method == "train" and options.epochs == 0:
+        raise InputError("training takes at least one epoch", hint="method 'calibrate' or 'fold' needs none")
     inputs = as_arguments(example_inputs)
     require_classes(model, inputs, train_data)
     tied = copy.deepcopy(model)
     teacher = copy.deepcopy(model) if teacher is None else teacher
     processes = Processes.of_environment()
-    budget = agreed_plan(
-        lambda: plan(
-            tied,
-            analyze(tied, inputs, frozen=frozen),
-            flops_reduction=flops_reduction,
-            params_reduction=params_reduction,
-            allocation=allocation,
-            round_to=round_to,
+    if method != "train" and processes.count > 1:
+        raise InputError(
+            f"method '{method}' runs in one process, not in {processes.count}", hint="run it without torchrun"
         )
-    )
+    budget: dict[str, Any] = {
+        "flops_reduction": flops_reduction,
+        "params_reduction": params_reduction,
+        "allocation": allocation,
+        "round_to": round_to,
+    }
     kept_aside = min(5000, len(train_data.train) // 10) if hold_out is None else hold_out
     data, held_out = train_data.hold_out(kept_aside) if kept_aside else (train_data, None)
-    training = TiedTraining(tied, teacher, budget, data, held_out, options, mode, directory, processes=processes)
-    if observer is not None:
-        training.observer = observer
-    final, metrics = training.run(resume=resume)
+    groups = analyze(tied, inputs, frozen=frozen)
+    if method == "train":
+        clusters = agreed_plan(lambda: plan(tied, groups, **budget))
+    elif method == "fold":
+        tied, clusters = fold(tied, groups, **budget)
+    else:
+        tied, clusters = calibrate(tied, groups, _first_images(data, calibration_images), **budget)
+    final, metrics = clusters, list[dict[str, Any]]()
+    if options.epochs:
+        how = mode if method == "train" else "hard"
+        training = TiedTraining(tied, teacher, clusters, data, held_out, options, how, directory, processes=processes)
+        if observer is not None:
+            training.observer = observer
+        final, metrics = training.run(resume=resume)
     tied = tied.cpu().eval()
     addition = ChannelAddition(final, inputs)
     compact = addition(tied).eval()
@@ -282,6 +304,13 @@ def compress(
         metrics=metrics,
         source=source or {},
     )
+
+
+def _first_images(data: ImageData, count: int) -> Tensor:
+    """The first ``count`` training images, prepared as for evaluation: shape ``(N, C, H, W)``."""
+    if not 2 <= count <= len(data.train):
+        raise InputError(f"cannot calibrate on {count} of {len(data.train)} training images")
+    return torch.cat([images for images, _ in evaluation_batches(data.train.subset(range(count)), data)])
 
 
 def require_classes(model: nn.Module, inputs: tuple[Any, ...], data: ImageData) -> None:

@@ -123,6 +123,36 @@ def test_verify_reads_everything_again(compressed: Path) -> None:
     assert max(len(line) for line in result.stdout.splitlines()) <= 80
 
 
+@pytest.mark.parametrize(
+    "chosen", [{"method": "calibrate", "epochs": 0}, {"method": "fold", "epochs": 0}, {"method": "calibrate"}]
+)
+def test_methods_that_need_no_training(spec: str, tmp_path: Path, chosen: dict[str, Any]) -> None:
+    out = tmp_path / "out"
+    result = run("compress", spec, *options(out, **chosen), "--json")
+    assert result.exit_code == 0, result.stderr
+    certificate = json.loads(result.stdout)
+    assert certificate["passed"]
+    assert set(certificate["accuracy"]) == {"teacher", "tied", "compact", "onnx"}
+    assert {p.name for p in out.iterdir()} == {WEIGHTS, RECIPE, ONNX, CERTIFICATE, REPORT, CONFIG, "metrics.jsonl"}
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == chosen.get("epochs", 1)
+    assert run("verify", out).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({"epochs": 0}, "training takes at least one epoch"),
+        ({"epochs": 0, "method": "calibrate", "calibration-images": 10**6}, "cannot calibrate on 1000000"),
+    ],
+)
+def test_methods_that_are_refused(spec: str, tmp_path: Path, chosen: dict[str, Any], words: str) -> None:
+    result = run("compress", spec, *options(tmp_path / "out", **chosen))
+    assert result.exit_code == 2
+    assert words in result.stderr.replace("\n", " ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def damaged(compressed: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "copy"
     copy.mkdir()

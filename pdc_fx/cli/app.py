@@ -91,7 +91,16 @@ def compress(
         Literal["pdc", "csgd", "hard", "progressive"],
         typer.Option(help="Reconstruct at a rising rate, draw together, tie from the start, or merge step by step."),
     ] = "pdc",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = DEFAULT.epochs,
+    method: Annotated[
+        Literal["train", "fold", "calibrate"],
+        typer.Option(help="Start from the model, from its folded form (no data) or calibrated on unlabelled images."),
+    ] = "train",
+    calibration_images: Annotated[
+        int, typer.Option(min=2, help="Training images that --method calibrate looks at, without labels.")
+    ] = 512,
+    epochs: Annotated[
+        int, typer.Option(min=0, help="Passes over the training images; 0 with --method fold or calibrate.")
+    ] = DEFAULT.epochs,
     batch_size: Annotated[
         int, typer.Option("-b", "--batch-size", min=1, help="Images per step, over all processes together.")
     ] = DEFAULT.batch_size,
@@ -158,7 +167,7 @@ def compress(
     download: Download = False,
     json: Json = False,
 ) -> None:
-    """Train the model tied under distillation, merge its channels exactly, export to ONNX and verify."""
+    """Train the model tied under distillation (or fold or calibrate it), merge its channels exactly, export to ONNX and verify."""
     chosen = dict(locals())
     from pdc_fx.artifacts import Staging, deliver
     from pdc_fx.cli.config import CONFIG, effective
@@ -190,7 +199,10 @@ def compress(
     staging = Staging(output, overwrite=overwrite, resume=resume, write=first)
     if first:
         replace_file(staging.path / CONFIG, effective(chosen).encode())
-    with _kept_if_resumable(staging, first), TrainingProgress(epochs) if first else nullcontext() as progress:
+    with (
+        _kept_if_resumable(staging, first),
+        TrainingProgress(epochs) if first and epochs else nullcontext() as progress,
+    ):
         compressed = run_compress(
             loaded.model,
             example,
@@ -201,6 +213,8 @@ def compress(
             round_to=round_to,
             frozen=freeze or (),
             mode=mode,
+            method=method,
+            calibration_images=calibration_images,
             teacher=teacher,
             options=options,
             directory=staging.path,
