@@ -9,8 +9,8 @@ is computed once and then copied to each of them, so that they are identical by 
 ``embedding_bag``: a gather and a segment reduction in one kernel, with a weight of +1 for ``x_1`` and of -1 for ``x_j``.
 
 Written in this way the mean of equal numbers is that number, bit for bit, which ``(a + a + a) / 3`` is not: all differences are
-+0, and ``x_1 - 0 = x_1`` (-0 too). A tied tensor is thus not changed, and projecting twice is projecting once. On a CPU it is not
-written either, which halves the memory traffic of the usual case.
++0, and ``x_1 - 0 = x_1`` (-0 too). A tied tensor is thus not changed, and projecting twice is projecting once. (That the sum in
+brackets is 0 does not mean that all are equal, so that nothing is skipped.)
 
 What need not have that property (gradients) is averaged plainly, in fewer operations: :meth:`ClusterMeans.average`.
 
@@ -65,19 +65,15 @@ class _Index:
             self.members, values, self.member_ends, mode="mean", include_last_offset=True
         )
 
-    def exact_means(self, values: Tensor) -> Tensor | None:
-        """The same, where the mean of equal numbers is that number; None if it was seen that all are equal."""
+    def exact_means(self, values: Tensor) -> Tensor:
+        """The same, where the mean of equal numbers is that number."""
         deviations = torch.nn.functional.embedding_bag(
             self.pairs, values, self.pair_ends, mode="sum", per_sample_weights=self.signs, include_last_offset=True
         )
-        if values.device.type == "cpu":  # elsewhere the answer would have to be waited for
-            low, high = deviations.aminmax()
-            if low == 0 and high == 0:
-                return None
         return values.index_select(0, self.first).addcdiv_(deviations, self.sizes, value=-1)
 
 
-_Means = Callable[[_Index, Tensor], Tensor | None]
+_Means = Callable[[_Index, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -155,10 +151,7 @@ class ClusterMeans:
         in_place = len(rows) == 1 and rows[0].dim() == 2 and rows[0].is_contiguous() and rows[0].dtype == dtype
         values = rows[0] if in_place else torch.cat([part.flatten(1) for part in rows]).to(dtype)
         index = self._index(tuple(piece.axis for piece in table), dtype, values.device)
-        found = means(index, values)
-        if found is None:
-            return
-        torch.index_select(found, 0, index.cluster, out=values)
+        torch.index_select(means(index, values), 0, index.cluster, out=values)
         if in_place:
             return
         shares = values.split_with_sizes([part.shape[0] for part in rows])
