@@ -194,18 +194,18 @@ def test_what_cannot_be_compared_is_refused(name: Features, student: nn.Module, 
 
 
 @pytest.mark.parametrize(
-    ("student", "teacher", "hooks", "loss", "reason"),
+    ("student", "teacher", "obstacle", "loss", "reason"),
     [
-        (net(), net(), True, "match", ""),
-        (net(), net(6), True, "none", "(6, 8, 8) in the teacher"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), net(), True, "none", "no module of this model"),
-        (net(), net(), False, "none", "torch.compile"),
+        (net(), net(), "", "match", ""),
+        (net(), net(6), "", "none", "(6, 8, 8) in the teacher"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), net(), "", "none", "no module of this model"),
+        (net(), net(), "no teacher", "none", "no teacher"),
     ],
 )
 def test_auto_matches_where_it_can_and_says_why_not(
-    student: nn.Module, teacher: nn.Module, hooks: bool, loss: str, reason: str
+    student: nn.Module, teacher: nn.Module, obstacle: str, loss: str, reason: str
 ) -> None:
-    found = compared("auto", student, teacher, IMAGE, hooks=hooks)
+    found = compared("auto", student, teacher, IMAGE, obstacle=obstacle)
     assert (found.loss, bool(found.modules)) == (loss, loss == "match")
     assert reason in found.reason
 

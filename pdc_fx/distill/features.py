@@ -77,16 +77,16 @@ class Compared:
     reason: str = ""
 
 
-def compared(name: Features, student: nn.Module, teacher: nn.Module, images: Tensor, *, hooks: bool = True) -> Compared:
-    """What is compared under a name; ``auto`` is ``match`` where that can be, and where ``hooks`` work, else ``none``.
+def compared(name: Features, student: nn.Module, teacher: nn.Module, images: Tensor, *, obstacle: str = "") -> Compared:
+    """What is compared under a name; ``auto`` is ``match`` where that can be and no ``obstacle`` is named, else ``none``.
 
     Raises:
         InputError: what was asked for by name cannot be compared.
     """
     if name != "auto":
         return Compared(name, feature_pairs(name, student, teacher, images))
-    if not hooks:
-        return Compared("none", reason="torch.compile leaves no place for hooks")
+    if obstacle:
+        return Compared("none", reason=obstacle)
     try:
         return Compared("match", feature_pairs("match", student, teacher, images))
     except InputError as error:

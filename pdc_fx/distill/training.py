@@ -141,7 +141,10 @@ class _Run:
         for network in (self.model, self.teacher):
             network.to(memory_format=self.layout)
         example = torch.zeros(1, *self.data.image_shape, device=device)
-        self.maps = compared(options.features, self.model, self.teacher, example, hooks=not options.compile)
+        obstacle = "torch.compile leaves no place for hooks" if options.compile else ""
+        if options.alpha == 0:
+            obstacle = "alpha is 0: there is no teacher"
+        self.maps = compared(options.features, self.model, self.teacher, example, obstacle=obstacle)
         self.tying = Tying(self.model, setting.plan, setting.mode, total_steps=self.steps * options.epochs)
         self.student = self.processes.distributed(self.model, unused=bool(setting.plan.groups.unreached))
         if options.compile:
