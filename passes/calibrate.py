@@ -279,8 +279,7 @@ class Calibrate(Pass[nn.Module, tuple[nn.Module, ClusterPlan]]):
         dense = DenseStatistics(tied)
         run_watched(tied, images, dense)
         found = [elimination(group, tensors, dense, self.ridge) for group in self.groups.groups]
-        self.planner.choices = lambda blocs: [_with_costs(bloc, found) for bloc in blocs]
-        plan = self.planner(self.groups)
+        plan = self.planner.over(lambda blocs: [_eliminated(bloc, found) for bloc in blocs])(self.groups)
         stand_ins = [
             np.unique(clusters, return_index=True)[1][clusters] if order is None else order.stand_in(plan.widths[i])
             for i, (clusters, order) in enumerate(zip(plan.clusters, found, strict=True))
@@ -296,12 +295,7 @@ class Calibrate(Pass[nn.Module, tuple[nn.Module, ClusterPlan]]):
         require_tied(*result)
 
 
-def _with_costs(bloc: Bloc, found: list[Elimination | None]) -> Bloc:
-    """The bloc with the elimination of its group; one that is clustered by weights has costs relative to their spread."""
+def _eliminated(bloc: Bloc, found: list[Elimination | None]) -> Bloc:
+    """The bloc with the elimination of its group in place of Ward's tree, where there is one; both cost a share of the group."""
     first = found[bloc.members[0]]
-    if first is not None:
-        return replace(bloc, trees=(first,))
-    spread = sum(float(((d - d.mean(0)) ** 2).sum()) for d in bloc.data) + TINY
-    if bloc.is_balanced:
-        return replace(bloc, data=tuple(d / np.sqrt(spread) for d in bloc.data))
-    return bloc
+    return bloc if first is None else replace(bloc, trees=(first,))

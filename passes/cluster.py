@@ -19,6 +19,7 @@ over its producers: what a narrow layer loses with a filter weighs more than wha
 
 from __future__ import annotations
 
+import copy
 import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -188,7 +189,7 @@ def blocs(groups: ChannelGroups, tensors: Mapping[str, Tensor], round_to: int = 
 
 
 class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
-    """Spread a budget over the groups and cut their trees there; ``choices`` may replace the trees."""
+    """Spread a budget over the groups and cut their trees there."""
 
     def __init__(
         self,
@@ -199,7 +200,6 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
         allocation: Allocation = "global",
         round_to: int = 1,
         min_channels: int = 1,
-        choices: Callable[[list[Bloc]], list[Bloc]] = list,
     ) -> None:
         if (flops_reduction is None) == (params_reduction is None):
             raise InputError("give exactly one of flops_reduction and params_reduction")
@@ -213,7 +213,13 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
         self.model, self.target, self.allocation = model, target, allocation
         self.measure = "flops" if flops_reduction is not None else "params"
         self.round_to, self.min_channels = round_to, min_channels
-        self.choices = choices
+        self._choices: Callable[[list[Bloc]], list[Bloc]] = list
+
+    def over(self, choices: Callable[[list[Bloc]], list[Bloc]]) -> PlanClusters:
+        """A planner of the same budget over other hierarchies: ``choices`` takes the blocs with Ward's trees."""
+        other = copy.copy(self)
+        other._choices = choices
+        return other
 
     def requires(self, value: ChannelGroups) -> None:
         if not value.groups:
@@ -231,7 +237,7 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
 
     def call(self, value: ChannelGroups) -> ClusterPlan:
         budget = _Budget(value, self.measure, self.target)
-        choices = self.choices(blocs(value, named_tensors(self.model), self.round_to, self.min_channels))
+        choices = self._choices(blocs(value, named_tensors(self.model), self.round_to, self.min_channels))
         budget.require_reachable(_widths(choices, [len(bloc.widths) - 1 for bloc in choices]))
         levels = self._uniform(choices, budget) if self.allocation == "uniform" else self._global(choices, budget)
         options = {

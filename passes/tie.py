@@ -261,9 +261,10 @@ class Tying:
         """Add ``eps (F - mean F)`` to each gradient."""
         centroids = {name: tensor.clone() for name, tensor in tensors.items()}
         self._means.average(centroids)
-        for name, gradient in gradients.items():
-            strength = self.method.pull * (1.0 if self._roles[name] == "producer" else REST)
-            gradient.add_(tensors[name] - centroids[name], alpha=strength)
+        strengths = [self.method.pull * (1.0 if self._roles[name] == "producer" else REST) for name in tensors]
+        deviations = torch._foreach_sub(list(tensors.values()), list(centroids.values()))
+        torch._foreach_mul_(deviations, strengths)
+        torch._foreach_add_([gradients[name] for name in tensors], deviations)
 
 
 def after_backward(work: Callable[[], None]) -> None:
