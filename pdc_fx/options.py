@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 
 from pdc_fx.errors import InputError
 
+Mode = Literal["pdc", "csgd", "hard", "progressive"]
+Start = Literal["model", "fold", "calibrate"]
 Distill = Literal["kl", "zscore", "dkd", "dist"]
 Features = Literal["auto", "match", "attention", "none"]
 
@@ -18,7 +20,7 @@ class TrainOptions:
     """How to train.
 
     Attributes:
-        epochs: passes over the training images; 0 only for a ``method`` of :func:`pdc_fx.compress` that needs no training.
+        epochs: passes over the training images; 0 only for a ``start`` of :func:`pdc_fx.compress` that needs no training.
         batch_size: images per step, over all processes together.
         lr: peak learning rate.
         opt: ``sgd`` with Nesterov momentum, or ``adamw``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,15 @@ from pdc_fx.data import ImageData, evaluation_batches
 from pdc_fx.distill import Observer, Processes, TiedTraining, TrainOptions, accuracy, logits_of
 from pdc_fx.errors import InputError, TraceError
 from pdc_fx.ir import ChannelGroups, ClusterPlan
+from pdc_fx.options import Start
 from pdc_fx.passes.analysis import AnalyzeDependencies
 from pdc_fx.passes.calibrate import Calibrate
 from pdc_fx.passes.cluster import Allocation, PlanClusters
 from pdc_fx.passes.fold import Fold
-from pdc_fx.passes.methods import Method
+from pdc_fx.passes.methods import Method, method_of
 from pdc_fx.passes.rewrite import ChannelAddition
 from pdc_fx.passes.tie import TieClusters, Tying, agreed_plan
 from pdc_fx.trace import Inputs, as_arguments, evaluating
-
-OneShot = Literal["fold", "calibrate"]
 
 
 def analyze(model: nn.Module, example_inputs: Inputs, *, frozen: Iterable[str] = ()) -> ChannelGroups:
@@ -219,8 +218,8 @@ def compress(
     allocation: Allocation = "global",
     round_to: int = 1,
     frozen: Iterable[str] = (),
-    mode: str | Method = "pdc",
-    method: OneShot | Literal["train"] = "train",
+    mode: str | Method | None = None,
+    start: Start = "model",
     calibration_images: int = 512,
     teacher: nn.Module | None = None,
     options: TrainOptions | None = None,
@@ -238,8 +237,9 @@ def compress(
     Args:
         model: a trained classifier of images; it is not changed.
         train_data: as :func:`pdc_fx.data.open_data` gives it. Its test images are looked at once, at the end.
-        method: ``train`` starts from ``model``; ``fold`` and ``calibrate`` from what these functions make of it, whose clusters are
-            then held (mode ``hard``). With these two ``options.epochs`` may be 0: nothing is trained.
+        mode: the method of tying, as for :func:`tie`; ``pdc`` where not given, or ``hard`` with a ``start``.
+        start: what training starts from: ``model`` itself, or what :func:`fold` or :func:`calibrate` make of it, whose clusters are kept.
+            With these two ``options.epochs`` may be 0: nothing is trained.
         calibration_images: the first so many training images, not augmented, are what ``calibrate`` sees.
         teacher: gives the soft targets; ``model`` itself where not given.
         hold_out: training images kept aside for the accuracy after each epoch (a tenth, at most 5,000, by default).
@@ -252,18 +252,24 @@ def compress(
         PdcError: as its parts do.
     """
     options = options or TrainOptions()
-    if method not in ("train", "fold", "calibrate"):
-        raise InputError(f"unknown method {method!r}", hint="use 'train', 'fold' or 'calibrate'")
-    if method == "train" and options.epochs == 0:
-        raise InputError("training takes at least one epoch", hint="method 'calibrate' or 'fold' needs none")
+    if start not in get_args(Start):
+        raise InputError(f"unknown start {start!r}", hint=f"use {', '.join(map(repr, get_args(Start)))}")
+    method = method_of(mode or ("pdc" if start == "model" else "hard"))
+    if start == "model" and options.epochs == 0:
+        raise InputError("training takes at least one epoch", hint="start 'calibrate' or 'fold' needs none")
+    if start != "model" and method.rounds:
+        raise InputError(
+            f"mode '{method.name}' forms clusters of its own and cannot keep those of start '{start}'",
+            hint="use 'hard'",
+        )
     inputs = as_arguments(example_inputs)
     require_classes(model, inputs, train_data)
     tied = copy.deepcopy(model)
     teacher = copy.deepcopy(model) if teacher is None else teacher
     processes = Processes.of_environment()
-    if method != "train" and processes.count > 1:
+    if start != "model" and processes.count > 1:
         raise InputError(
-            f"method '{method}' runs in one process, not in {processes.count}", hint="run it without torchrun"
+            f"start '{start}' runs in one process, not in {processes.count}", hint="run it without torchrun"
         )
     budget: dict[str, Any] = {
         "flops_reduction": flops_reduction,
@@ -274,16 +280,17 @@ def compress(
     kept_aside = min(5000, len(train_data.train) // 10) if hold_out is None else hold_out
     data, held_out = train_data.hold_out(kept_aside) if kept_aside else (train_data, None)
     groups = analyze(tied, inputs, frozen=frozen)
-    if method == "train":
+    if start == "model":
         clusters = agreed_plan(lambda: plan(tied, groups, **budget))
-    elif method == "fold":
+    elif start == "fold":
         tied, clusters = fold(tied, groups, **budget)
     else:
         tied, clusters = calibrate(tied, groups, _first_images(data, calibration_images), **budget)
     final, metrics = clusters, list[dict[str, Any]]()
     if options.epochs:
-        how = mode if method == "train" else "hard"
-        training = TiedTraining(tied, teacher, clusters, data, held_out, options, how, directory, processes=processes)
+        training = TiedTraining(
+            tied, teacher, clusters, data, held_out, options, method, directory, processes=processes
+        )
         if observer is not None:
             training.observer = observer
         final, metrics = training.run(resume=resume)

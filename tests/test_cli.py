@@ -124,9 +124,9 @@ def test_verify_reads_everything_again(compressed: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "chosen", [{"method": "calibrate", "epochs": 0}, {"method": "fold", "epochs": 0}, {"method": "calibrate"}]
+    "chosen", [{"start": "calibrate", "epochs": 0}, {"start": "fold", "epochs": 0}, {"start": "calibrate"}]
 )
-def test_methods_that_need_no_training(spec: str, tmp_path: Path, chosen: dict[str, Any]) -> None:
+def test_starts_that_need_no_training(spec: str, tmp_path: Path, chosen: dict[str, Any]) -> None:
     out = tmp_path / "out"
     result = run("compress", spec, *options(out, **chosen), "--json")
     assert result.exit_code == 0, result.stderr
@@ -143,10 +143,11 @@ def test_methods_that_need_no_training(spec: str, tmp_path: Path, chosen: dict[s
     ("chosen", "words"),
     [
         ({"epochs": 0}, "training takes at least one epoch"),
-        ({"epochs": 0, "method": "calibrate", "calibration-images": 10**6}, "cannot calibrate on 1000000"),
+        ({"epochs": 0, "start": "calibrate", "calibration-images": 10**6}, "cannot calibrate on 1000000"),
+        ({"start": "fold", "mode": "progressive"}, "cannot keep those of start 'fold'; use 'hard'"),
     ],
 )
-def test_methods_that_are_refused(spec: str, tmp_path: Path, chosen: dict[str, Any], words: str) -> None:
+def test_starts_that_are_refused(spec: str, tmp_path: Path, chosen: dict[str, Any], words: str) -> None:
     result = run("compress", spec, *options(tmp_path / "out", **chosen))
     assert result.exit_code == 2
     assert words in result.stderr.replace("\n", " ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,11 +13,16 @@ from test_tie import network, planned, train, untied
 from torch import nn
 
 from pdc_fx.errors import InputError
+from pdc_fx.options import Mode
 from pdc_fx.passes.axes import merged_axes, named_tensors
 from pdc_fx.passes.methods import METHODS, Method
 from pdc_fx.passes.methods.csgd import REST
 from pdc_fx.passes.tie import Tying, residual
 from pdc_fx.pipeline import rewrite, tie
+
+
+def test_the_command_line_knows_every_method() -> None:
+    assert get_args(Mode) == tuple(METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -28,7 +28,7 @@ from pdc_fx.cli.options import (
     reported,
 )
 from pdc_fx.errors import InputError, PdcError, VerificationError
-from pdc_fx.options import Distill, Features, TrainOptions
+from pdc_fx.options import Distill, Features, Mode, Start, TrainOptions
 
 DEFAULT = TrainOptions()
 
@@ -88,18 +88,18 @@ def compress(
     ] = "global",
     round_to: Annotated[int, typer.Option(min=1, help="Keep widths at multiples of this.")] = 1,
     mode: Annotated[
-        Literal["pdc", "csgd", "hard", "progressive"],
-        typer.Option(help="Reconstruct at a rising rate, draw together, tie from the start, or merge step by step."),
-    ] = "pdc",
-    method: Annotated[
-        Literal["train", "fold", "calibrate"],
+        Mode | None,
+        typer.Option(help="How filters are tied: pdc if not given, or hard with --start fold or calibrate."),
+    ] = None,
+    start: Annotated[
+        Start,
         typer.Option(help="Start from the model, from its folded form (no data) or calibrated on unlabelled images."),
-    ] = "train",
+    ] = "model",
     calibration_images: Annotated[
-        int, typer.Option(min=2, help="Training images that --method calibrate looks at, without labels.")
+        int, typer.Option(min=2, help="Training images that --start calibrate looks at, without labels.")
     ] = 512,
     epochs: Annotated[
-        int, typer.Option(min=0, help="Passes over the training images; 0 with --method fold or calibrate.")
+        int, typer.Option(min=0, help="Passes over the training images; 0 with --start fold or calibrate.")
     ] = DEFAULT.epochs,
     batch_size: Annotated[
         int, typer.Option("-b", "--batch-size", min=1, help="Images per step, over all processes together.")
@@ -171,7 +171,7 @@ def compress(
     chosen = dict(locals())
     from pdc_fx.artifacts import Staging, deliver
     from pdc_fx.cli.config import CONFIG, effective
-    from pdc_fx.cli.render import TrainingProgress, delivery_rows, out, print_comparisons, print_json, result_table
+    from pdc_fx.cli.render import TrainingProgress, delivery_rows, err, out, print_comparisons, print_json, result_table
     from pdc_fx.distill import Processes
     from pdc_fx.files import replace_file
     from pdc_fx.models import build_model
@@ -213,7 +213,7 @@ def compress(
             round_to=round_to,
             frozen=freeze or (),
             mode=mode,
-            method=method,
+            start=start,
             calibration_images=calibration_images,
             teacher=teacher,
             options=options,
@@ -224,6 +224,9 @@ def compress(
         )
     if not first:  # every process has the result; one delivers it
         return
+    for record in compressed.metrics:
+        if record.get("reason"):
+            err.print(f"maps were not matched: {record['reason']}", soft_wrap=True, markup=False)
     with _removed_on_error(staging):
         certificate = deliver(compressed, staging.path, _onnx_accuracy(images))
         if not certificate["passed"]:
