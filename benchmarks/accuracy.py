@@ -10,9 +10,6 @@ network, by one counter.
 
 Rows that are in the file already are not run again. Each arm runs in a process of its own with one thread, ``--jobs`` of them side by
 side, and leaves checkpoints under ``runs/``, from which it goes on.
-
-Torch-Pruning prunes the widths inside the blocks. It cannot prune the residual streams of this network, whose shortcut pads with zeros: the
-pruned network then fails in its forward pass.
 """
 
 from __future__ import annotations
@@ -33,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peer
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +39,6 @@ from pdc_fx.distill import TiedTraining, TrainOptions, accuracy
 from pdc_fx.files import replace_file
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.models import build_model
-from pdc_fx.passes.cluster import TOLERANCE
 from pdc_fx.pipeline import analyze, plan, rewrite
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,42 +79,19 @@ def clustered(task: Task) -> tuple[nn.Module, ClusterPlan]:
     return model, plan(model, analyze(model, task.example), flops_reduction=task.reduction)
 
 
-def pruned(importance: str, **settings: Any) -> Start:
-    """Torch-Pruning, at the smallest ratio that comes within a point of the budget, as our plans do; the error is in its favour."""
+def pruned(importance: str, *, everywhere: bool = False) -> Start:
+    """Torch-Pruning."""
 
     def start(task: Task) -> tuple[nn.Module, ClusterPlan]:
-        low, high = 0.0, 1.0
-        for _ in range(12):
-            middle = (low + high) / 2
-            low, high = (low, middle) if _removed(task, _prune(task, importance, middle, settings)) else (middle, high)
-        return as_it_is(_prune(task, importance, high, settings), task.example)
+        small = peer.pruned(task.model, task.example, task.reduction, importance, everywhere=everywhere)
+        return as_it_is(small, task.example)
 
     return start
 
 
-def _prune(task: Task, importance: str, ratio: float, settings: Mapping[str, Any]) -> nn.Module:
-    import torch_pruning as tp
-
-    score = {
-        "l1": lambda: tp.importance.MagnitudeImportance(p=1),
-        "group": lambda: tp.importance.GroupMagnitudeImportance(p=2),
-    }[importance]()
-    model = copy.deepcopy(task.model)
-    stream = [m for name, m in model.named_modules() if name in ("conv1", "linear") or name.endswith(".conv2")]
-    tp.pruner.BasePruner(
-        model, task.example, importance=score, pruning_ratio=ratio, ignored_layers=stream, **settings
-    ).step()
-    return model
-
-
-def _removed(task: Task, model: nn.Module) -> bool:
-    kept = analyze(model, task.example).macs() / analyze(task.model, task.example).macs()
-    return 1 - kept >= task.reduction - TOLERANCE
-
-
 def from_scratch(task: Task) -> tuple[nn.Module, ClusterPlan]:
     """The network that L1 pruning leaves, initialised anew."""
-    model, separate = pruned("l1")(task)
+    model, separate = pruned("L1")(task)
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
             module.reset_parameters()
@@ -137,11 +111,11 @@ ARMS = {
     "progressive": Arm("merging step by step", clustered, mode="progressive"),
     "progressive+match": Arm("the same, maps matched", clustered, mode="progressive", options=MATCH),
     "no-teacher": Arm("clusters of weights, labels alone", clustered, options={"alpha": 0.0}),
-    "tp-l1": Arm("Torch-Pruning, L1", pruned("l1")),
-    "tp-group": Arm("Torch-Pruning, group norm", pruned("group")),
-    "tp-l1-global": Arm("Torch-Pruning, L1, global", pruned("l1", global_pruning=True)),
-    "tp-group-global": Arm("Torch-Pruning, group norm, global", pruned("group", global_pruning=True)),
-    "tp-l1+match": Arm("Torch-Pruning, L1, and our matched maps", pruned("l1"), options=MATCH),
+    "tp-l1": Arm("Torch-Pruning, L1", pruned("L1")),
+    "tp-group": Arm("Torch-Pruning, group norm", pruned("group norm")),
+    "tp-l1-global": Arm("Torch-Pruning, L1, global", pruned("L1", everywhere=True)),
+    "tp-group-global": Arm("Torch-Pruning, group norm, global", pruned("group norm", everywhere=True)),
+    "tp-l1+match": Arm("Torch-Pruning, L1, and our matched maps", pruned("L1"), options=MATCH),
     "scratch": Arm("the narrow network from scratch", from_scratch),
 }
 
@@ -164,7 +138,7 @@ def run(name: str, model: str, reduction: float, options: TrainOptions, data_spe
     final, metrics = training.run(resume=True)
     seconds = time.perf_counter() - started
     compact = rewrite(student.eval(), final, task.example).eval()
-    before, after = (analyze(m, task.example).macs() for m in (task.model, compact))
+    before, after = (peer.macs(m, task.example) for m in (task.model, compact))
     return {
         "model": model,
         "arm": name,

@@ -6,16 +6,14 @@ DIR of the weights holds ``resnet20-cifar10.safetensors`` and ``resnet56-cifar10
 parquet files. All arms get the same unlabelled images, the first of the training set. Multiply-accumulates are counted by one
 function on the small model.
 
-Torch-Pruning (``pip install torch-pruning``) runs with its defaults, uniform and global, with L1 and with group-norm importance;
-its ratio is searched until the budget is met. It does not follow channels through padded shortcuts (its networks no longer
-run), so that the convolutions that end in a residual stream are among its ``ignored_layers``; calibration is free to thin streams.
-Each of its arms is measured as it comes, and with batch-norm statistics estimated anew.
+Torch-Pruning (``pip install torch-pruning``) runs with its defaults, uniform and global, with L1 and with group-norm importance
+(``benchmarks/peer.py``); calibration is free to thin streams. Each of its arms is measured as it comes, and with batch-norm statistics
+estimated anew.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import peer
 import torch
 from torch import Tensor, nn
 
@@ -36,57 +35,8 @@ ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
 
 
-def macs(model: nn.Module, image: Tensor) -> int:
-    """Multiply-accumulates of one forward pass: output elements times the inputs of each, over convolutions and linear layers."""
-    total = 0
-
-    def count(module: Any, _: Any, output: Tensor) -> None:
-        nonlocal total
-        total += output.numel() * module.weight[0].numel()
-
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    with torch.no_grad():
-        model(image)
-    for hook in hooks:
-        hook.remove()
-    return total
-
-
-def pruned(model: nn.Module, image: Tensor, target: float, importance: Any, global_pruning: bool) -> nn.Module:
-    """What Torch-Pruning makes of ``model`` at the ratio whose reduction is nearest to ``target``."""
-    import torch_pruning as tp
-
-    ends = [m.conv2 for m in model.modules() if hasattr(m, "conv2")]
-    dense, low, high = macs(model, image), 0.0, 1.0
-    found: list[tuple[float, nn.Module]] = []
-    for _ in range(9):
-        ratio, small = (low + high) / 2, copy.deepcopy(model)
-        tp.pruner.MetaPruner(
-            small,
-            image,
-            importance=importance,
-            pruning_ratio=ratio,
-            global_pruning=global_pruning,
-            ignored_layers=_same(model, small, [*ends, model.conv1, model.linear]),
-        ).step()
-        reduction = 1 - macs(small, image) / dense
-        found.append((abs(reduction - target), small))
-        if found[-1][0] < 0.002:
-            break
-        low, high = (ratio, high) if reduction < target else (low, ratio)
-    return min(found, key=lambda pair: pair[0])[1]
-
-
-def _same(model: nn.Module, other: nn.Module, parts: list[Any]) -> list[nn.Module]:
-    """The modules of ``other`` at the places of ``parts`` in ``model``."""
-    names = {id(module): name for name, module in model.named_modules()}
-    return [other.get_submodule(names[id(part)]) for part in parts]
-
-
 def arms(model: nn.Module, images: Tensor, target: float) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
     """Name -> what makes the small network."""
-    import torch_pruning as tp
-
     groups = pdc_fx.analyze(model, images[:1])
 
     def ours(make: Callable[..., Any], *given: Any, **options: Any) -> Callable[[], nn.Module]:
@@ -95,20 +45,21 @@ def arms(model: nn.Module, images: Tensor, target: float) -> Iterator[tuple[str,
     yield "calibrate", ours(pdc_fx.calibrate, images)
     yield "fold", ours(pdc_fx.fold)
     yield "fold, batch norm re-estimated", ours(pdc_fx.fold, images=images)
-    importances = {"L1": tp.importance.MagnitudeImportance(p=1), "group norm": tp.importance.GroupMagnitudeImportance()}
-    for name, importance in importances.items():
-        for spread in (False, True):
+    for importance in peer.IMPORTANCES:
+        for everywhere in (False, True):
             kept: list[nn.Module] = []
 
-            def prune(importance: Any = importance, spread: bool = spread, kept: list[nn.Module] = kept) -> nn.Module:
-                kept.append(pruned(model, images[:1], target, importance, spread))
+            def prune(
+                importance: str = importance, everywhere: bool = everywhere, kept: list[nn.Module] = kept
+            ) -> nn.Module:
+                kept.append(peer.pruned(model, images[:1], target, importance, everywhere=everywhere))
                 return kept[0]
 
             def repaired(kept: list[nn.Module] = kept) -> nn.Module:
                 reestimate_batch_norm(kept[0], iter([images]))
                 return kept[0]
 
-            label = f"Torch-Pruning {name}, {'global' if spread else 'uniform'}"
+            label = f"Torch-Pruning {importance}, {'global' if everywhere else 'uniform'}"
             yield label, prune
             yield f"{label}, batch norm re-estimated", repaired
 
@@ -122,14 +73,14 @@ def measure(name: str, arguments: argparse.Namespace, save: Callable[[Row], None
     data = data.with_normalization(*loaded.normalization) if loaded.normalization else data
     model, test = loaded.model.eval(), data.test.subset(range(arguments.test_images or len(data.test)))
     images = first_images(data, data.train, arguments.images)
-    dense = macs(model, images[:1])
+    dense = peer.macs(model, images[:1])
     save({"model": name, "arm": "dense", "macs": dense, "accuracy": accuracy(model, test, data)})
     for target in arguments.reductions:
         for arm, make in arms(model, images, target):
             start = time.perf_counter()
             small = make().eval()
             seconds = time.perf_counter() - start
-            count = macs(small, images[:1])
+            count = peer.macs(small, images[:1])
             row = {"model": name, "target": target, "arm": arm, "macs": count, "reduction": 1 - count / dense}
             save({**row, "accuracy": accuracy(small, test, data), "seconds": seconds})
 
