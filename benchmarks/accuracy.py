@@ -1,7 +1,7 @@
 """Top-1 accuracy at an equal budget: tied training and its ablations beside Torch-Pruning.
 
     python benchmarks/accuracy.py                                ResNet-20, half of the MACs, all arms, seeds 0 to 2
-    python benchmarks/accuracy.py --arms default tp-l1 --seeds 0 --epochs 2
+    python benchmarks/accuracy.py --arms calibrate+match tp-l1 --seeds 0 --epochs 2
 
 All arms start from one trained network, which is also the teacher of all, and train by the same loop of ``pdc_fx.distill``: images,
 their order and augmentation, optimizer, schedule and distillation of the logits are equal for equal seeds. 5,000 training images are
@@ -34,12 +34,12 @@ import peer
 import torch
 from torch import Tensor, nn
 
-from pdc_fx.data import ImageData, open_data
+from pdc_fx.data import ImageData, first_images, open_data
 from pdc_fx.distill import TiedTraining, TrainOptions, accuracy
 from pdc_fx.files import replace_file
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.models import build_model
-from pdc_fx.pipeline import analyze, plan, rewrite
+from pdc_fx.pipeline import analyze, calibrate, plan, rewrite
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -79,6 +79,12 @@ def clustered(task: Task) -> tuple[nn.Module, ClusterPlan]:
     return model, plan(model, analyze(model, task.example), flops_reduction=task.reduction)
 
 
+def calibrated(task: Task) -> tuple[nn.Module, ClusterPlan]:
+    """Channels chosen and readers refitted on 512 training images without labels."""
+    groups = analyze(task.model, task.example)
+    return calibrate(task.model, groups, first_images(task.data, 512), flops_reduction=task.reduction)
+
+
 def pruned(importance: str, *, everywhere: bool = False) -> Start:
     """Torch-Pruning."""
 
@@ -106,6 +112,9 @@ def as_it_is(model: nn.Module, example: Tensor) -> tuple[nn.Module, ClusterPlan]
 
 ARMS = {
     "hard": Arm("clusters of weights, tied from the start", clustered),
+    "hard+match": Arm("the same, maps matched", clustered, options=MATCH),
+    "calibrate": Arm("calibrated, then tied", calibrated),
+    "calibrate+match": Arm("the same, maps matched", calibrated, options=MATCH),
     "pdc": Arm("reconstruction at intervals", clustered, mode="pdc"),
     "csgd": Arm("centripetal SGD", clustered, mode="csgd"),
     "progressive": Arm("merging step by step", clustered, mode="progressive"),

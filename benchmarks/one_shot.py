@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import pdc_fx
-from pdc_fx.data import ImageData, ImageSet, evaluation_batches, open_data
+from pdc_fx.data import first_images, open_data
 from pdc_fx.distill import accuracy
 from pdc_fx.distill.evaluation import reestimate_batch_norm
 from pdc_fx.models import build_model
@@ -72,7 +72,7 @@ def measure(name: str, arguments: argparse.Namespace, save: Callable[[Row], None
     data = open_data(f"parquet:{arguments.data}")
     data = data.with_normalization(*loaded.normalization) if loaded.normalization else data
     model, test = loaded.model.eval(), data.test.subset(range(arguments.test_images or len(data.test)))
-    images = first_images(data, data.train, arguments.images)
+    images = first_images(data, arguments.images)
     dense = peer.macs(model, images[:1])
     save({"model": name, "arm": "dense", "macs": dense, "accuracy": accuracy(model, test, data)})
     for target in arguments.reductions:
@@ -83,11 +83,6 @@ def measure(name: str, arguments: argparse.Namespace, save: Callable[[Row], None
             count = peer.macs(small, images[:1])
             row = {"model": name, "target": target, "arm": arm, "macs": count, "reduction": 1 - count / dense}
             save({**row, "accuracy": accuracy(small, test, data), "seconds": seconds})
-
-
-def first_images(data: ImageData, images: ImageSet, count: int) -> Tensor:
-    """The first ``count``, prepared as for evaluation."""
-    return torch.cat([batch for batch, _ in evaluation_batches(images.subset(range(count)), data, 500)])
 
 
 def main() -> None:

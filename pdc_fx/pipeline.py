@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from torch import Tensor, nn
 
 from pdc_fx.artifacts import Compressed
-from pdc_fx.data import ImageData, evaluation_batches
+from pdc_fx.data import ImageData, first_images
 from pdc_fx.distill import Observer, Processes, TiedTraining, TrainOptions, accuracy, logits_of
 from pdc_fx.errors import InputError, TraceError
 from pdc_fx.ir import ChannelGroups, ClusterPlan
@@ -285,7 +284,7 @@ def compress(
     elif start == "fold":
         tied, clusters = fold(tied, groups, **budget)
     else:
-        tied, clusters = calibrate(tied, groups, _first_images(data, calibration_images), **budget)
+        tied, clusters = calibrate(tied, groups, first_images(data, calibration_images), **budget)
     final, metrics = clusters, list[dict[str, Any]]()
     if options.epochs:
         training = TiedTraining(
@@ -311,13 +310,6 @@ def compress(
         metrics=metrics,
         source=source or {},
     )
-
-
-def _first_images(data: ImageData, count: int) -> Tensor:
-    """The first ``count`` training images, prepared as for evaluation: shape ``(N, C, H, W)``."""
-    if not 2 <= count <= len(data.train):
-        raise InputError(f"cannot calibrate on {count} of {len(data.train)} training images")
-    return torch.cat([images for images, _ in evaluation_batches(data.train.subset(range(count)), data)])
 
 
 def require_classes(model: nn.Module, inputs: tuple[Any, ...], data: ImageData) -> None:

@@ -171,3 +171,14 @@ def _check(batch_size: int, rank: int, world_size: int) -> None:
         raise InputError("batch_size must be at least 1", where=str(batch_size))
     if not 0 <= rank < world_size:
         raise InputError(f"no rank {rank} among {world_size} processes", hint="ranks count from 0")
+
+
+def first_images(data: ImageData, count: int) -> Tensor:
+    """The first ``count`` training images, prepared as for evaluation: shape ``(count, C, H, W)``.
+
+    Raises:
+        InputError: there are not so many, or fewer than two are asked for.
+    """
+    if not 2 <= count <= len(data.train):
+        raise InputError(f"cannot calibrate on {count} of {len(data.train)} training images")
+    return torch.cat([images for images, _ in evaluation_batches(data.train.subset(range(count)), data)])
