@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import importlib.util
 import json
 import os
 import platform
@@ -40,11 +39,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from pdc_fx.distill import distillation_loss
 from pdc_fx.ir import ClusterPlan
+from pdc_fx.models import build_model
 from pdc_fx.passes.check import random_halves
 from pdc_fx.passes.tie import Tying
 from pdc_fx.pipeline import analyze
 
 ROOT = Path(__file__).resolve().parent.parent
+CIFAR = ROOT / "examples" / "cifar_resnet.py"
 DEFAULT_OUTPUT = ROOT / "benchmarks" / "results" / "tying-overhead.json"
 ALLOWED_RATIO, ALLOWED_MEMORY = 1.03, 1.2
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -57,40 +58,13 @@ class Setting:
     batch: int
     size: int
     pairs: int
-    build: Callable[[], nn.Module]
-
-
-def cifar(name: str) -> Callable[[], nn.Module]:
-    """A factory of ``examples/cifar_resnet.py``."""
-
-    def build() -> nn.Module:
-        spec = importlib.util.spec_from_file_location("cifar_resnet", ROOT / "examples" / "cifar_resnet.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        model: nn.Module = getattr(module, name)()
-        return model
-
-    return build
-
-
-def imagenet(name: str) -> Callable[[], nn.Module]:
-    """A torchvision classifier, untrained."""
-
-    def build() -> nn.Module:
-        from torchvision.models import get_model
-
-        model: nn.Module = get_model(name, weights=None)
-        return model
-
-    return build
+    model: str
 
 
 SETTINGS = {
-    "resnet20": Setting(128, 32, 60, cifar("resnet20")),
-    "resnet56": Setting(128, 32, 24, cifar("resnet56")),
-    "resnet50": Setting(8, 224, 14, imagenet("resnet50")),
+    "resnet20": Setting(128, 32, 60, f"{CIFAR}:resnet20"),
+    "resnet56": Setting(128, 32, 24, f"{CIFAR}:resnet56"),
+    "resnet50": Setting(8, 224, 14, "torchvision:resnet50"),
 }
 
 
@@ -122,7 +96,7 @@ class Arm:
 def arms(setting: Setting, batch: int) -> tuple[Arm, Arm]:
     """Plain and tied."""
     torch.manual_seed(0)
-    teacher = setting.build().eval()
+    teacher = build_model(setting.model).model
     plan = random_halves(analyze(teacher, torch.zeros(1, 3, setting.size, setting.size)), 0)
     teacher = teacher.to(memory_format=torch.channels_last)
     images = torch.randn(batch, 3, setting.size, setting.size).contiguous(memory_format=torch.channels_last)

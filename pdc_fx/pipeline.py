@@ -278,13 +278,14 @@ def compress(
     }
     kept_aside = min(5000, len(train_data.train) // 10) if hold_out is None else hold_out
     data, held_out = train_data.hold_out(kept_aside) if kept_aside else (train_data, None)
-    groups = analyze(tied, inputs, frozen=frozen)
     if start == "model":
-        clusters = agreed_plan(lambda: plan(tied, groups, **budget))
-    elif start == "fold":
-        tied, clusters = fold(tied, groups, **budget)
+        clusters = agreed_plan(lambda: plan(tied, analyze(tied, inputs, frozen=frozen), **budget))
     else:
-        tied, clusters = calibrate(tied, groups, first_images(data, calibration_images), **budget)
+        groups = analyze(tied, inputs, frozen=frozen)
+        if start == "fold":
+            tied, clusters = fold(tied, groups, **budget)
+        else:
+            tied, clusters = calibrate(tied, groups, first_images(data, calibration_images), **budget)
     final, metrics = clusters, list[dict[str, Any]]()
     if options.epochs:
         training = TiedTraining(
