@@ -46,11 +46,11 @@ class Prediction:
 
     def __init__(self, solution: Solution, plan: ClusterPlan) -> None:
         self.solution, self.plan = solution, plan
+        self._representative = [np.unique(c, return_index=True)[1][c] for c in plan.clusters]
         stays = np.ones(len(solution.group), dtype=bool)
-        for index, clusters in enumerate(plan.clusters):
-            representatives = np.unique(clusters, return_index=True)[1]
+        for index, representative in enumerate(self._representative):
             units = np.flatnonzero(solution.group == index)
-            stays[units] = np.isin(solution.row[units], representatives)
+            stays[units] = representative[solution.row[units]] == solution.row[units]
         kept = stays[solution.unit] if len(solution.unit) else np.zeros(0, dtype=bool)
         self.kept = torch.from_numpy(np.append(kept, True))  # the last entry is that of FIXED
 
@@ -78,6 +78,36 @@ class Prediction:
                 label = label.index_select(dim, mask.nonzero().reshape(-1))
         sizes = zip(value.shape, masks, strict=True)
         return tuple(size if mask is None else int(mask.sum()) for size, mask in sizes), label
+
+    def spread(self, value: Channels) -> tuple[int, Tensor] | None:
+        """The axis along which the channels of a value lie, and for each of its positions which of those that remain stands for it.
+
+        Where a channel lies at several positions (a map beside its negative), each is represented at the same one of the several. None
+        where channels lie along no axis, or along more than one.
+        """
+        axes = [dim for dim, size in enumerate(value.label.shape) if size > 1]
+        if len(axes) != 1 or self.masks(value) is None:
+            return None
+        label = value.label.reshape(-1).numpy()
+        times: Counter[tuple[int, int]] = Counter()
+        places: dict[tuple[int, ...], int] = {}
+        wanted = []
+        for position, (number, stays) in enumerate(zip(label, self.kept[value.label].reshape(-1).tolist(), strict=True)):
+            unit = -1 if number == FIXED else self.solution.unit[number]
+            group = -1 if unit < 0 else int(self.solution.group[unit])
+            if group < 0:
+                own = stand_in = (-1, position, 0)
+            else:
+                row = int(self.solution.row[unit])
+                time = times[group, row]
+                times[group, row] += 1
+                own, stand_in = (group, row, time), (group, int(self._representative[group][row]), time)
+            if stays:
+                places[own] = len(places)
+            wanted.append(stand_in)
+        if not all(key in places for key in wanted):
+            return None
+        return axes[0], torch.tensor([places[key] for key in wanted])
 
     def shapes_in(self) -> dict[str, tuple[int, ...]]:
         """Module -> the shape that the input of its function will have, for modules that consist of one call."""

@@ -1,7 +1,10 @@
-"""Shrink the tensors of a module by a plan: channel addition.
+"""Shrink the tensors of a module by a plan: channel addition. And back.
 
 For a consumer ``w`` and a cluster ``c`` of positions along its input axis, ``w'[:, c] = sum(w[:, i] for i in c)``; every other tensor keeps
 the entry of the representative. Module attributes that repeat a size follow (:mod:`pdc_fx.rules.resize`).
+
+The way back gives each member the representative's entry and, in a consumer, the representative the whole slice and the others zeros:
+of all tied networks whose channel addition is the small one, that whose sums are exact in any precision.
 """
 
 from __future__ import annotations
@@ -57,6 +60,34 @@ def _added(tensor: Tensor, axis: MergedAxis) -> Tensor:
     total = flat.new_zeros(prod(before), len(axis.kept), *flat.shape[2:])
     total.index_add_(1, torch.as_tensor(axis.cluster, device=tensor.device), flat)
     return total.reshape(*before, len(axis.kept), *behind)
+
+
+def expanded_tensor(tensor: Tensor, axes: list[MergedAxis]) -> Tensor:
+    """What :func:`merge_tensor` makes ``tensor`` of, bit for bit.
+
+    >>> import numpy as np
+    >>> axes = [MergedAxis("w", 0, "producer", "a", np.array([0, 1, 0])), MergedAxis("w", 1, "consumer", "b", np.array([0, 0, 2]))]
+    >>> expanded_tensor(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), axes).tolist()
+    [[1.0, 0.0, 2.0], [3.0, 0.0, 4.0], [1.0, 0.0, 2.0]]
+    """
+    tensor = tensor.detach()
+    for axis in axes:
+        if axis.role == "consumer":
+            shape = list(tensor.shape)
+            shape[axis.dim] = len(axis.stand_in)
+            kept = torch.as_tensor(axis.kept, device=tensor.device)
+            tensor = tensor.new_zeros(shape).index_copy_(axis.dim, kept, tensor)
+        else:
+            tensor = tensor.index_select(axis.dim, torch.as_tensor(axis.cluster, device=tensor.device))
+    return tensor
+
+
+@torch.no_grad()
+def expand(compact: nn.Module, model: nn.Module, plan: ClusterPlan) -> None:
+    """Give ``model``, of which ``compact`` is the channel addition by ``plan``, weights that are tied and come to those of ``compact``."""
+    small, axes = named_tensors(compact), by_tensor(merged_axes(plan))
+    for name, tensor in named_tensors(model).items():
+        tensor.copy_(expanded_tensor(small[name], axes.get(name, [])))
 
 
 def compacted(model: Module, prediction: Prediction) -> Module:

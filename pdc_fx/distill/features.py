@@ -30,7 +30,7 @@ from pdc_fx.errors import InputError
 from pdc_fx.options import Features
 from pdc_fx.rules import elementwise, normalization
 from pdc_fx.rules.base import rule_for
-from pdc_fx.trace import Recorder, record
+from pdc_fx.trace import Recorder, Recording, record
 
 Shape = tuple[int, ...]
 Pairs = tuple[tuple[str, str], ...]
@@ -162,7 +162,8 @@ def cut_points(model: nn.Module, images: Tensor) -> dict[str, Shape]:
     >>> cut_points(net, torch.zeros(1, 1, 8, 8))
     {'1': (2, 6, 6), '2': (2, 3, 3)}
     """
-    nodes, logits, modules = _recorded(model, images)
+    recording, logits, modules = recorded(model, images)
+    nodes = list(recording.graph.nodes)
     aliased = {alias for node in nodes for alias in node.meta.get("aliased", ())}
     carrying, cuts = _cuts(nodes, logits)
     stretches: list[tuple[str, Shape] | None] = []
@@ -179,8 +180,8 @@ def cut_points(model: nn.Module, images: Tensor) -> dict[str, Shape]:
     return dict(found for found in stretches if found is not None)
 
 
-def _recorded(model: nn.Module, images: Tensor) -> tuple[list[fx.Node], fx.Node, dict[fx.Node, str]]:
-    """All nodes, that of the logits, and which module returns the value of a node."""
+def recorded(model: nn.Module, images: Tensor) -> tuple[Recording, fx.Node, dict[fx.Node, str]]:
+    """A forward pass, the node of its logits, and which module returns the value of a node."""
     calls: Counter[str] = Counter()
     made: dict[fx.Node, list[str]] = {}
 
@@ -195,7 +196,7 @@ def _recorded(model: nn.Module, images: Tensor) -> tuple[list[fx.Node], fx.Node,
 
     handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
     try:
-        graph = record(model, images).graph
+        recording = record(model, images)
     finally:
         for handle in handles:
             handle.remove()
@@ -204,7 +205,7 @@ def _recorded(model: nn.Module, images: Tensor) -> tuple[list[fx.Node], fx.Node,
         raise InputError("how the logits come about cannot be followed", hint="pass --features none")
     single = {node: [name for name in names if name and calls[name] == 1] for node, names in made.items()}
     innermost = {node: names[0] for node, names in single.items() if names and node.op == "call_function"}
-    return list(graph.nodes), logits, innermost
+    return recording, logits, innermost
 
 
 def _cuts(nodes: list[fx.Node], logits: fx.Node) -> tuple[set[fx.Node], list[fx.Node]]:

@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from pdc_fx.data import ImageData, ImageSet, batches_per_epoch, training_batches
 from pdc_fx.data.order import seed_of
 from pdc_fx.distill.checkpoints import Checkpoints
+from pdc_fx.distill.compact import Compact, Untrainable, as_it_is, compact_for_training
 from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
 from pdc_fx.distill.features import captured, compared, feature_loss
 from pdc_fx.distill.interruption import Interruption
@@ -138,14 +139,21 @@ class _Run:
             raise InputError("fp16 needs a GPU", hint="take --amp bf16 or --amp no on a CPU")
         self.model.to(device)
         self.teacher = setting.teacher.to(device).eval()
-        for network in (self.model, self.teacher):
-            network.to(memory_format=self.layout)
         example = torch.zeros(1, *self.data.image_shape, device=device)
         obstacle = "torch.compile leaves no place for hooks" if options.compile else ""
         if options.alpha == 0:
             obstacle = "alpha is 0: there is no teacher"
         self.maps = compared(options.features, self.model, self.teacher, example, obstacle=obstacle)
-        self.tying = Tying(self.model, setting.plan, setting.mode, total_steps=self.steps * options.epochs)
+        self.position = _Position()
+        if options.features != "none":
+            self.position.metrics.append({"kind": "features", **asdict(self.maps)})
+        plan, self.compact = setting.plan, self._compact(example)
+        if self.compact is not None:
+            self.model, plan = self.compact.model, self.compact.separate(example)
+        self.pairs = [(*pair, as_it_is) for pair in self.maps.modules] if self.compact is None else self.compact.maps
+        for network in (self.model, self.teacher):
+            network.to(memory_format=self.layout)
+        self.tying = Tying(self.model, plan, setting.mode, total_steps=self.steps * options.epochs)
         self.student = self.processes.distributed(self.model, unused=bool(setting.plan.groups.unreached))
         if options.compile:
             self.student, self.teacher = (
@@ -156,9 +164,6 @@ class _Run:
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
         average = get_ema_multi_avg_fn(options.model_ema_decay)  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if options.model_ema else None
-        self.position = _Position()
-        if options.features != "none":
-            self.position.metrics.append({"kind": "features", **asdict(self.maps)})
         self.checkpoints = None if setting.directory is None else Checkpoints(setting.directory / "checkpoint")
 
     def run(self, resume: bool) -> tuple[ClusterPlan, list[dict[str, Any]]]:
@@ -174,7 +179,21 @@ class _Run:
             self.tying.snap()
         self.processes.share_buffers(self.model)
         reestimate_batch_norm(self.model, self._calibration())
-        return self.tying.snap(), self.position.metrics
+        plan = self.tying.snap()
+        return (plan if self.compact is None else self.compact.expand()), self.position.metrics
+
+    def _compact(self, example: Tensor) -> Compact | None:
+        """The network to train where clusters are final from the first step, unless it cannot be trained in place of the tied one."""
+        method = method_of(self.setting.mode)
+        if method.rounds or not method.held:
+            return None
+        try:
+            compact, reason = compact_for_training(self.model, self.setting.plan, example, self.maps.modules), ""
+        except Untrainable as error:
+            compact, reason = None, str(error)
+        trained = "tied" if compact is None else "compact"
+        self.position.metrics.append({"kind": "network", "trained": trained, "reason": reason})
+        return compact
 
     def _epoch(self, interruption: Interruption, board: Any) -> None:
         options, position = self.options, self.position
@@ -222,8 +241,8 @@ class _Run:
         images = images.contiguous(memory_format=self.layout)
         half = torch.float16 if options.amp == "fp16" else torch.bfloat16
         with (
-            captured(self.model, [name for name, _ in self.maps.modules]) as ours,
-            captured(self.teacher, [name for _, name in self.maps.modules]) as theirs,
+            captured(self.model, [name for name, _, _ in self.pairs]) as ours,
+            captured(self.teacher, [name for _, name, _ in self.pairs]) as theirs,
             torch.autocast(images.device.type, half, enabled=options.amp != "no"),
         ):
             with torch.inference_mode():
@@ -238,8 +257,8 @@ class _Run:
             options.label_smoothing,
             options.distill,
         )
-        if self.maps.modules:
-            maps = [(ours[student], theirs[teacher]) for student, teacher in self.maps.modules]
+        if self.pairs:
+            maps = [(spread(ours[student]), theirs[teacher]) for student, teacher, spread in self.pairs]
             loss = loss + options.features_weight * feature_loss(self.maps.loss, maps)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
