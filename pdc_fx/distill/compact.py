@@ -48,7 +48,12 @@ class Spread:
     index: Tensor
 
     def __call__(self, values: Tensor) -> Tensor:
-        return values.index_select(self.dim, self.index.to(values.device))
+        """By a matrix of zeros and ones, which is exact and, unlike a gather, keeps the memory format and is quick backwards."""
+        width = values.shape[self.dim]
+        if width == len(self.index):  # none went
+            return values
+        chosen = nn.functional.one_hot(self.index.to(values.device), width).to(values.dtype)
+        return nn.functional.linear(values.movedim(self.dim, -1), chosen).movedim(-1, self.dim)
 
 
 def as_it_is(values: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
     Maps of shape ``(N, channels, *positions)``, or ``(N, positions, channels)`` for tokens; the numbers of channels may differ.
     """
     q_s, q_t = (
-        nn.functional.normalize(f.square().sum(2 if f.dim() == 3 else 1).flatten(1), dim=1) for f in (student, teacher)
+        nn.functional.normalize(f.float().square().sum(2 if f.dim() == 3 else 1).flatten(1), dim=1)
+        for f in (student, teacher)
     )
     return (q_s - q_t).square().sum(1).mean()
 
@@ -50,9 +51,25 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
 def match(student: Tensor, teacher: Tensor) -> Tensor:
     """``mean((s - t)^2) / var(t)``: hint learning (Romero et al., ICLR 2015) without its regressor, for maps of equal shape.
 
-    Tying never changes a shape, so channel ``c`` of the student has its counterpart in channel ``c`` of the teacher.
+    Tying never changes a shape, so channel ``c`` of the student has its counterpart in channel ``c`` of the teacher. Maps are large:
+    differences are taken in their own precision, and every eighth image gives the variance.
     """
-    return (student - teacher).square().mean() / teacher.var(correction=0).clamp_min(1e-6)
+    mean_square: Tensor = _MeanSquare.apply(student - teacher)  # type: ignore[no-untyped-call]
+    return mean_square / teacher[::8].float().var(correction=0).clamp_min(1e-6)
+
+
+class _MeanSquare(torch.autograd.Function):
+    """``mean(x^2)`` as a float32 scalar, in one pass forward and one backward, with nothing kept but ``x``."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.save_for_backward(values)
+        return torch.linalg.vector_norm(values, dtype=torch.float32).square() / values.numel()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (values,) = ctx.saved_tensors
+        return values * (2 * gradient / values.numel())
 
 
 FEATURE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"attention": attention, "match": match}
@@ -61,7 +78,7 @@ FEATURE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"attention": at
 
 def feature_loss(name: Features, maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """The mean over pairs of maps (the student's, the teacher's), in float32."""
-    return torch.stack([FEATURE_LOSSES[name](s.float(), t.float()) for s, t in maps]).mean()
+    return torch.stack([FEATURE_LOSSES[name](student, teacher) for student, teacher in maps]).mean()
 
 
 @dataclass(frozen=True)
