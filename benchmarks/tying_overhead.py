@@ -63,8 +63,8 @@ class Setting:
 
 SETTINGS = {
     "resnet20": Setting(128, 32, 60, f"{CIFAR}:resnet20"),
-    "resnet56": Setting(128, 32, 24, f"{CIFAR}:resnet56"),
-    "resnet50": Setting(8, 224, 14, "torchvision:resnet50"),
+    "resnet56": Setting(128, 32, 60, f"{CIFAR}:resnet56"),
+    "resnet50": Setting(8, 224, 40, "torchvision:resnet50"),
 }
 
 
@@ -232,7 +232,7 @@ def main() -> None:
         "--models", nargs="+", default=list(SETTINGS), choices=SETTINGS, metavar="NAME", help=", ".join(SETTINGS)
     )
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N", help="default: 1 2")
-    parser.add_argument("--pairs", type=int, help="pairs of steps that count (default: 60, 24 and 14)")
+    parser.add_argument("--pairs", type=int, help="pairs of steps that count (default: 60, 60 and 40)")
     parser.add_argument("--batch", type=int, help="images per step (default: 128, or 8 for resnet50)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu on a machine that has other things to do")
     parser.add_argument("-o", "--output", type=Path, default=DEFAULT_OUTPUT, help="the JSON file")

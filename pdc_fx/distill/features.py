@@ -55,16 +55,20 @@ def match(student: Tensor, teacher: Tensor) -> Tensor:
     differences are taken in their own precision, and every eighth image gives the variance.
     """
     mean_square: Tensor = _MeanSquare.apply(student - teacher)  # type: ignore[no-untyped-call]
-    return mean_square / teacher[::8].float().var(correction=0).clamp_min(1e-6)
+    return mean_square / teacher[::8].to(_sum_dtype(teacher)).var(correction=0).clamp_min(1e-6)
+
+
+def _sum_dtype(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)
 
 
 class _MeanSquare(torch.autograd.Function):
-    """``mean(x^2)`` as a float32 scalar, in one pass forward and one backward, with nothing kept but ``x``."""
+    """``mean(x^2)``, at least in float32, in one pass forward and one backward, with nothing kept but ``x``."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         ctx.save_for_backward(values)
-        return torch.linalg.vector_norm(values, dtype=torch.float32).square() / values.numel()
+        return torch.linalg.vector_norm(values, dtype=_sum_dtype(values)).square() / values.numel()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
