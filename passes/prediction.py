@@ -92,7 +92,9 @@ class Prediction:
         times: Counter[tuple[int, int]] = Counter()
         places: dict[tuple[int, ...], int] = {}
         wanted = []
-        for position, (number, stays) in enumerate(zip(label, self.kept[value.label].reshape(-1).tolist(), strict=True)):
+        for position, (number, stays) in enumerate(
+            zip(label, self.kept[value.label].reshape(-1).tolist(), strict=True)
+        ):
             unit = -1 if number == FIXED else self.solution.unit[number]
             group = -1 if unit < 0 else int(self.solution.group[unit])
             if group < 0:

@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.axes import MergedAxis, by_tensor, merged_axes, named_tensors, tensor_of
 from pdc_fx.passes.prediction import Prediction
 from pdc_fx.rules.resize import resize, resize_bare
@@ -84,10 +85,14 @@ def expanded_tensor(tensor: Tensor, axes: list[MergedAxis]) -> Tensor:
 
 @torch.no_grad()
 def expand(compact: nn.Module, model: nn.Module, plan: ClusterPlan) -> None:
-    """Give ``model``, of which ``compact`` is the channel addition by ``plan``, weights that are tied and come to those of ``compact``."""
+    """Give ``model``, of which ``compact`` is the channel addition by ``plan``, weights that are tied and come to those of ``compact``.
+
+    What no call of the model uses may be missing in ``compact``, and stays.
+    """
     small, axes = named_tensors(compact), by_tensor(merged_axes(plan))
     for name, tensor in named_tensors(model).items():
-        tensor.copy_(expanded_tensor(small[name], axes.get(name, [])))
+        if name in small or name in axes:
+            tensor.copy_(expanded_tensor(small[name], axes.get(name, [])))
 
 
 def compacted(model: Module, prediction: Prediction) -> Module:

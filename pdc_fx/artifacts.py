@@ -4,7 +4,7 @@
     recipe.json         how to rebuild its shapes: model spec, inputs, cluster plan
     model.onnx          for deployment
     certificate.json    what was measured, and the SHA-256 of the files
-    metrics.jsonl       one line per epoch, below the modules whose maps were compared, if any
+    metrics.jsonl       one line per epoch, below what was trained and whose maps were compared
     report.html         all of it for people
 
 A directory is made complete beside its place and then renamed, so that under its name there is either nothing or all of it.
@@ -54,7 +54,7 @@ class Compressed:
         example_inputs: what both were run on.
         exactness: tied against compact in float64.
         accuracy: top-1, 0 to 1, by name (``teacher``, ``tied``, ``compact``; ``onnx`` in a certificate); empty without data.
-        metrics: one record per epoch, below one of kind ``features`` where maps were compared.
+        metrics: one record per epoch, below those of kind ``features`` (maps that were compared) and ``network`` (what was trained).
         source: the model spec, the number of classes, the data and the command line, as far as known.
     """
 

@@ -226,7 +226,8 @@ def compress(
         return
     for record in compressed.metrics:
         if record.get("reason"):
-            err.print(f"maps were not matched: {record['reason']}", soft_wrap=True, markup=False)
+            what = "maps were not matched" if record["kind"] == "features" else "all filters were trained, tied"
+            err.print(f"{what}: {record['reason']}", soft_wrap=True, markup=False)
     with _removed_on_error(staging):
         certificate = deliver(compressed, staging.path, _onnx_accuracy(images))
         if not certificate["passed"]:

@@ -1,4 +1,4 @@
-"""Training: a tied student at full width, distilled from its untouched teacher."""
+"""Training: a tied student, or the compact network that it comes to, distilled from its untouched teacher."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def compact_for_training(model: nn.Module, plan: ClusterPlan, images: Tensor, co
     _require_same_in_training(twin, small_twin, example[0])
     spreads = _spreads(model, plan, images, [name for name, _ in compared])
     modules = {name: name for name in spreads}
-    if isinstance(small, fx.GraphModule):
+    if isinstance(small, fx.GraphModule) and isinstance(small_twin, fx.GraphModule):
         modules = _tapped(small, _located(twin, small_twin, example[0], spreads))
     return Compact(small, model, plan, [(modules[name], teacher, spreads[name]) for name, teacher in compared])
 
@@ -136,8 +136,8 @@ def _require_same_in_training(tied: nn.Module, compact: nn.Module, example: Tens
             torch.manual_seed(0)
             try:
                 found.append(logits_of(network(images)))
-            except RuntimeError as error:
-                raise Untrainable(f"the small network does not run in training mode: {error}") from error
+            except RuntimeError as problem:
+                raise Untrainable(f"the small network does not run in training mode: {problem}") from problem
     error = float((found[0] - found[1]).abs().max()) / max(float(found[0].abs().max()), 1e-30)
     if not error <= TOLERANCE:
         raise Untrainable(f"in training mode the small network is another function (relative difference {error:.2g})")

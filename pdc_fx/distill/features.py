@@ -54,7 +54,7 @@ def match(student: Tensor, teacher: Tensor) -> Tensor:
     Tying never changes a shape, so channel ``c`` of the student has its counterpart in channel ``c`` of the teacher. Maps are large:
     differences are taken in their own precision, and every eighth image gives the variance.
     """
-    mean_square: Tensor = _MeanSquare.apply(student - teacher)  # type: ignore[no-untyped-call]
+    mean_square: Tensor = _MeanSquare.apply(student - teacher)
     return mean_square / teacher[::8].to(_sum_dtype(teacher)).var(correction=0).clamp_min(1e-6)
 
 
@@ -68,11 +68,12 @@ class _MeanSquare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         ctx.save_for_backward(values)
-        return torch.linalg.vector_norm(values, dtype=_sum_dtype(values)).square() / values.numel()
+        norm: Tensor = torch.linalg.vector_norm(values, dtype=_sum_dtype(values))
+        return norm.square() / values.numel()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (values,) = ctx.saved_tensors
+        values: Tensor = ctx.saved_tensors[0]
         return values * (2 * gradient / values.numel())
 
 

@@ -1,6 +1,7 @@
 """Tied training under distillation, in one process or many (Hugging Face Accelerate).
 
-The module that is trained is the user's own, at full width; :class:`~pdc_fx.passes.tie.Tying` follows each optimizer step.
+The module that is trained is the user's own, at full width; :class:`~pdc_fx.passes.tie.Tying` follows each optimizer step. Where clusters
+are final from the first step (mode ``hard``), its compact form is trained in its place (:mod:`pdc_fx.distill.compact`).
 Everything random about a step is a function of ``(seed, epoch, step, rank)``: the order of the images, augmentation, and what the
 model draws. So a run that goes on from a checkpoint is, on a CPU, bit for bit the run that was never stopped.
 """
@@ -92,7 +93,7 @@ class TiedTraining:
     """One run of tied training.
 
     Attributes:
-        model: trained in place, at full width.
+        model: trained in place; its shapes never change.
         teacher: gives the soft targets; it is never changed.
         plan: the clusters to tie (modes ``hard`` and ``csgd``) or the widths to reach (``pdc`` and ``progressive``).
         data: training images, preparation; ``held_out`` are images for the accuracy after each epoch.
