@@ -130,7 +130,7 @@ def maps(channels: int = 5, dtype: torch.dtype = torch.float64, seed: int = 0) -
 
 def test_losses_are_their_formulas() -> None:
     s, t = maps(), maps(seed=1)
-    assert float(FEATURE_LOSSES["match"](s, t)) == pytest.approx(np.mean((s - t).numpy() ** 2) / np.var(t.numpy()))
+    assert float(FEATURE_LOSSES["match"](s, t)) == pytest.approx(np.mean((s - t).numpy() ** 2) / np.var(t[::8].numpy()))
     distances = []
     for one, other in zip(s.numpy(), t.numpy(), strict=True):
         a, b = ((f**2).sum(0).reshape(-1) for f in (one, other))
@@ -263,7 +263,7 @@ def test_training_with_match_brings_the_maps_nearer() -> None:
     without, plain = trained("none")
     near, metrics = trained("match")
     assert near < 0.7 * without
-    assert [record["kind"] for record in plain] == ["epoch", "epoch"]
+    assert [record["kind"] for record in plain] == ["network", "epoch", "epoch"]
     assert metrics[0] == {
         "kind": "features",
         "loss": "match",
