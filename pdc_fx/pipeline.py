@@ -266,10 +266,6 @@ def compress(
     tied = copy.deepcopy(model)
     teacher = copy.deepcopy(model) if teacher is None else teacher
     processes = Processes.of_environment()
-    if start != "model" and processes.count > 1:
-        raise InputError(
-            f"start '{start}' runs in one process, not in {processes.count}", hint="run it without torchrun"
-        )
     budget: dict[str, Any] = {
         "flops_reduction": flops_reduction,
         "params_reduction": params_reduction,
@@ -278,14 +274,21 @@ def compress(
     }
     kept_aside = min(5000, len(train_data.train) // 10) if hold_out is None else hold_out
     data, held_out = train_data.hold_out(kept_aside) if kept_aside else (train_data, None)
-    if start == "model":
-        clusters = agreed_plan(lambda: plan(tied, analyze(tied, inputs, frozen=frozen), **budget))
-    else:
+
+    def begin() -> ClusterPlan:
+        nonlocal tied
         groups = analyze(tied, inputs, frozen=frozen)
+        if start == "model":
+            return plan(tied, groups, **budget)
         if start == "fold":
             tied, clusters = fold(tied, groups, **budget)
         else:
             tied, clusters = calibrate(tied, groups, first_images(data, calibration_images), **budget)
+        return clusters
+
+    clusters = agreed_plan(begin)
+    if start != "model":
+        processes.share_weights(tied)
     final, metrics = clusters, list[dict[str, Any]]()
     if options.epochs:
         training = TiedTraining(

@@ -265,15 +265,17 @@ def test_options_train_and_end_tied(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["pdc", "hard"])
-def test_two_processes_end_equal_and_tied(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize(("mode", "start"), [("pdc", "model"), ("hard", "calibrate")])
+def test_two_processes_end_equal_and_tied(tmp_path: Path, mode: str, start: str) -> None:
     script = str(Path(__file__).with_name("train_ranks.py"))
 
     def ranks(count: int) -> list[dict[str, Any]]:
         directory = tmp_path / str(count)
         directory.mkdir()
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        found = subprocess.run([*torchrun, script, str(directory), mode], capture_output=True, text=True, timeout=300)
+        found = subprocess.run(
+            [*torchrun, script, str(directory), mode, start], capture_output=True, text=True, timeout=300
+        )
         assert found.returncode == 0, found.stderr
         return [json.loads(line) for line in found.stdout.splitlines() if line.startswith("{")]
 

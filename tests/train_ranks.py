@@ -16,7 +16,7 @@ from pdc_fx.distill import Processes, TrainOptions
 from pdc_fx.passes.tie import residual
 
 
-def main(directory: str, mode: str) -> None:
+def main(directory: str, mode: str, start: str) -> None:
     torch.manual_seed(0)
     data = open_data("digits")
     model = nn.Sequential(
@@ -30,6 +30,7 @@ def main(directory: str, mode: str) -> None:
         data,
         flops_reduction=0.383,
         mode=mode,
+        start=start,
         options=options,
         directory=Path(directory),
     )  # type: ignore[arg-type]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pdc_fx.errors import InputError
 
@@ -74,9 +75,19 @@ class Processes:
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give all processes the first one's buffers (running statistics are each process's own between two steps)."""
-        if self.count > 1:
-            for buffer in model.buffers():
-                torch.distributed.broadcast(buffer, 0)
+        self._share(model.buffers())
+
+    def share_weights(self, model: nn.Module) -> None:
+        """Give all processes the first one's parameters and buffers, wherever the model lies."""
+        self._share(chain(model.parameters(), model.buffers()))
+
+    def _share(self, tensors: Iterable[Tensor]) -> None:
+        if self.count == 1:
+            return
+        for tensor in tensors:
+            here = tensor.detach().to(self.device)  # NCCL moves nothing that lies on the CPU
+            torch.distributed.broadcast(here, 0)
+            tensor.detach().copy_(here)
 
 
 def _sharded_by_the_launcher() -> bool:
