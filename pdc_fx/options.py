@@ -40,6 +40,8 @@ class TrainOptions:
         compile: run network and teacher through ``torch.compile``.
         workers: processes that decode images ahead; 0 decodes on threads.
         augment: name of an augmentation preset (``imagenet``, ``cifar``, ``none``, ...); that of the data where None.
+        mixup_alpha, cutmix_alpha: of the Beta distribution that says how far two images are mixed (:mod:`pdc_fx.data.mixing`); 0 for
+            never, and either where both are given; mixup_prob: share of the batches that are mixed at all.
         seed: of the order of images, augmentation and whatever the model draws.
         model_ema: hand on an exponential moving average of the weights; model_ema_decay: its decay per step.
         checkpoint_every: steps between checkpoints, besides one at the end of each epoch; 0 for none.
@@ -75,6 +77,9 @@ class TrainOptions:
     compile: bool = False
     workers: int = 0
     augment: str | None = None
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    mixup_prob: float = 1.0
     seed: int = 0
     model_ema: bool = False
     model_ema_decay: float = 0.999
@@ -107,6 +112,8 @@ class TrainOptions:
             or self.features in ("auto", "none"),
             "amp must be 'bf16', 'fp16' or 'no'": self.amp in ("bf16", "fp16", "no"),
             "workers must not be negative": self.workers >= 0,
+            "mixup_alpha and cutmix_alpha must not be negative": min(self.mixup_alpha, self.cutmix_alpha) >= 0,
+            "mixup_prob must be in [0, 1]": 0 <= self.mixup_prob <= 1,
             "model_ema_decay must be in [0, 1)": 0 <= self.model_ema_decay < 1,
             "checkpoint_every must not be negative": self.checkpoint_every >= 0,
             "print_freq must be at least 1": self.print_freq >= 1,

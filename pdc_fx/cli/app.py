@@ -143,6 +143,15 @@ def compress(
     augment: Annotated[
         str | None, typer.Option(help="Augmentation: imagenet, cifar, flip, digits or none; the data's own by default.")
     ] = DEFAULT.augment,
+    mixup_alpha: Annotated[
+        float, typer.Option(min=0, help="Mix images in pairs: parameter of the Beta distribution; 0 for never.")
+    ] = DEFAULT.mixup_alpha,
+    cutmix_alpha: Annotated[
+        float, typer.Option(min=0, help="The same for CutMix; with both, either is as likely.")
+    ] = DEFAULT.cutmix_alpha,
+    mixup_prob: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the batches that are mixed.")
+    ] = DEFAULT.mixup_prob,
     model_ema: Annotated[
         bool, typer.Option("--model-ema", help="Hand on an exponential moving average of the weights.")
     ] = DEFAULT.model_ema,

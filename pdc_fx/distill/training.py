@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pdc_fx.data import ImageData, ImageSet, batches_per_epoch, training_batches
+from pdc_fx.data.mixing import mixed
 from pdc_fx.data.order import seed_of
 from pdc_fx.distill.checkpoints import Checkpoints
 from pdc_fx.distill.compact import Compact, Untrainable, as_it_is, compact_for_training
@@ -239,7 +240,8 @@ class _Run:
     def _step(self, images: Tensor, labels: Tensor, interruption: Interruption) -> None:
         options, position = self.options, self.position
         torch.manual_seed(seed_of(options.seed, position.epoch, position.step, self.processes.rank))
-        images = images.contiguous(memory_format=self.layout)
+        batch = mixed(images, labels, options.mixup_alpha, options.cutmix_alpha, options.mixup_prob)
+        images = batch.images.contiguous(memory_format=self.layout)
         half = torch.float16 if options.amp == "fp16" else torch.bfloat16
         with (
             captured(self.model, [name for name, _, _ in self.pairs]) as ours,
@@ -249,15 +251,9 @@ class _Run:
             with torch.inference_mode():
                 targets = logits_of(self.teacher(images)).float()
             logits = logits_of(self.student(images)).float()
-        loss = distillation_loss(
-            logits,
-            targets.clone(),
-            labels,
-            options.alpha,
-            options.temperature,
-            options.label_smoothing,
-            options.distill,
-        )
+        targets = targets.clone()
+        weights = [(batch.share, batch.labels), (1 - batch.share, batch.others)]
+        loss = torch.stack([share * self._loss(logits, targets, of) for share, of in weights if share > 0]).sum()
         if self.pairs:
             maps = [(spread(ours[student]), theirs[teacher]) for student, teacher, spread in self.pairs]
             loss = loss + options.features_weight * feature_loss(self.maps.loss, maps)
@@ -286,6 +282,10 @@ class _Run:
         )
         if stop:
             self._stop(interruption)
+
+    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+        o = self.options
+        return distillation_loss(logits, targets, labels, o.alpha, o.temperature, o.label_smoothing, o.distill)
 
     def _stop(self, interruption: Interruption) -> None:
         self._save()
