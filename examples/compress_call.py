@@ -37,7 +37,7 @@ def main() -> int:
     teacher = train_teacher(make_model(channels, len(data.classes)), data, args.epochs)
     example = torch.zeros(1, channels, height, width)
     options = TrainOptions(epochs=args.epochs, batch_size=64, amp="no")
-    made = pdc_fx.compress(teacher, example, data, flops_reduction=0.5, mode="hard", options=options)
+    made = pdc_fx.compress(teacher, example, data, flops_reduction=0.5, options=options)
 
     with tempfile.TemporaryDirectory() as scratch:
         directory = pdc_fx.save(made, args.output or Path(scratch) / "compact")

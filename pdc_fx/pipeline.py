@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,7 +20,7 @@ from pdc_fx.passes.analysis import AnalyzeDependencies
 from pdc_fx.passes.calibrate import Calibrate
 from pdc_fx.passes.cluster import Allocation, PlanClusters
 from pdc_fx.passes.fold import Fold
-from pdc_fx.passes.methods import Method, method_of
+from pdc_fx.passes.methods import HARD, Method, method_of
 from pdc_fx.passes.rewrite import ChannelAddition
 from pdc_fx.passes.tie import TieClusters, Tying, agreed_plan
 from pdc_fx.trace import Inputs, as_arguments, evaluating
@@ -218,8 +219,8 @@ def compress(
     round_to: int = 1,
     frozen: Iterable[str] = (),
     mode: str | Method | None = None,
-    start: Start = "model",
-    calibration_images: int = 512,
+    start: Start | None = None,
+    calibration_images: int | None = None,
     teacher: nn.Module | None = None,
     options: TrainOptions | None = None,
     hold_out: int | None = None,
@@ -236,10 +237,10 @@ def compress(
     Args:
         model: a trained classifier of images; it is not changed.
         train_data: as :func:`pdc_fx.data.open_data` gives it. Its test images are looked at once, at the end.
-        mode: the method of tying, as for :func:`tie`; ``pdc`` where not given, or ``hard`` with a ``start``.
+        mode: the method of tying, as for :func:`tie`; ``hard`` where not given.
         start: what training starts from: ``model`` itself, or what :func:`fold` or :func:`calibrate` make of it, whose clusters are kept.
-            With these two ``options.epochs`` may be 0: nothing is trained.
-        calibration_images: the first so many training images, not augmented, are what ``calibrate`` sees.
+            With these two ``options.epochs`` may be 0: nothing is trained. ``calibrate`` with mode ``hard``, else ``model``, by default.
+        calibration_images: the first so many training images, not augmented, are what ``calibrate`` sees; 512 small ones where not given.
         teacher: gives the soft targets; ``model`` itself where not given.
         hold_out: training images kept aside for the accuracy after each epoch (a tenth, at most 5,000, by default).
         directory: where ``metrics.jsonl`` and a checkpoint are written while training.
@@ -251,9 +252,11 @@ def compress(
         PdcError: as its parts do.
     """
     options = options or TrainOptions()
+    method = method_of(mode or "hard")
+    if start is None:
+        start = "calibrate" if method == HARD else "model"
     if start not in get_args(Start):
         raise InputError(f"unknown start {start!r}", hint=f"use {', '.join(map(repr, get_args(Start)))}")
-    method = method_of(mode or ("pdc" if start == "model" else "hard"))
     if start == "model" and options.epochs == 0:
         raise InputError("training takes at least one epoch", hint="start 'calibrate' or 'fold' needs none")
     if start != "model" and method.rounds:
@@ -283,7 +286,8 @@ def compress(
         if start == "fold":
             tied, clusters = fold(tied, groups, **budget)
         else:
-            tied, clusters = calibrate(tied, groups, first_images(data, calibration_images), **budget)
+            count = calibration_images or default_calibration_images(data.image_shape)
+            tied, clusters = calibrate(tied, groups, first_images(data, count), **budget)
         return clusters
 
     clusters = agreed_plan(begin)
@@ -314,6 +318,15 @@ def compress(
         metrics=metrics,
         source=source or {},
     )
+
+
+def default_calibration_images(shape: tuple[int, ...]) -> int:
+    """As many as have about 16 million numbers, which bounds the memory of a forward pass: 64 to 512.
+
+    >>> default_calibration_images((3, 32, 32)), default_calibration_images((3, 224, 224))
+    (512, 111)
+    """
+    return max(64, min(512, 2**24 // prod(shape)))
 
 
 def require_classes(model: nn.Module, inputs: tuple[Any, ...], data: ImageData) -> None:

@@ -28,4 +28,4 @@ def method_of(mode: str | Method) -> Method:
     return METHODS[mode]
 
 
-__all__ = ["METHODS", "Method", "method_of"]
+__all__ = ["HARD", "METHODS", "Method", "method_of"]

@@ -89,17 +89,20 @@ def compress(
     round_to: Annotated[int, typer.Option(min=1, help="Keep widths at multiples of this.")] = 1,
     mode: Annotated[
         Mode | None,
-        typer.Option(help="How filters are tied: pdc if not given, or hard with --start fold or calibrate."),
+        typer.Option(help="How filters are tied; hard (clusters that are final from the start) if not given."),
     ] = None,
     start: Annotated[
-        Start,
-        typer.Option(help="Start from the model, from its folded form (no data) or calibrated on unlabelled images."),
-    ] = "model",
+        Start | None,
+        typer.Option(
+            help="Start from the model, its folded form (no data), or calibrated on unlabelled images (given mode hard, the default)."
+        ),
+    ] = None,
     calibration_images: Annotated[
-        int, typer.Option(min=2, help="Training images that --start calibrate looks at, without labels.")
-    ] = 512,
+        int | None,
+        typer.Option(min=2, help="Training images that --start calibrate looks at, without labels: 64 to 512 by size."),
+    ] = None,
     epochs: Annotated[
-        int, typer.Option(min=0, help="Passes over the training images; 0 with --start fold or calibrate.")
+        int, typer.Option(min=0, help="Passes over the training images; 0 after --start fold or calibrate.")
     ] = DEFAULT.epochs,
     batch_size: Annotated[
         int, typer.Option("-b", "--batch-size", min=1, help="Images per step, over all processes together.")
