@@ -44,9 +44,10 @@ from pdc_fx.pipeline import analyze, calibrate, plan, rewrite
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 HELD_OUT = 5000
-SAME = {"lr": 0.03, "features": "none"}
+SAME = {"lr": 0.03, "features": "none", "cutmix_alpha": 1.0, "mixup_prob": 0.5}
 """Options of all arms where they say nothing else."""
 MATCH = {"features": "match", "features_weight": 20.0}
+UNMIXED = {"cutmix_alpha": 0.0}
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ ARMS = {
     "hard+match": Arm("the same, maps matched", clustered, options=MATCH),
     "calibrate": Arm("calibrated, then tied", calibrated),
     "calibrate+match": Arm("the same, maps matched", calibrated, options=MATCH),
+    "calibrate+match-cutmix": Arm("the same, no images mixed", calibrated, options={**MATCH, **UNMIXED}),
     "pdc": Arm("reconstruction at intervals", clustered, mode="pdc"),
     "csgd": Arm("centripetal SGD", clustered, mode="csgd"),
     "progressive": Arm("merging step by step", clustered, mode="progressive"),
@@ -124,6 +126,7 @@ ARMS = {
     "tp-group": Arm("Torch-Pruning, group norm", pruned("group norm")),
     "tp-l1-global": Arm("Torch-Pruning, L1, global", pruned("L1", everywhere=True)),
     "tp-group-global": Arm("Torch-Pruning, group norm, global", pruned("group norm", everywhere=True)),
+    "tp-l1-cutmix": Arm("Torch-Pruning, L1, no images mixed", pruned("L1"), options=UNMIXED),
     "tp-l1+match": Arm("Torch-Pruning, L1, and our matched maps", pruned("L1"), options=MATCH),
     "scratch": Arm("the narrow network from scratch", from_scratch),
 }
