@@ -24,7 +24,7 @@ import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import Literal, Protocol
 
 import numpy as np
@@ -39,6 +39,8 @@ from pdc_fx.passes.base import Pass
 Allocation = Literal["uniform", "global"]
 Floats = npt.NDArray[np.float64]
 TOLERANCE = 0.01  # of the multiply-accumulates: how close a budget must be met
+EXCHANGED = 4
+"""The most steps that one group takes for another at the end of an allocation."""
 
 
 class Hierarchy(Protocol):
@@ -311,7 +313,24 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
             levels[i] += 1
             if (again := price(i)) is not None:
                 heapq.heappush(heap, (again, i))
-        return levels
+        return levels if budget.met(widths) else _exchanged(choices, levels, budget)
+
+
+def _exchanged(choices: list[Bloc], levels: list[int], budget: _Budget) -> list[int]:
+    """Where any single step would be too large: a few in one bloc for some back in another, the cheapest pair that meets the budget."""
+    found: list[tuple[float, list[int]]] = []
+    for i, j in permutations(range(len(choices)), 2):
+        for lower in range(levels[i] + 1, min(levels[i] + EXCHANGED, len(choices[i].widths) - 1) + 1):
+            for upper in range(levels[j] - 1, -1, -1):
+                tried = list(levels)
+                tried[i], tried[j] = lower, upper
+                excess = budget.reduction(_widths(choices, tried)) - budget.target
+                if abs(excess) <= TOLERANCE:
+                    prices = (choices[b].cost(tried[b]) - choices[b].cost(levels[b]) for b in (i, j))
+                    found.append((sum(prices), tried))
+                if excess <= 0:
+                    break
+    return min(found, default=(0.0, levels))[1]
 
 
 def _widths(choices: list[Bloc], levels: list[int]) -> dict[int, int]:

@@ -17,7 +17,7 @@ from pdc_fx.errors import ArtifactError, InputError, NothingToMergeError, PlanEr
 from pdc_fx.ir import ChannelGroups, ClusterPlan, decode_integers, encode_integers, first_appearance
 from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.cluster import features, ward
-from pdc_fx.pipeline import analyze, plan, rewrite, tie
+from pdc_fx.pipeline import analyze, calibrate, plan, rewrite, tie
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +210,21 @@ def test_a_plan_with_clusters_of_two_sizes_is_refused() -> None:
     uneven = [np.asarray([0, 0, 0, *range(1, g.channels - 2)]) for g in groups.groups]
     with pytest.raises(ArtifactError, match="different sizes"):
         ClusterPlan(groups, tuple(uneven))
+
+
+@pytest.mark.parametrize("start", ["weights", "images"])
+def test_a_small_network_meets_the_budget_whatever_its_weights(start: str) -> None:
+    """Its steps are larger than the tolerance: at the end one group has to take a few for some of another."""
+    images = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for seed in range(30):
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            *(nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 16, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10)),
+        )
+        groups = analyze(net, images[:1])
+        if start == "weights":
+            made = plan(net, groups, flops_reduction=0.5)
+        else:
+            _, made = calibrate(net, groups, images, flops_reduction=0.5)
+        assert made.flops_reduction == pytest.approx(0.5, abs=0.01)
