@@ -149,8 +149,12 @@ def write_model(compressed: Compressed, directory: Path) -> None:
     """Write weights and recipe into ``directory``."""
     from safetensors.torch import save_model
 
-    (directory / WEIGHTS).touch()  # with the permissions of any other file here
+    (directory / WEIGHTS).touch()
+    permissions = (
+        (directory / WEIGHTS).stat().st_mode
+    )  # of any file made here; safetensors puts a private one in its place
     save_model(compressed.model, str(directory / WEIGHTS), metadata={"format": "pt", "pdc_fx": package_version()})
+    (directory / WEIGHTS).chmod(permissions)
     recipe = {
         "format": FORMAT,
         "pdc_fx": package_version(),

@@ -106,6 +106,7 @@ def test_output_directory(compressed: Path) -> None:
     names = {p.name for p in compressed.iterdir()}
     assert names == {WEIGHTS, RECIPE, ONNX, CERTIFICATE, REPORT, CONFIG, "metrics.jsonl"}
     assert [p for p in compressed.parent.iterdir() if p.name.startswith(".")] == []
+    assert len({p.stat().st_mode for p in compressed.iterdir()}) == 1
     certificate = json.loads((compressed / CERTIFICATE).read_text())
     assert certificate["tied_vs_compact"]["max_rel_error"] < 1e-9
     assert abs(1 - certificate["macs_after"] / certificate["macs_before"] - 0.5) <= 0.01
