@@ -1,6 +1,6 @@
 """Measure committed artifacts again: ONNX Runtime on all test images, with nothing of pdc-fx in between.
 
-    python benchmarks/evaluate.py benchmarks/artifacts/resnet56-cifar10 --data ../shared/data/cifar10
+    python benchmarks/evaluate.py benchmarks/artifacts/resnet20-cifar10 --data ../shared/data/cifar10
 
 DIR is an output directory of ``pdc-fx compress`` (or the part of it that is committed). The data are Parquet files in Hugging Face's image
 format, of which those with ``test`` in their name are read. Images are only scaled and normalised, as the directory's recipe says.
@@ -94,6 +94,8 @@ def main() -> None:
         )
         if found["changed"]:
             print(f"  changed since it was certified: {', '.join(found['changed'])}")
+        if not agrees:
+            print("  this is not the certified accuracy")
     sys.exit(failed)
 
 
