@@ -371,7 +371,8 @@ def test_configurations_that_are_refused(spec: str, folder: Path, tmp_path: Path
 
 def test_help_names_every_command() -> None:
     text = run("--help").stdout
-    assert all(name in text for name in ("demo", "inspect", "check", "compress", "export", "verify"))
+    assert all(name in text for name in ("demo", "inspect", "check", "compress", "export", "verify", "bench"))
     assert all(
-        run(name, "--help").exit_code == 0 for name in ("demo", "inspect", "check", "compress", "export", "verify")
+        run(name, "--help").exit_code == 0
+        for name in ("demo", "inspect", "check", "compress", "export", "verify", "bench")
     )

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from pdc_fx.cli.bench import bench
 from pdc_fx.cli.check import check
 from pdc_fx.cli.config import Config
 from pdc_fx.cli.options import (
@@ -20,6 +21,7 @@ from pdc_fx.cli.options import (
     Json,
     Model,
     Overwrite,
+    ProviderOption,
     Seed,
     Shapes,
     Weights,
@@ -290,12 +292,12 @@ def _fitted(spec: str, shape: tuple[int, ...]) -> Any:
     return shape if spec.startswith(("folder:", "parquet:")) else None
 
 
-def _onnx_accuracy(images: Any) -> Callable[[Path], float]:
+def _onnx_accuracy(images: Any, provider: str = "cpu") -> Callable[[Path], float]:
     from pdc_fx.data import evaluation_batches
     from pdc_fx.export.verify import accuracy_onnx
 
     return lambda path: accuracy_onnx(
-        path, ((x.numpy(), y.numpy()) for x, y in evaluation_batches(images.test, images, 500))
+        path, ((x.numpy(), y.numpy()) for x, y in evaluation_batches(images.test, images, 500)), provider=provider
     )
 
 
@@ -309,14 +311,17 @@ def export(
     input: Shapes = None,
     opset: Annotated[int | None, typer.Option(help="Version of ONNX's operator set.")] = None,
     static: Annotated[bool, typer.Option("--static", help="Fix the batch size.")] = False,
+    provider: ProviderOption = "cpu",
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Write an ONNX file with batch norms folded, and verify it against PyTorch."""
     from pdc_fx.cli.render import out, print_json, quantity
     from pdc_fx.export.onnx import DEFAULT_OPSET, export_onnx
+    from pdc_fx.export.session import choose_provider
     from pdc_fx.export.verify import verify_onnx
 
+    choose_provider(provider)
     if output.exists() and not overwrite:
         raise InputError("the file exists", where=str(output), hint="choose another, or pass --overwrite")
     if Path(source).is_dir():
@@ -325,7 +330,9 @@ def export(
         loaded, tensor = open_image_model(source, weights, num_classes, input)
         module, example = loaded.model, (tensor,)
     info = export_onnx(module, example, output, opset=opset or DEFAULT_OPSET, dynamic_batch=not static)
-    found = verify_onnx(module, output, example, batch_sizes=(example[0].shape[0],) if static else (1, 3))
+    found = verify_onnx(
+        module, output, example, batch_sizes=(example[0].shape[0],) if static else (1, 3), provider=provider
+    )
     if json:
         print_json({**info.to_json(), "verification": found.to_json()})
     else:
@@ -362,6 +369,7 @@ def verify(
     ] = None,
     data: DataOption = None,
     no_data: Annotated[bool, typer.Option("--no-data", help="Leave the accuracy on the test images out.")] = False,
+    provider: ProviderOption = "cpu",
     json: Json = False,
 ) -> None:
     """Check an output directory again, from disk: hashes, compact against ONNX Runtime, accuracy on the test images."""
@@ -376,14 +384,17 @@ def verify(
     recipe, certificate = read_json(directory, RECIPE), read_json(directory, CERTIFICATE)
     changed = changed_files(directory)
     compact, example = _open_directory(directory, model, check_files=False)
-    found = verify_onnx(compact, directory / ONNX, example)
+    found = verify_onnx(compact, directory / ONNX, example, provider=provider)
     measured: dict[str, float] = {}
     spec = data or recipe.get("data")
     if found.passed and spec and not no_data:
         images = open_data(spec, input_shape=_fitted(spec, tuple(example[0].shape[1:])))
         if recipe.get("mean"):
             images = images.with_normalization(recipe["mean"], recipe["std"])
-        measured = {"compact": accuracy(compact, images.test, images), "onnx": _onnx_accuracy(images)(directory / ONNX)}
+        measured = {
+            "compact": accuracy(compact, images.test, images),
+            "onnx": _onnx_accuracy(images, provider)(directory / ONNX),
+        }
     passed = found.passed and not changed
     result = {
         "directory": str(directory),
@@ -409,6 +420,9 @@ def verify(
         )
     if not json:
         out.print("[bold green]passed[/]")
+
+
+app.command()(bench)
 
 
 @app.command()

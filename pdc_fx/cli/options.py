@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -43,6 +43,10 @@ DataOption = Annotated[
     typer.Option("--data", help="digits, parquet:DIR, folder:DIR, cifar10:DIR, cifar100:DIR or fashionmnist:DIR."),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Allow torchvision to fetch the data set into DIR.")]
+ProviderOption = Annotated[
+    Literal["auto", "cpu", "cuda", "tensorrt"],
+    typer.Option("--provider", help="Where ONNX Runtime runs; auto takes the best that works here."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output's place.")]
 
 Function = TypeVar("Function", bound=Callable[..., None])

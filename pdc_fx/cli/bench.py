@@ -1,0 +1,162 @@
+"""``bench``: is the compact network faster, and by how much of what its multiply-accumulates promise?"""
+
+from __future__ import annotations
+
+import json as codec
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pdc_fx.cli.options import Json, Overwrite, ProviderOption, reported
+from pdc_fx.errors import InputError
+
+
+@reported
+def bench(
+    source: Annotated[
+        Path, typer.Argument(metavar="DIR|DENSE", help="An output directory of 'compress', or a dense ONNX file.")
+    ],
+    compact: Annotated[
+        Path | None, typer.Argument(metavar="[COMPACT]", help="With a dense ONNX file: the compact one.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The original MODEL, where the recipe's path no longer holds.")
+    ] = None,
+    provider: ProviderOption = "auto",
+    batch_size: Annotated[
+        list[int] | None, typer.Option("-b", "--batch-size", min=1, help="May be repeated.  [default: 1, 8, 32]")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Timed calls of each model and batch size.")] = 30,
+    warmup: Annotated[int, typer.Option(min=0, help="Calls before those.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; all processors by default.")] = None,
+    torch: Annotated[bool, typer.Option("--torch", help="PyTorch, too: eager and torch.compile.")] = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Keep the figures as JSON here.")] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Time the dense against the compact network in ONNX Runtime, by turns, and say how much of the MAC ratio arrives."""
+    from pdc_fx.cli.render import err, print_json
+    from pdc_fx.cli.render_bench import print_benchmark
+    from pdc_fx.export.benchmark import benchmark
+    from pdc_fx.export.session import choose_provider
+    from pdc_fx.files import replace_file
+
+    _require_pair(source, compact, model, torch)
+    if output is not None:
+        _require_writable(output, overwrite)
+    chosen = choose_provider(provider)
+
+    def progress(what: str) -> None:
+        err.print(f"timing: {what} ...", markup=False)
+
+    counts: dict[str, Any] = {
+        "batch_sizes": batch_size or (1, 8, 32),
+        "runs": runs,
+        "warmup": warmup,
+        "threads": threads,
+    }
+    err.print(f"provider: {chosen.name} ({chosen.why})", soft_wrap=True, markup=False)
+    engines = []
+    with tempfile.TemporaryDirectory() as scratch:
+        pair = None
+        if compact is None:
+            pair = _Pair(source, model)
+            progress("exporting the dense network")
+            files = pair.export_dense(Path(scratch) / "dense.onnx"), pair.onnx
+        else:
+            files = source, compact
+        report = benchmark(
+            *files, **counts, provider=chosen.name, macs=pair.macs if pair else None, details=True, progress=progress
+        )
+    if torch and pair is not None:
+        engines = pair.in_torch(chosen.name, counts, progress)
+    result = {
+        **report.to_json(),
+        "dense": "exported from the recipe" if pair else str(source),
+        "provider_reason": chosen.why,
+        "torch": [engine.to_json() for engine in engines],
+    }
+    if json:
+        print_json(result)
+    else:
+        print_benchmark(str(compact or source), report, engines)
+    if output is not None:
+        replace_file(output, (codec.dumps(result, indent=1) + "\n").encode())
+
+
+def _require_pair(source: Path, compact: Path | None, model: str | None, torch: bool) -> None:
+    """A directory alone, or two files."""
+    if compact is None:
+        if source.is_file():
+            raise InputError("one file cannot be compared", where=str(source), hint="give the compact ONNX file, too")
+        if not source.is_dir():
+            raise InputError("there is no such directory", where=str(source))
+        return
+    if source.is_dir() or compact.is_dir():
+        raise InputError(
+            "a directory holds both networks", where=f"{source} {compact}", hint="give DIR alone, or two ONNX files"
+        )
+    if model is not None or torch:
+        option = "--model" if model is not None else "--torch"
+        raise InputError(f"{option} needs an output directory", hint="give DIR instead of two ONNX files")
+
+
+def _require_writable(output: Path, overwrite: bool) -> None:
+    """Asked before anything is timed."""
+    if output.is_dir() or (output.exists() and not overwrite):
+        raise InputError("the file exists", where=str(output), hint="choose another, or pass --overwrite")
+    folder = output.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError("the file cannot be written", where=str(output), hint="choose another with -o")
+
+
+class _Pair:
+    """The two networks of an output directory; the dense one gets the weights of the compact one, tied."""
+
+    def __init__(self, directory: Path, model: str | None) -> None:
+        from pdc_fx.artifacts import ONNX, RECIPE, example_inputs, load, read_json, read_plan
+        from pdc_fx.models import factory
+        from pdc_fx.passes.surgery import expand
+
+        recipe = read_json(directory, RECIPE)
+        spec = model or recipe.get("model")
+        if not spec:
+            raise InputError(
+                "the recipe does not say which model it belongs to", where=str(directory / RECIPE), hint="pass --model"
+            )
+        plan = read_plan(recipe, directory)
+        self.onnx, self.example = directory / ONNX, example_inputs(plan)
+        self.macs = (plan.macs_before, plan.macs_after)
+        self.dense = factory(spec, recipe.get("num_classes"))().float().eval()
+        self.compact = load(self.dense, directory)
+        expand(self.compact, self.dense, plan)
+
+    def export_dense(self, path: Path) -> Path:
+        """The dense network as an ONNX file."""
+        from pdc_fx.export.onnx import export_onnx
+
+        return export_onnx(self.dense, self.example, path).path
+
+    def in_torch(self, provider: str, counts: dict[str, Any], progress: Any) -> list[Any]:
+        """Eager, and compiled."""
+        import torch
+
+        from pdc_fx.export.benchmark_torch import benchmark_torch
+
+        device = "cuda" if provider != "cpu" and torch.cuda.is_available() else "cpu"
+        return [
+            benchmark_torch(
+                self.dense,
+                self.compact,
+                self.example,
+                **counts,
+                macs=self.macs,
+                compiler=compiler,
+                device=device,
+                progress=progress,
+            )
+            for compiler in (None, lambda module: torch.compile(module, dynamic=False))
+        ]
