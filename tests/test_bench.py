@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,15 @@ def test_a_profile_counts_what_runs(folder: Path) -> None:
     assert sum(node.macs for node in nodes) == 2 * per_image
     assert set(placement(nodes)) == {CPU}
     assert sum(placement(nodes)[CPU].values()) == len(nodes) - 1
+
+
+def test_the_page_explains_every_kind() -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "deployment.md").read_text(encoding="utf-8")
+    kinds = {kind for *_, kind, _ in PRODUCTS.values()} | {"between nodes"}
+    assert [kind for kind in sorted(kinds) if f"`{kind}`" not in page] == []
+    named = set(re.findall(r"`?(--[a-z-]+)", page.partition("## Is it faster?")[2])) - {"--round-to"}
+    shown = run("bench", "--help").stdout
+    assert [option for option in sorted(named) if option not in shown] == []
 
 
 CONV, ADD = NodeTime("c", "Conv", CPU, 8.0, 800, (64, 64)), NodeTime("a", "Add", CPU, 2.0)

@@ -6,12 +6,14 @@ Each runs in a process of its own, as a user runs it; a line of Python before it
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -194,3 +196,48 @@ def test_lightning_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     code = f"EXAMPLES = {str(ROOT / 'examples')!r}\n{RESUME}"
     done = python("-c", code, folder=tmp_path)
     assert "resumed equals whole: True" in done.stdout, done.stdout + done.stderr
+
+
+def classifier(path: Path, metadata: dict[str, str], *, batch: int | None = None) -> torch.nn.Module:
+    """The mean of each of three channels as the score of a class, as an ONNX file."""
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    pdc_fx.export_onnx(model, torch.zeros(batch or 1, 3, 4, 5), path, metadata=metadata, dynamic_batch=batch is None)
+    return model
+
+
+SERVED = {
+    "known": (
+        {"pdc_fx.mean": "[0.5, 0, 0]", "pdc_fx.std": "[0.25, 1, 1]", "pdc_fx.classes": '["red", "green", "blue"]'},
+        None,
+    ),
+    "unknown": ({}, None),
+    "one at a time": ({"pdc_fx.classes": '["red", "green", "blue"]'}, 1),
+}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_serving_needs_neither_pytorch_nor_this_package(name: str, tmp_path: Path) -> None:
+    """Forty images: two whole batches, one of them smaller; the answers are those of the model."""
+    metadata, batch = SERVED[name]
+    model = classifier(tmp_path / "model.onnx", metadata, batch=batch)
+    images = np.random.default_rng(0).integers(0, 256, (40, 4, 5, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    hidden = "import sys\nsys.modules.update(dict.fromkeys(['torch', 'onnx', 'pdc_fx', 'PIL']))"
+    done = run("serve_onnx", tmp_path, "model.onnx", "images.npy", before=hidden)
+    assert done.returncode == 0, done.stderr
+    mean, std, classes = (json.loads(metadata.get(f"pdc_fx.{key}", "null")) for key in ("mean", "std", "classes"))
+    values = (torch.from_numpy(images) / 255 - torch.tensor(mean or 0.0)) / torch.tensor(std or 1.0)
+    shares = model(values.permute(0, 3, 1, 2)).softmax(1).tolist()
+    expected = [(row.index(max(row)), max(row)) for row in shares]
+    found = re.findall(r"^image (\d+): (\w+) ([\d.]+)%$", done.stdout, flags=re.MULTILINE)
+    assert [int(number) for number, _, _ in found] == list(range(40))
+    assert [answer for _, answer, _ in found] == [classes[best] if classes else str(best) for best, _ in expected]
+    assert [float(share) for _, _, share in found] == pytest.approx([100 * most for _, most in expected], abs=0.06)
+
+
+def test_serving_says_what_does_not_fit(tmp_path: Path) -> None:
+    classifier(tmp_path / "model.onnx", {})
+    np.save(tmp_path / "images.npy", np.zeros((1, 8, 8, 3), np.uint8))
+    done = run("serve_onnx", tmp_path, "model.onnx", "images.npy")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: the model takes images of N x 4 x 5 x 3, not (1, 8, 8, 3)\n"
