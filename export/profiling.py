@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pdc_fx.export.session import bind, make_session, random_feed
+from pdc_fx.files import scratch_folder
 
 PRODUCTS = frozenset(
     {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
@@ -83,10 +83,11 @@ def profile(
 
     Raises:
         ArtifactError, InputError: as of :func:`~pdc_fx.export.session.make_session`.
+        PdcError: there is no room for the record.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         sessions = [
-            make_session(path, provider=provider, threads=threads, tf32=True, profile=Path(folder) / f"nodes{number}")
+            make_session(path, provider=provider, threads=threads, tf32=True, profile=folder / f"nodes{number}")
             for number, path in enumerate(paths)
         ]
         calls = [bind(session, random_feed(session, batch)) for session in sessions]

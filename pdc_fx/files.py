@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pdc_fx.errors import PdcError
@@ -29,4 +32,22 @@ def replace_file(path: Path, *parts: bytes | memoryview) -> None:
             f"the file cannot be written: {error.strerror or error}",
             where=str(path),
             hint="make room there; what was written before is complete",
+        ) from error
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for what is needed only meanwhile.
+
+    Raises:
+        PdcError: there is no room for it, or what was to be written there is not there.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise PdcError(
+            f"a temporary file cannot be used: {error.strerror or error}",
+            where=str(error.filename or ""),
+            hint="make room in the folder for temporary files, or set TMPDIR to another",
         ) from error

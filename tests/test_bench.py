@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import typer
 from torch import nn
 from typer.testing import CliRunner, Result
 
@@ -243,9 +244,9 @@ def test_the_page_explains_every_kind() -> None:
     page = (Path(__file__).resolve().parent.parent / "docs" / "deployment.md").read_text(encoding="utf-8")
     kinds = {kind for *_, kind, _ in PRODUCTS.values()} | {"between nodes"}
     assert [kind for kind in sorted(kinds) if f"`{kind}`" not in page] == []
-    named = set(re.findall(r"`?(--[a-z-]+)", page.partition("## Is it faster?")[2])) - {"--round-to"}
-    shown = run("bench", "--help").stdout
-    assert [option for option in sorted(named) if option not in shown] == []
+    named = set(re.findall(r"(--[a-z][a-z-]*)", page.partition("## Is it faster?")[2])) - {"--round-to"}
+    command = typer.main.get_command(app).commands["bench"]  # type: ignore[attr-defined]
+    assert named <= {option for parameter in command.params for option in parameter.opts}
 
 
 CONV, ADD = NodeTime("c", "Conv", CPU, 8.0, 800, (64, 64)), NodeTime("a", "Add", CPU, 2.0)
@@ -466,6 +467,31 @@ def test_options_out_of_range(options: tuple[object, ...], folder: Path) -> None
     result = run("bench", folder / "out", *options)
     assert result.exit_code == 2
     assert "Invalid value" in result.stderr
+
+
+def test_no_room_for_temporary_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device", "/tmp/x")
+
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    result = run("bench", folder / "out", *QUICK)
+    assert result.exit_code == 2
+    assert "No space left on device [/tmp/x]; make room" in result.stderr
+
+
+def test_what_runs_on_the_cpu_within_a_gpu_session_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    from pdc_fx.cli.render_bench import print_benchmark
+    from pdc_fx.export.benchmark import BenchmarkReport
+
+    timed = time_batch(lambda: None, lambda: None, 1, runs=1, warmup=0)
+    places = {CUDA: {"Conv": 53}, CPU: {"Shape": 2, "Gather": 1}}
+    given: dict[str, Any] = {"timings": (timed,), "runs": 1, "warmup": 0, "threads": 2, "providers": (CUDA, CPU)}
+    report = BenchmarkReport(
+        Path("d"), Path("c"), 2, 1, 2.0, **given, runtime="onnxruntime", provider="cuda", placement=places
+    )
+    print_benchmark("net", report, [])
+    shown = capsys.readouterr().out
+    assert f"{CUDA}: Conv x53\n{CPU}: Shape x2, Gather x1\n" in shown
 
 
 def test_no_space_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

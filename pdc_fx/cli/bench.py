@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as codec
 import os
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,7 +41,7 @@ def bench(
     from pdc_fx.cli.render_bench import print_benchmark
     from pdc_fx.export.benchmark import benchmark
     from pdc_fx.export.session import choose_provider
-    from pdc_fx.files import replace_file
+    from pdc_fx.files import replace_file, scratch_folder
 
     _require_pair(source, compact, model, torch)
     if output is not None:
@@ -60,12 +59,12 @@ def bench(
     }
     err.print(f"provider: {chosen.name} ({chosen.why})", soft_wrap=True, markup=False)
     engines = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         pair = None
         if compact is None:
             pair = _Pair(source, model)
             progress("exporting the dense network")
-            files = pair.export_dense(Path(scratch) / "dense.onnx"), pair.onnx
+            files = pair.export_dense(scratch / "dense.onnx"), pair.onnx
         else:
             files = source, compact
         report = benchmark(
