@@ -29,7 +29,7 @@ from pdc_fx.export.memory import own_peak, peak_memory
 from pdc_fx.export.onnx import export_onnx
 from pdc_fx.export.profiling import NodeTime, explain, node_times, placement, profile
 from pdc_fx.export.session import choose_provider, make_session
-from pdc_fx.export.timing import time_batch
+from pdc_fx.export.timing import BatchTiming, Timing, time_batch
 from pdc_fx.passes.rewrite import ChannelAddition
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -479,11 +479,11 @@ def test_no_room_for_temporary_files(folder: Path, monkeypatch: pytest.MonkeyPat
     assert "No space left on device [/tmp/x]; make room" in result.stderr
 
 
-def test_what_runs_on_the_cpu_within_a_gpu_session_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_load_and_what_a_gpu_session_leaves_to_the_cpu_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     from pdc_fx.cli.render_bench import print_benchmark
     from pdc_fx.export.benchmark import BenchmarkReport
 
-    timed = time_batch(lambda: None, lambda: None, 1, runs=1, warmup=0)
+    timed = BatchTiming(1, Timing(3.0, 2.0, 2.9, 333.3), Timing(2.0, 1.0, 5.4, 500.0), 1.5)
     places = {CUDA: {"Conv": 53}, CPU: {"Shape": 2, "Gather": 1}}
     given: dict[str, Any] = {"timings": (timed,), "runs": 1, "warmup": 0, "threads": 2, "providers": (CUDA, CPU)}
     report = BenchmarkReport(
@@ -491,6 +491,7 @@ def test_what_runs_on_the_cpu_within_a_gpu_session_is_shown(capsys: pytest.Captu
     )
     print_benchmark("net", report, [])
     shown = capsys.readouterr().out
+    assert "batch 1: 10% and 90% are a factor of 5.4 apart: was the machine busy?\n" in shown
     assert f"{CUDA}: Conv x53\n{CPU}: Shape x2, Gather x1\n" in shown
 
 

@@ -13,6 +13,9 @@ from pdc_fx.export.benchmark import BenchmarkReport
 from pdc_fx.export.benchmark_torch import TorchReport
 from pdc_fx.export.timing import BatchTiming, Timing
 
+STEADY = 1.5
+"""Ratio of the 90th to the 10th percentile above which a time says little."""
+
 
 def print_benchmark(name: str, report: BenchmarkReport, engines: Sequence[TorchReport]) -> None:
     """Sizes, a table of times for ONNX Runtime, one for each way to run PyTorch, and where the time goes."""
@@ -22,6 +25,9 @@ def print_benchmark(name: str, report: BenchmarkReport, engines: Sequence[TorchR
     )
     out.print(_table(f"{report.runtime}, {report.provider}, {_threads(report.threads)}", report.timings))
     for timing in report.timings:
+        spread = max(side.p90_ms / side.p10_ms for side in (timing.dense, timing.compact))
+        if spread > STEADY:
+            out.print(f"batch {timing.batch}: 10% and 90% are a factor of {spread:.1f} apart: was the machine busy?")
         for number, reason in enumerate(timing.reasons):
             label = f"batch {timing.batch}: "
             out.print((" " * len(label) if number else label) + reason, markup=False)
