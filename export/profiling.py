@@ -173,7 +173,7 @@ def explain(dense: Sequence[NodeTime], compact: Sequence[NodeTime], macs: tuple[
         return ("the profile shows no such loss: it is within what the times vary by",)
     kinds = dict.fromkeys(node.kind for node in (*compact, *dense))
     excess = {kind: _time(compact, kind) - _time(dense, kind) / ratio for kind in kinds}
-    largest = sorted(excess.items(), key=lambda item: -item[1])[:3]
+    largest = sorted(excess.items(), key=lambda item: -item[1])[:2]
     parts = ", ".join(f"{kind} {ms:+.2f}" for kind, ms in largest if ms > total / 10)
     lines = [f"{total:.2f} ms over dense/{ratio:.2f}: {parts}"]
     shares = [uneven_share(nodes, "ms") for nodes in (dense, compact)]
