@@ -1,0 +1,411 @@
+"""The dependency report as a page: the network as a graph coloured by channel group, its groups, layers, and what stays and why.
+
+The bars are table cells of a given width and the graph is plain SVG: a charting library in each page would weigh ten times
+what a page of ResNet-50 does, and its bars could not be sorted, searched or reached with the keyboard as rows of a table can.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pdc_fx.export.layout import NODE_HEIGHT, NODE_WIDTH, Layout, layout
+from pdc_fx.export.model_graph import ModelGraph, Operator
+from pdc_fx.export.page import percent, quantity, render
+from pdc_fx.ir import ChannelGroup, ChannelGroups
+
+SCRIPTS = ("page.js", "tables.js", "graph.js")
+
+_STRIPES = 24
+"""A value of many groups shows the largest ones as stripes."""
+
+_NAMED = 3
+"""A sentence names so many modules and counts the others."""
+
+
+@dataclass(frozen=True)
+class Stripe:
+    """A part of a node's lower edge: where it starts and how wide it is, and the hue of its group (None: it stays)."""
+
+    x: float
+    width: float
+    hue: int | None
+
+
+@dataclass(frozen=True)
+class Box:
+    """A node as it is drawn.
+
+    Attributes:
+        detail: what stands on its right: the kernel's size, or nothing.
+        channels: how many channels its value holds, as a text.
+        classes: ``call``, ``input`` or ``output``; ``stream``, ``frozen``, ``plain`` for what it carries.
+        spoken: what a screen reader says.
+    """
+
+    x: float
+    y: float
+    label: str
+    channels: str
+    classes: str
+    hue: int | None
+    stripes: tuple[Stripe, ...]
+    spoken: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """An edge as it is drawn."""
+
+    start: int
+    stop: int
+    path: str
+    classes: str
+    hue: int | None
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """A group in the table; ``share`` of the model's multiply-accumulates that grow with it, 0 to 1."""
+
+    number: int
+    group: ChannelGroup
+    hue: int
+    stream: bool
+    members: str
+    macs: int
+    params: int
+    share: float
+    constraints: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A layer in the chart; widths of its bars in percent of the largest."""
+
+    module: str
+    macs: int
+    params: int
+    macs_bar: float
+    params_bar: float
+    groups: tuple[int, ...]
+    at: int | None
+
+
+@dataclass(frozen=True)
+class FrozenRow:
+    """A reason, the channels that stay for it, and the modules that make them."""
+
+    reason: str
+    channels: int
+    modules: tuple[tuple[str, int], ...]
+    numbers: tuple[int, ...]
+
+
+def render_inspection(graph: ModelGraph, *, title: str, command: str = "") -> str:
+    """The page as text.
+
+    Args:
+        graph: the result of :func:`pdc_fx.pipeline.inspect`.
+        title: name of the model.
+        command: how to repeat it; may be empty.
+    """
+    groups = graph.groups
+    placed = layout([node.module for node in graph.nodes], graph.edges)
+    rows = group_rows(graph)
+    layers, rest = layer_rows(graph)
+    return render(
+        "inspect.html.j2",
+        scripts=SCRIPTS,
+        data=page_data(graph, placed, rows),
+        title=title,
+        command=command,
+        sentences=summary(graph),
+        inputs=" and ".join("×".join(map(str, shape)) or "a number" for shape, _ in groups.inputs),
+        figures=figures(graph),
+        boxes=boxes(graph, placed),
+        curves=curves(graph, placed),
+        placed=placed,
+        size={"width": NODE_WIDTH, "height": NODE_HEIGHT},
+        rows=rows,
+        layers=layers,
+        rest=rest,
+        frozen=frozen_rows(graph),
+        unreached=groups.unreached,
+    )
+
+
+def hue(group: int) -> int:
+    """A hue for a group, 0 to 359 degrees; consecutive groups differ by the golden angle.
+
+    >>> [hue(g) for g in range(4)]
+    [250, 28, 165, 303]
+    """
+    return round(250 + 137.508 * group) % 360
+
+
+def named(modules: Iterable[str], limit: int = _NAMED) -> str:
+    """Modules in a sentence.
+
+    >>> named(["fc"]), named(["a", "b", "c", "d", "e"])
+    ('fc', 'a, b, c and 2 more')
+    """
+    names = [module or "the model itself" for module in modules]
+    shown = ", ".join(names[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
+
+
+def number(count: int, what: str, plural: str = "") -> str:
+    """A count with its noun.
+
+    >>> number(1, "group"), number(2, "group"), number(0, "branch", "branches")
+    ('1 group', '2 groups', '0 branches')
+    """
+    return f"{count:,} {what if count == 1 else plural or what + 's'}"
+
+
+def summary(graph: ModelGraph) -> list[str]:
+    """What a person should know first, one sentence each."""
+    groups = graph.groups
+    macs, mergeable = groups.macs(), groups.mergeable_macs()
+    share = percent(mergeable / macs) if macs else "none"
+    found = [f"{share} of the multiply-accumulates (MACs) are in layers that can be compressed."]
+    if graph.streams:
+        coupled = sum(len(groups.groups[g].producers) for g in graph.streams)
+        couple = "couples" if len(graph.streams) == 1 else "couple"
+        found.append(
+            f"{number(len(graph.streams), 'residual stream')} {couple} the outputs of {number(coupled, 'layer')}."
+        )
+    rows = frozen_rows(graph)
+    if not rows:
+        found.append("Nothing is frozen.")
+    for row in rows[:2]:
+        stay = "stays" if row.channels == 1 else "stay"
+        found.append(f"{number(row.channels, 'channel')} {stay} ({named(m for m, _ in row.modules)}): {row.reason}.")
+    if len(rows) > 2:
+        others = sum(row.channels for row in rows[2:])
+        found.append(f"{number(others, 'channel')} more stay for {number(len(rows) - 2, 'other reason')}.")
+    return found
+
+
+def figures(graph: ModelGraph) -> list[tuple[str, str, str]]:
+    """The figures at the top: a value, what it is, and what it is a part of."""
+    groups = graph.groups
+    macs = groups.macs()
+    frozen = groups.channels - groups.mergeable_channels
+    return [
+        (percent(groups.mergeable_macs() / macs) if macs else "–", "of MACs compressible", f"of {quantity(macs)} MACs"),
+        (f"{groups.mergeable_channels:,}", "channels can merge", f"of {groups.channels:,} channels"),
+        (f"{len(groups.groups):,}", "channel groups", number(len(graph.streams), "residual stream")),
+        (f"{frozen:,}", "channels frozen", number(len(frozen_rows(graph)), "reason")),
+        (quantity(groups.params()), "parameters", f"{len(graph.nodes):,} operators"),
+    ]
+
+
+def boxes(graph: ModelGraph, placed: Layout) -> list[Box]:
+    """Every node with its place and looks."""
+    streams = set(graph.streams)
+    found = []
+    for index, node in enumerate(graph.nodes):
+        main, held = node.main_group, sum(node.groups.values()) + sum(node.frozen.values())
+        kind = "plain" if not held else "frozen" if main is None else "stream" if main in streams else "inner"
+        found.append(
+            Box(
+                placed.x[index],
+                placed.y[index],
+                label_of(node, graph.groups),
+                f"{held:,}" if held else "",
+                f"{node.kind} {kind}",
+                None if main is None else hue(main),
+                stripes(node),
+                spoken(node),
+            )
+        )
+    return found
+
+
+def label_of(node: Operator, groups: ChannelGroups) -> str:
+    """The function, and the size of its kernel where it has one."""
+    kernels = [groups.shapes[t][2:] for t in node.tensors if len(groups.shapes[t]) > 2 and "conv" in node.name]
+    label = node.name + (" " + "×".join(map(str, kernels[0])) if kernels else "")
+    return label if len(label) <= 17 else label[:16] + "…"
+
+
+def spoken(node: Operator) -> str:
+    """A node in words."""
+    parts = [f"{node.name} {node.module}".strip()]
+    parts += [f"{number(n, 'channel')} of group {g}" for g, n in list(node.groups.items())[:_NAMED]]
+    if len(node.groups) > _NAMED:
+        parts.append(f"{len(node.groups) - _NAMED} more groups")
+    if node.frozen:
+        parts.append(f"{number(sum(node.frozen.values()), 'channel')} frozen")
+    return ", ".join(parts)
+
+
+def stripes(node: Operator) -> tuple[Stripe, ...]:
+    """The parts of a value of several groups, in proportion; nothing where it is all of one kind."""
+    parts: list[tuple[int | None, int]] = list(node.groups.items())
+    if node.frozen:
+        parts.append((None, sum(node.frozen.values())))
+    if len(parts) < 2:
+        return ()
+    if len(parts) > _STRIPES:
+        parts = sorted(parts, key=lambda part: -part[1])[:_STRIPES]
+    total, x, found = sum(count for _, count in parts), 0.0, []
+    for group, count in parts:
+        width = NODE_WIDTH * count / total
+        found.append(Stripe(round(x, 1), round(width, 1), None if group is None else hue(group)))
+        x += width
+    return tuple(found)
+
+
+def curves(graph: ModelGraph, placed: Layout) -> list[Curve]:
+    """Every edge with its path; it has the colour of what it carries."""
+    streams = set(graph.streams)
+    found = []
+    for (start, stop), path, skip in zip(graph.edges, placed.paths, placed.skips, strict=True):
+        main = graph.nodes[start].main_group
+        classes = ["stream"] if main in streams else []
+        found.append(Curve(start, stop, path, " ".join([*classes, *["skip"] * skip]), None if main is None else hue(main)))
+    return found
+
+
+def group_rows(graph: ModelGraph) -> list[GroupRow]:
+    """The groups in the order in which they are made."""
+    macs, streams = max(graph.groups.macs(), 1), set(graph.streams)
+    return [
+        GroupRow(
+            index,
+            group,
+            hue(index),
+            index in streams,
+            members_of(group),
+            *graph.stakes[index],
+            graph.stakes[index][0] / macs,
+            tuple(constraints(graph, index)),
+        )
+        for index, group in enumerate(graph.groups.groups)
+    ]
+
+
+def members_of(group: ChannelGroup) -> str:
+    """How many tensors play which role.
+
+    >>> members_of(ChannelGroup("a", 8, ()))
+    ''
+    """
+    count = Counter(member.role for member in group.members)
+    names = {"producer": "makes", "channelwise": "rides", "consumer": "reads"}
+    return ", ".join(f"{count[role]} {word}" for role, word in names.items() if count[role])
+
+
+def constraints(graph: ModelGraph, index: int) -> list[str]:
+    """What a merge in this group has to respect, in words."""
+    group, found = graph.groups.groups[index], []
+    producers = len({member.tensor for member in group.producers})
+    if index in graph.joins:
+        names = Counter(graph.nodes[n].name.strip("_") for n in graph.joins[index])
+        where = " and ".join(f"{n} × {name}" for name, n in names.items())
+        found.append(f"one clustering for {number(producers, 'layer')}, joined by {where}")
+    elif producers > 1:
+        found.append(f"one clustering for {number(producers, 'layer')}")
+    if group.balance is not None:
+        others = len(graph.groups.balanced[group.balance]) - 1
+        together = f", together with {number(others, 'other group')}" if others else ""
+        found.append(f"clusters of one size (a normalisation averages over them){together}")
+    places = max((member.positions.shape[1] for member in group.members), default=1)
+    if places > 1:
+        found.append(f"up to {places:,} entries per channel go together")
+    return found
+
+
+def layer_rows(graph: ModelGraph) -> tuple[list[LayerRow], tuple[int, int]]:
+    """The layers that multiply, as they run; and how many others there are, with their parameters."""
+    shown = [layer for layer in graph.layers if layer.macs]
+    most = max((layer.macs for layer in shown), default=1)
+    largest = max((layer.params for layer in shown), default=1) or 1
+    rows = [
+        LayerRow(
+            layer.module,
+            layer.macs,
+            layer.params,
+            round(100 * layer.macs / most, 2),
+            round(100 * layer.params / largest, 2),
+            layer.groups,
+            layer.at,
+        )
+        for layer in shown
+    ]
+    rest = [layer.params for layer in graph.layers if not layer.macs]
+    return rows, (len(rest), sum(rest))
+
+
+def frozen_rows(graph: ModelGraph) -> list[FrozenRow]:
+    """What stays by reason, whatever the place, most channels first."""
+    channels: Counter[str] = Counter()
+    modules: dict[str, Counter[str]] = defaultdict(Counter)
+    for entry in graph.groups.frozen:
+        reason = general(entry.reason)
+        channels[reason] += entry.channels
+        modules[reason][entry.module] += entry.channels
+    return [
+        FrozenRow(
+            reason,
+            count,
+            tuple(modules[reason].items()),
+            tuple(i for i, text in enumerate(graph.reasons) if general(text) == reason),
+        )
+        for reason, count in channels.most_common()
+    ]
+
+
+def general(reason: str) -> str:
+    """A reason without the place at which it arose.
+
+    >>> general("is sorted (at 'head.0')"), general("is an output of the model")
+    ('is sorted', 'is an output of the model')
+    """
+    return reason.partition(" (at '")[0]
+
+
+def page_data(graph: ModelGraph, placed: Layout, rows: Sequence[GroupRow]) -> Mapping[str, Any]:
+    """What the page's script shows of a node or a group."""
+    return {
+        "size": [placed.width, placed.height, NODE_WIDTH, NODE_HEIGHT],
+        "reasons": graph.reasons,
+        "nodes": [
+            {
+                "name": node.name,
+                "function": node.function,
+                "module": node.module,
+                "source": node.source,
+                "shape": "×".join(map(str, node.shape)) if node.shape is not None else "",
+                "macs": quantity(node.macs) if node.macs else "",
+                "tensors": [[t, "×".join(map(str, graph.groups.shapes[t])) or "1"] for t in node.tensors],
+                "groups": list(node.groups.items()),
+                "frozen": list(node.frozen.items()),
+                "at": [placed.x[index], placed.y[index]],
+            }
+            for index, node in enumerate(graph.nodes)
+        ],
+        "groups": [
+            {
+                "name": row.group.name,
+                "channels": row.group.channels,
+                "hue": row.hue,
+                "stream": row.stream,
+                "macs": quantity(row.macs),
+                "params": quantity(row.params),
+                "share": percent(row.share),
+                "constraints": row.constraints,
+                "joins": graph.joins.get(row.number, ()),
+                "members": [
+                    [m.role, m.tensor, m.dim, int(m.positions.size), graph.groups.shapes[m.tensor][m.dim]]
+                    for m in row.group.members
+                ],
+            }
+            for row in rows
+        ],
+    }

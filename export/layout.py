@@ -1,0 +1,351 @@
+"""Where the operators of a model stand on a page: layers by depth, wrapped into columns as a newspaper wraps its lines.
+
+1. The *row* of a node is the length of the longest path to it. A network of a thousand rows would be a thread, so the rows are cut
+   into columns of about the same height; a cut is placed where few edges cross it, and between blocks.
+2. The *lane* of a node is that of the input its path comes from, where that is free; the branch with most ahead of it goes
+   straight on, others move to the next free lane, which they keep until they join.
+3. An edge to the next row, or along a lane of its own, runs between the nodes. Any other edge is a *skip*: it leaves to the right,
+   passes beside everything on its way, and comes back. Skips from one node share a track.
+4. Modules of a few operators are drawn as *blocks*, frames with a title.
+
+All of this is a few passes over nodes and edges; nothing is searched for iteratively, so a graph of thousands of nodes takes
+milliseconds and the same graph always gives the same picture. Lengths are in pixels at zoom 1; y grows downwards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+NODE_WIDTH, NODE_HEIGHT = 124.0, 20.0
+ROW = 25.0
+LANE = NODE_WIDTH + 14.0
+TITLE = 19.0
+"""Room above the first row of a block."""
+
+_MARGIN = 14.0
+_TRACK, _TRACKS = 7.0, 70.0
+"""Distance of neighbouring skips, and the room that all of them have at most."""
+
+_BLOCK = 16
+"""A module of at most so many operators, inside one of more, is a block."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A frame around operators of one module."""
+
+    module: str
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Positions of the nodes' upper left corners, edges as SVG paths, blocks, and the size of all.
+
+    ``skips`` has one entry per edge: whether it passes beside other nodes.
+    """
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    paths: tuple[str, ...]
+    skips: tuple[bool, ...]
+    blocks: tuple[Block, ...]
+    width: float
+    height: float
+
+
+def layout(modules: Sequence[str], edges: Sequence[tuple[int, int]], *, aspect: float = 1.45) -> Layout:
+    """Place nodes ``0 ... len(modules) - 1``, every edge of which leads from a smaller to a larger number.
+
+    Args:
+        modules: the module of each node; an empty text for inputs and outputs.
+        edges: pairs of nodes.
+        aspect: wanted width over height; met as well as whole columns allow.
+
+    >>> two = layout(["a", "b", "b"], [(0, 1), (1, 2), (0, 2)])
+    >>> two.x[0] == two.x[1] == two.x[2], two.skips
+    (True, (False, False, True))
+    """
+    rows = _rows(len(modules), edges)
+    lanes = _lanes(rows, edges)
+    blocks = _blocks(modules)
+    starts = {min(rows[n] for n in nodes) for nodes in blocks.values()}
+    heights = [ROW + TITLE * (row in starts) for row in range(max(rows, default=0) + 1)]
+    inside = _inside(rows, blocks)
+    crossing = _crossing(rows, edges)
+    best: tuple[float, Layout] | None = None
+    total = sum(heights)
+    for columns in range(1, 41):
+        cuts = _cuts(heights, crossing, inside, columns)
+        if len(cuts) != columns - 1:
+            break
+        found = _place(rows, lanes, edges, blocks, starts, cuts)
+        ratio = found.width / max(found.height, 1.0)
+        badness = max(ratio / aspect, aspect / ratio)
+        if best is None or badness < best[0]:
+            best = (badness, found)
+        if ratio > aspect or total / columns < 12 * ROW:
+            break
+    assert best is not None
+    return best[1]
+
+
+def _rows(count: int, edges: Sequence[tuple[int, int]]) -> list[int]:
+    rows = [0] * count
+    for start, stop in sorted(edges, key=lambda edge: edge[1]):
+        rows[stop] = max(rows[stop], rows[start] + 1)
+    return rows
+
+
+def _lanes(rows: list[int], edges: Sequence[tuple[int, int]]) -> list[int]:
+    """A lane for each node, so that no two nodes of a row share one and no branch runs through another one's node."""
+    before: dict[int, list[int]] = defaultdict(list)
+    after: dict[int, list[int]] = defaultdict(list)
+    for start, stop in edges:
+        before[stop].append(start)
+        after[start].append(stop)
+    ahead = [0] * len(rows)  # rows on the longest path from here
+    for node in sorted(range(len(rows)), key=lambda n: -rows[n]):
+        ahead[node] = max((ahead[n] + 1 for n in after[node]), default=0)
+    lanes = [-1] * len(rows)
+    held: dict[int, int] = {}  # lane -> the node whose branch runs in it
+    by_row: dict[int, list[int]] = defaultdict(list)
+    for node, row in enumerate(rows):
+        by_row[row].append(node)
+    for row in sorted(by_row):
+        held = {lane: n for lane, n in held.items() if max((rows[s] for s in after[n]), default=-1) >= row}
+        taken: set[int] = set()
+        for node in sorted(by_row[row], key=lambda n: (-ahead[n], n)):
+            own = sorted(before[node], key=lambda n: (-rows[n], lanes[n]))
+            lane = next((lanes[n] for n in own if held.get(lanes[n]) == n and lanes[n] not in taken), None)
+            if lane is None:
+                lane = next(i for i in range(len(rows)) if i not in taken and i not in held)
+            lanes[node] = lane
+            taken.add(lane)
+            held[lane] = node
+    return lanes
+
+
+def _blocks(modules: Sequence[str]) -> dict[str, list[int]]:
+    """The largest modules of 2 to ``_BLOCK`` operators -> their nodes."""
+    count: Counter[str] = Counter()
+    paths = []
+    for module in modules:
+        parts = module.split(".") if module else []
+        path = [".".join(parts[: i + 1]) for i in range(len(parts))]
+        paths.append(path)
+        count.update(path)
+    blocks: dict[str, list[int]] = defaultdict(list)
+    for node, path in enumerate(paths):
+        block = next((name for name in path if count[name] <= _BLOCK), None)
+        if block is not None and count[block] > 1:
+            blocks[block].append(node)
+    return dict(blocks)
+
+
+def _inside(rows: list[int], blocks: dict[str, list[int]]) -> list[bool]:
+    """Row -> whether a cut before it would cut a block."""
+    inside = [False] * (max(rows, default=0) + 2)
+    for nodes in blocks.values():
+        for row in range(min(rows[n] for n in nodes) + 1, max(rows[n] for n in nodes) + 1):
+            inside[row] = True
+    return inside
+
+
+def _crossing(rows: list[int], edges: Sequence[tuple[int, int]]) -> list[int]:
+    """Row -> how many edges lead from the rows before it to it or beyond."""
+    change = [0] * (max(rows, default=0) + 3)
+    for start, stop in edges:
+        change[rows[start] + 1] += 1
+        change[rows[stop] + 1] -= 1
+    total, found = 0, []
+    for step in change:
+        total += step
+        found.append(total)
+    return found
+
+
+def _cuts(heights: list[float], crossing: list[int], inside: list[bool], columns: int) -> list[int]:
+    """The rows that begin the second, third ... column."""
+    tops = [0.0]
+    for height in heights:
+        tops.append(tops[-1] + height)
+    cuts: list[int] = []
+    first = 0
+    for left in range(columns, 1, -1):
+        height = (tops[-1] - tops[first]) / left
+        choices = [r for r in range(first + 1, len(heights)) if 0.65 <= (tops[r] - tops[first]) / height <= 1.35]
+        if not choices:
+            break
+        first = min(
+            choices,
+            key=lambda r: (
+                abs((tops[r] - tops[first]) / height - 1) + 0.08 * min(crossing[r] - 1, 8) + 0.25 * inside[r]
+            ),
+        )
+        cuts.append(first)
+    return cuts
+
+
+def _place(
+    rows: list[int],
+    lanes: list[int],
+    edges: Sequence[tuple[int, int]],
+    blocks: dict[str, list[int]],
+    starts: set[int],
+    cuts: list[int],
+) -> Layout:
+    count = max(rows, default=0) + 1
+    bounds = [0, *cuts, count]
+    column = [c for c, (a, b) in enumerate(pairwise(bounds)) for _ in range(a, b)]
+    top = [0.0] * count
+    for first, last in pairwise(bounds):
+        y = _MARGIN
+        for row in range(first, last):
+            y += TITLE * (row in starts)
+            top[row] = y
+            y += ROW
+    right = [-1] * count  # the last lane that is taken in a row, by a node or by a branch on its way
+    for node, row in enumerate(rows):
+        right[row] = max(right[row], lanes[node])
+    follows = {(start, lanes[stop]) for start, stop in edges if rows[stop] == rows[start] + 1}
+    skips = []
+    for start, stop in edges:
+        near = rows[stop] == rows[start] + 1
+        own_lane = (start, lanes[start]) not in follows  # nobody goes on in it, so it is free down to the join
+        same = column[rows[start]] == column[rows[stop]]
+        skips.append(not (same and (near or own_lane)))
+        if same and not near and own_lane:
+            for row in range(rows[start], rows[stop]):
+                right[row] = max(right[row], lanes[start])
+    tracks = _tracks(rows, column, edges, skips, bounds)
+    left, gutters = [], []
+    x = _MARGIN
+    for index, (first, last) in enumerate(pairwise(bounds)):
+        left.append(x)
+        body = max(right[first:last]) * LANE + NODE_WIDTH
+        here = [t for (c, _), t in tracks.items() if c == index]
+        levels = max(here, default=-1) + 1
+        gutters.append((x + body + 12, min(_TRACK, _TRACKS / max(levels, 1))))
+        x += body + 30 + levels * gutters[-1][1]
+    xs = tuple(left[column[row]] + lanes[node] * LANE for node, row in enumerate(rows))
+    ys = tuple(top[row] for row in rows)
+
+    def track(start: int, stop: int) -> float:
+        """Where a skip runs: beside all that stands in the rows it passes; in the gutter if it leaves the column."""
+        at = column[rows[start]]
+        base, distance = gutters[at]
+        level = tracks[at, start]
+        if at == column[rows[stop]]:
+            reach = max((rows[b] for (a, b), s in zip(edges, skips, strict=True) if a == start and s), default=0)
+            lane = max(right[rows[start] : min(reach + 1, bounds[at + 1])])
+            base = left[at] + lane * LANE + NODE_WIDTH + 12
+        return base + level * distance
+
+    paths = []
+    for (start, stop), skip in zip(edges, skips, strict=True):
+        a, b = (xs[start], ys[start]), (xs[stop], ys[stop])
+        if not skip:
+            paths.append(_down(a, b))
+        elif column[rows[start]] == column[rows[stop]]:
+            paths.append(_beside(a, b, track(start, stop)))
+        else:
+            ahead = gutters[column[rows[stop]] - 1]
+            last = left[column[rows[stop]]] - 10
+            far = column[rows[stop]] > column[rows[start]] + 1
+            paths.append(_across(a, b, track(start, stop), min(ahead[0], last) if far else None, last))
+    frames = tuple(
+        block for name, nodes in blocks.items() for block in _frames(name, nodes, rows, column, xs, ys)
+    )
+    return Layout(xs, ys, tuple(paths), tuple(skips), frames, x + _MARGIN - 30 + 12, max(top) + ROW + _MARGIN)
+
+
+def _tracks(
+    rows: list[int], column: list[int], edges: Sequence[tuple[int, int]], skips: list[bool], bounds: list[int]
+) -> dict[tuple[int, int], int]:
+    """(column, node) -> the track of the skips that leave the node; short ones are nearest, and none crosses another on its way."""
+    reach: dict[int, int] = {}
+    for (start, stop), skip in zip(edges, skips, strict=True):
+        if skip:
+            reach[start] = max(reach.get(start, 0), rows[stop])
+    spans = [(min(stop, bounds[column[rows[n]] + 1]) - rows[n], n, stop) for n, stop in reach.items()]
+    tracks: dict[tuple[int, int], int] = {}
+    taken: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for _, node, stop in sorted(spans):
+        at, level = column[rows[node]], 0
+        leaves = column[stop] != at
+        # one that leaves runs up or down the gutter to anywhere
+        span = (bounds[at], bounds[at + 1]) if leaves else (rows[node], stop)
+        while any(a < span[1] and span[0] < b for a, b in taken[at, level]):
+            level += 1
+        taken[at, level].append(span)
+        tracks[at, node] = level
+    return tracks
+
+
+def _down(a: tuple[float, float], b: tuple[float, float]) -> str:
+    """From the lower edge of a node to the upper edge of a later one; sideways only in the last gap."""
+    x, y, to, end = a[0] + NODE_WIDTH / 2, a[1] + NODE_HEIGHT, b[0] + NODE_WIDTH / 2, b[1]
+    if x == to:
+        return f"M{x:g} {y:g}V{end:g}"
+    if end - y > ROW:
+        turn = end - ROW / 2
+        return f"M{x:g} {y:g}V{turn:g}C{x:g} {end - 2:g} {to:g} {turn:g} {to:g} {end:g}"
+    middle = (y + end) / 2
+    return f"M{x:g} {y:g}C{x:g} {middle + 4:g} {to:g} {middle - 4:g} {to:g} {end:g}"
+
+
+def _beside(a: tuple[float, float], b: tuple[float, float], track: float) -> str:
+    """Out to the right, down along ``track``, and back."""
+    x, y, to, end = a[0] + NODE_WIDTH, a[1] + NODE_HEIGHT / 2, b[0] + NODE_WIDTH, b[1] + NODE_HEIGHT / 2
+    bend = min(14.0, (end - y) / 2)
+    return (
+        f"M{x:g} {y:g}H{max(x, track - bend):g}Q{track:g} {y:g} {track:g} {y + bend:g}"
+        f"V{end - bend:g}Q{track:g} {end:g} {max(to, track - bend):g} {end:g}H{to:g}"
+    )
+
+
+def _across(a: tuple[float, float], b: tuple[float, float], track: float, far: float | None, last: float) -> str:
+    """To a later column: along the gutter, over the top where columns lie between, and in from the left."""
+    x, y, end = a[0] + NODE_WIDTH, a[1] + NODE_HEIGHT / 2, b[1] + NODE_HEIGHT / 2
+    bend = 9.0
+    if far is None:
+        up = -bend if end < y else bend
+        if abs(end - y) < 2 * bend:
+            return f"M{x:g} {y:g}C{track:g} {y:g} {track:g} {end:g} {b[0]:g} {end:g}"
+        return (
+            f"M{x:g} {y:g}H{max(x, track - bend):g}Q{track:g} {y:g} {track:g} {y + up:g}V{end - up:g}"
+            f"Q{track:g} {end:g} {min(b[0], track + bend):g} {end:g}H{b[0]:g}"
+        )
+    top = 5.0
+    return (
+        f"M{x:g} {y:g}H{max(x, track - bend):g}Q{track:g} {y:g} {track:g} {y - bend:g}V{top + bend:g}"
+        f"Q{track:g} {top:g} {track + bend:g} {top:g}H{last - bend:g}Q{last:g} {top:g} {last:g} {top + bend:g}"
+        f"V{end - bend:g}Q{last:g} {end:g} {last + bend:g} {end:g}H{b[0]:g}"
+    )
+
+
+def _frames(
+    name: str,
+    nodes: list[int],
+    rows: list[int],
+    column: list[int],
+    xs: Sequence[float],
+    ys: Sequence[float],
+) -> list[Block]:
+    """One frame per column that holds a part of the block."""
+    frames = []
+    for index in sorted({column[rows[n]] for n in nodes}):
+        here = [n for n in nodes if column[rows[n]] == index]
+        x, y = min(xs[n] for n in here) - 5, min(ys[n] for n in here)
+        width = max(xs[n] for n in here) + NODE_WIDTH + 5 - x
+        height = max(ys[n] for n in here) + NODE_HEIGHT + 4 - y
+        title = TITLE - 3
+        frames.append(Block(name, x, y - title, width, height + title))
+    return frames
