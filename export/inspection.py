@@ -68,7 +68,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """A group in the table; ``share`` of the model's multiply-accumulates that grow with it, 0 to 1."""
+    """A group in the table.
+
+    Attributes:
+        share: of the model's multiply-accumulates, those that grow with it, 0 to 1.
+        bar: its length in percent of the largest.
+    """
 
     number: int
     group: ChannelGroup
@@ -78,6 +83,7 @@ class GroupRow:
     macs: int
     params: int
     share: float
+    bar: float
     constraints: tuple[str, ...]
 
 
@@ -137,13 +143,17 @@ def render_inspection(graph: ModelGraph, *, title: str, command: str = "") -> st
     )
 
 
-def hue(group: int) -> int:
-    """A hue for a group, 0 to 359 degrees; consecutive groups differ by the golden angle.
-
-    >>> [hue(g) for g in range(4)]
-    [250, 28, 165, 303]
-    """
-    return round(250 + 137.508 * group) % 360
+def hues(graph: ModelGraph) -> tuple[int, ...]:
+    """A hue for each group, 0 to 359 degrees: consecutive streams, and consecutive other groups, differ by the golden angle."""
+    turns, streams, others = [], 0, 0
+    for group in range(len(graph.groups.groups)):
+        if group in graph.streams:
+            turns.append(streams)
+            streams += 1
+        else:
+            turns.append(others)
+            others += 1
+    return tuple(round(250 + 137.508 * turn) % 360 for turn in turns)
 
 
 def named(modules: Iterable[str], limit: int = _NAMED) -> str:
@@ -182,11 +192,12 @@ def summary(graph: ModelGraph) -> list[str]:
     if not rows:
         found.append("Nothing is frozen.")
     for row in rows[:2]:
-        stay = "stays" if row.channels == 1 else "stay"
-        found.append(f"{number(row.channels, 'channel')} {stay} ({named(m for m, _ in row.modules)}): {row.reason}.")
+        are = "is" if row.channels == 1 else "are"
+        where = named(module for module, _ in row.modules)
+        found.append(f"{number(row.channels, 'channel')} of {where} {are} frozen: “{row.reason}”.")
     if len(rows) > 2:
         others = sum(row.channels for row in rows[2:])
-        found.append(f"{number(others, 'channel')} more stay for {number(len(rows) - 2, 'other reason')}.")
+        found.append(f"{number(others, 'channel')} more are frozen for {number(len(rows) - 2, 'other reason')}.")
     return found
 
 
@@ -206,7 +217,7 @@ def figures(graph: ModelGraph) -> list[tuple[str, str, str]]:
 
 def boxes(graph: ModelGraph, placed: Layout) -> list[Box]:
     """Every node with its place and looks."""
-    streams = set(graph.streams)
+    streams, hue = set(graph.streams), hues(graph)
     found = []
     for index, node in enumerate(graph.nodes):
         main, held = node.main_group, sum(node.groups.values()) + sum(node.frozen.values())
@@ -216,10 +227,10 @@ def boxes(graph: ModelGraph, placed: Layout) -> list[Box]:
                 placed.x[index],
                 placed.y[index],
                 label_of(node, graph.groups),
-                f"{held:,}" if held else "",
+                str(held or ""),
                 f"{node.kind} {kind}",
-                None if main is None else hue(main),
-                stripes(node),
+                None if main is None else hue[main],
+                stripes(node, hue),
                 spoken(node),
             )
         )
@@ -229,8 +240,9 @@ def boxes(graph: ModelGraph, placed: Layout) -> list[Box]:
 def label_of(node: Operator, groups: ChannelGroups) -> str:
     """The function, and the size of its kernel where it has one."""
     kernels = [groups.shapes[t][2:] for t in node.tensors if len(groups.shapes[t]) > 2 and "conv" in node.name]
-    label = node.name + (" " + "×".join(map(str, kernels[0])) if kernels else "")
-    return label if len(label) <= 17 else label[:16] + "…"
+    label = (node.name.strip("_") or node.name) + (" " + "×".join(map(str, kernels[0])) if kernels else "")
+    longest = 15 - len(str(sum(node.groups.values()) + sum(node.frozen.values()) or ""))
+    return label if len(label) <= longest else label[: longest - 1] + "…"
 
 
 def spoken(node: Operator) -> str:
@@ -244,7 +256,7 @@ def spoken(node: Operator) -> str:
     return ", ".join(parts)
 
 
-def stripes(node: Operator) -> tuple[Stripe, ...]:
+def stripes(node: Operator, hue: Sequence[int]) -> tuple[Stripe, ...]:
     """The parts of a value of several groups, in proportion; nothing where it is all of one kind."""
     parts: list[tuple[int | None, int]] = list(node.groups.items())
     if node.frozen:
@@ -256,34 +268,38 @@ def stripes(node: Operator) -> tuple[Stripe, ...]:
     total, x, found = sum(count for _, count in parts), 0.0, []
     for group, count in parts:
         width = NODE_WIDTH * count / total
-        found.append(Stripe(round(x, 1), round(width, 1), None if group is None else hue(group)))
+        found.append(Stripe(round(x, 1), round(width, 1), None if group is None else hue[group]))
         x += width
     return tuple(found)
 
 
 def curves(graph: ModelGraph, placed: Layout) -> list[Curve]:
     """Every edge with its path; it has the colour of what it carries."""
-    streams = set(graph.streams)
+    streams, hue = set(graph.streams), hues(graph)
     found = []
     for (start, stop), path, skip in zip(graph.edges, placed.paths, placed.skips, strict=True):
         main = graph.nodes[start].main_group
         classes = ["stream"] if main in streams else []
-        found.append(Curve(start, stop, path, " ".join([*classes, *["skip"] * skip]), None if main is None else hue(main)))
+        found.append(
+            Curve(start, stop, path, " ".join([*classes, *["skip"] * skip]), None if main is None else hue[main])
+        )
     return found
 
 
 def group_rows(graph: ModelGraph) -> list[GroupRow]:
     """The groups in the order in which they are made."""
-    macs, streams = max(graph.groups.macs(), 1), set(graph.streams)
+    macs, streams, hue = max(graph.groups.macs(), 1), set(graph.streams), hues(graph)
+    most = max((stake for stake, _ in graph.stakes), default=1) or 1
     return [
         GroupRow(
             index,
             group,
-            hue(index),
+            hue[index],
             index in streams,
             members_of(group),
             *graph.stakes[index],
             graph.stakes[index][0] / macs,
+            round(100 * graph.stakes[index][0] / most, 2),
             tuple(constraints(graph, index)),
         )
         for index, group in enumerate(graph.groups.groups)
@@ -291,14 +307,16 @@ def group_rows(graph: ModelGraph) -> list[GroupRow]:
 
 
 def members_of(group: ChannelGroup) -> str:
-    """How many tensors play which role.
+    """How many tensors make the channels, how many read them, and how many there are in all.
 
     >>> members_of(ChannelGroup("a", 8, ()))
-    ''
+    '0 producers, 0 readers, 0 tensors'
     """
     count = Counter(member.role for member in group.members)
-    names = {"producer": "makes", "channelwise": "rides", "consumer": "reads"}
-    return ", ".join(f"{count[role]} {word}" for role, word in names.items() if count[role])
+    tensors = len({member.tensor for member in group.members})
+    return ", ".join(
+        [number(count["producer"], "producer"), number(count["consumer"], "reader"), number(tensors, "tensor")]
+    )
 
 
 def constraints(graph: ModelGraph, index: int) -> list[str]:

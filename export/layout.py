@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-NODE_WIDTH, NODE_HEIGHT = 124.0, 20.0
+NODE_WIDTH, NODE_HEIGHT = 122.0, 21.0
 ROW = 25.0
-LANE = NODE_WIDTH + 14.0
-TITLE = 19.0
+LANE = NODE_WIDTH + 12.0
+TITLE = 21.0
 """Room above the first row of a block."""
 
 _MARGIN = 14.0
@@ -185,9 +185,7 @@ def _cuts(heights: list[float], crossing: list[int], inside: list[bool], columns
             break
         first = min(
             choices,
-            key=lambda r: (
-                abs((tops[r] - tops[first]) / height - 1) + 0.08 * min(crossing[r] - 1, 8) + 0.25 * inside[r]
-            ),
+            key=lambda r: abs((tops[r] - tops[first]) / height - 1) + 0.08 * min(crossing[r] - 1, 8) + 0.25 * inside[r],
         )
         cuts.append(first)
     return cuts
@@ -260,9 +258,7 @@ def _place(
             last = left[column[rows[stop]]] - 10
             far = column[rows[stop]] > column[rows[start]] + 1
             paths.append(_across(a, b, track(start, stop), min(ahead[0], last) if far else None, last))
-    frames = tuple(
-        block for name, nodes in blocks.items() for block in _frames(name, nodes, rows, column, xs, ys)
-    )
+    frames = tuple(block for name, nodes in blocks.items() for block in _frames(name, nodes, rows, column, xs, ys))
     return Layout(xs, ys, tuple(paths), tuple(skips), frames, x + _MARGIN - 30 + 12, max(top) + ROW + _MARGIN)
 
 
@@ -290,15 +286,15 @@ def _tracks(
 
 
 def _down(a: tuple[float, float], b: tuple[float, float]) -> str:
-    """From the lower edge of a node to the upper edge of a later one; sideways only in the last gap."""
-    x, y, to, end = a[0] + NODE_WIDTH / 2, a[1] + NODE_HEIGHT, b[0] + NODE_WIDTH / 2, b[1]
+    """To a later row of the same lane straight on; a branch leaves to the side it goes to, and comes back in from there."""
+    bend = 9.0
+    x, to = a[0] + NODE_WIDTH / 2, b[0] + NODE_WIDTH / 2
     if x == to:
-        return f"M{x:g} {y:g}V{end:g}"
-    if end - y > ROW:
-        turn = end - ROW / 2
-        return f"M{x:g} {y:g}V{turn:g}C{x:g} {end - 2:g} {to:g} {turn:g} {to:g} {end:g}"
-    middle = (y + end) / 2
-    return f"M{x:g} {y:g}C{x:g} {middle + 4:g} {to:g} {middle - 4:g} {to:g} {end:g}"
+        return f"M{x:g} {a[1] + NODE_HEIGHT:g}V{b[1]:g}"
+    y, end = a[1] + NODE_HEIGHT / 2, b[1] + NODE_HEIGHT / 2
+    if to > x:  # leaves
+        return f"M{a[0] + NODE_WIDTH:g} {y:g}H{to - bend:g}Q{to:g} {y:g} {to:g} {y + bend:g}V{b[1]:g}"
+    return f"M{x:g} {a[1] + NODE_HEIGHT:g}V{end - bend:g}Q{x:g} {end:g} {x - bend:g} {end:g}H{b[0] + NODE_WIDTH:g}"
 
 
 def _beside(a: tuple[float, float], b: tuple[float, float], track: float) -> str:

@@ -196,7 +196,7 @@ class ModelGraph:
     def to_networkx(self) -> nx.DiGraph:
         """The operators as a directed graph whose attributes are texts and numbers, as file formats want them.
 
-        ``group`` is the number of the group of most of a node's channels, -1 where there is none; ``groups`` and ``frozen`` list
+        ``channel_group`` is the number of the group of most of a node's channels, -1 where there is none; ``channel_groups`` lists
         all, as ``number:channels``.
         """
         import networkx as nx
@@ -211,11 +211,11 @@ class ModelGraph:
                 function=node.function,
                 module=node.module,
                 source=node.source,
-                shape="x".join(map(str, node.shape or ())),
+                output_shape="x".join(map(str, node.shape or ())),
                 tensors=" ".join(node.tensors),
                 macs=node.macs,
-                group=-1 if main is None else main,
-                groups=" ".join(f"{g}:{n}" for g, n in node.groups.items()),
+                channel_group=-1 if main is None else main,
+                channel_groups=" ".join(f"{g}:{n}" for g, n in node.groups.items()),
                 frozen=sum(node.frozen.values()),
                 reasons="; ".join(self.reasons[r] for r in node.frozen),
             )

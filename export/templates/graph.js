@@ -376,6 +376,13 @@ document.addEventListener("click", (event) => {
   svg.scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
 });
 
+/** At first the whole network, or on a narrow screen its first columns, large enough to read. */
+function begin() {
+  fit();
+  const { width } = svg.getBoundingClientRect();
+  if (width < 600 && camera.zoom < 0.8) move(6, 6, 0.8);
+}
+
 focusable(0);
-fit();
+begin();
 draw();
