@@ -18,7 +18,7 @@ from pdc_fx.ir import ChannelGroup, ChannelGroups
 
 SCRIPTS = ("page.js", "tables.js", "graph.js")
 
-_STRIPES = 24
+_STRIPES = 12
 """A value of many groups shows the largest ones as stripes."""
 
 _NAMED = 3

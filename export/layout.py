@@ -15,7 +15,7 @@ milliseconds and the same graph always gives the same picture. Lengths are in pi
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -26,6 +26,8 @@ TITLE = 21.0
 """Room above the first row of a block."""
 
 _MARGIN = 14.0
+_GAP = 14.0
+"""Room between the nodes of a column and its skips, and between these and the next column."""
 _TRACK, _TRACKS = 7.0, 70.0
 """Distance of neighbouring skips, and the room that all of them have at most."""
 
@@ -60,7 +62,7 @@ class Layout:
     height: float
 
 
-def layout(modules: Sequence[str], edges: Sequence[tuple[int, int]], *, aspect: float = 1.45) -> Layout:
+def layout(modules: Sequence[str], edges: Sequence[tuple[int, int]], *, aspect: float = 1.3) -> Layout:
     """Place nodes ``0 ... len(modules) - 1``, every edge of which leads from a smaller to a larger number.
 
     Args:
@@ -85,7 +87,7 @@ def layout(modules: Sequence[str], edges: Sequence[tuple[int, int]], *, aspect: 
         cuts = _cuts(heights, crossing, inside, columns)
         if len(cuts) != columns - 1:
             break
-        found = _place(rows, lanes, edges, blocks, starts, cuts)
+        found = _place(_grid(rows, lanes, edges, cuts), edges, blocks, starts)
         ratio = found.width / max(found.height, 1.0)
         badness = max(ratio / aspect, aspect / ratio)
         if best is None or badness < best[0]:
@@ -122,7 +124,7 @@ def _lanes(rows: list[int], edges: Sequence[tuple[int, int]]) -> list[int]:
         held = {lane: n for lane, n in held.items() if max((rows[s] for s in after[n]), default=-1) >= row}
         taken: set[int] = set()
         for node in sorted(by_row[row], key=lambda n: (-ahead[n], n)):
-            own = sorted(before[node], key=lambda n: (-rows[n], lanes[n]))
+            own = sorted((n for n in before[node] if rows[n] == row - 1), key=lambda n: lanes[n])
             lane = next((lanes[n] for n in own if held.get(lanes[n]) == n and lanes[n] not in taken), None)
             if lane is None:
                 lane = next(i for i in range(len(rows)) if i not in taken and i not in held)
@@ -191,110 +193,130 @@ def _cuts(heights: list[float], crossing: list[int], inside: list[bool], columns
     return cuts
 
 
-def _place(
-    rows: list[int],
-    lanes: list[int],
-    edges: Sequence[tuple[int, int]],
-    blocks: dict[str, list[int]],
-    starts: set[int],
-    cuts: list[int],
-) -> Layout:
-    count = max(rows, default=0) + 1
-    bounds = [0, *cuts, count]
-    column = [c for c, (a, b) in enumerate(pairwise(bounds)) for _ in range(a, b)]
-    top = [0.0] * count
-    for first, last in pairwise(bounds):
-        y = _MARGIN
-        for row in range(first, last):
-            y += TITLE * (row in starts)
-            top[row] = y
-            y += ROW
-    right = [-1] * count  # the last lane that is taken in a row, by a node or by a branch on its way
-    for node, row in enumerate(rows):
-        right[row] = max(right[row], lanes[node])
-    follows = {(start, lanes[stop]) for start, stop in edges if rows[stop] == rows[start] + 1}
+@dataclass(frozen=True)
+class _Grid:
+    """Rows and lanes, cut into columns.
+
+    Attributes:
+        column: row -> its column.
+        bounds: the first row of each column, and one past the last.
+        right: row -> the last lane that is taken in it, by a node or by a branch on its way to where it joins.
+        skips: edge -> whether it passes beside other nodes.
+        tracks: node -> the track of the skips that leave it, counted from the left.
+    """
+
+    rows: Sequence[int]
+    lanes: Sequence[int]
+    column: Sequence[int]
+    bounds: Sequence[int]
+    right: Sequence[int]
+    skips: Sequence[bool]
+    tracks: Mapping[int, int]
+
+
+def _grid(rows: list[int], lanes: list[int], edges: Sequence[tuple[int, int]], cuts: list[int]) -> _Grid:
+    bounds = [0, *cuts, max(rows, default=0) + 1]
+    column = [c for c, (first, last) in enumerate(pairwise(bounds)) for _ in range(first, last)]
+    right = [-1] * len(column)
+    for row, lane in zip(rows, lanes, strict=True):
+        right[row] = max(right[row], lane)
+    continued = {(start, lanes[stop]) for start, stop in edges if rows[stop] == rows[start] + 1}
     skips = []
     for start, stop in edges:
         near = rows[stop] == rows[start] + 1
-        own_lane = (start, lanes[start]) not in follows  # nobody goes on in it, so it is free down to the join
+        own_lane = (start, lanes[start]) not in continued  # nobody goes on in it, so it is free down to the join
         same = column[rows[start]] == column[rows[stop]]
         skips.append(not (same and (near or own_lane)))
         if same and not near and own_lane:
             for row in range(rows[start], rows[stop]):
                 right[row] = max(right[row], lanes[start])
-    tracks = _tracks(rows, column, edges, skips, bounds)
-    left, gutters = [], []
-    x = _MARGIN
-    for index, (first, last) in enumerate(pairwise(bounds)):
-        left.append(x)
-        body = max(right[first:last]) * LANE + NODE_WIDTH
-        here = [t for (c, _), t in tracks.items() if c == index]
-        levels = max(here, default=-1) + 1
-        gutters.append((x + body + 12, min(_TRACK, _TRACKS / max(levels, 1))))
-        x += body + 30 + levels * gutters[-1][1]
-    xs = tuple(left[column[row]] + lanes[node] * LANE for node, row in enumerate(rows))
-    ys = tuple(top[row] for row in rows)
-
-    def track(start: int, stop: int) -> float:
-        """Where a skip runs: beside all that stands in the rows it passes; in the gutter if it leaves the column."""
-        at = column[rows[start]]
-        base, distance = gutters[at]
-        level = tracks[at, start]
-        if at == column[rows[stop]]:
-            reach = max((rows[b] for (a, b), s in zip(edges, skips, strict=True) if a == start and s), default=0)
-            lane = max(right[rows[start] : min(reach + 1, bounds[at + 1])])
-            base = left[at] + lane * LANE + NODE_WIDTH + 12
-        return base + level * distance
-
-    paths = []
-    for (start, stop), skip in zip(edges, skips, strict=True):
-        a, b = (xs[start], ys[start]), (xs[stop], ys[stop])
-        if not skip:
-            paths.append(_down(a, b))
-        elif column[rows[start]] == column[rows[stop]]:
-            paths.append(_beside(a, b, track(start, stop)))
-        else:
-            ahead = gutters[column[rows[stop]] - 1]
-            last = left[column[rows[stop]]] - 10
-            far = column[rows[stop]] > column[rows[start]] + 1
-            paths.append(_across(a, b, track(start, stop), min(ahead[0], last) if far else None, last))
-    frames = tuple(block for name, nodes in blocks.items() for block in _frames(name, nodes, rows, column, xs, ys))
-    return Layout(xs, ys, tuple(paths), tuple(skips), frames, x + _MARGIN - 30 + 12, max(top) + ROW + _MARGIN)
-
-
-def _tracks(
-    rows: list[int], column: list[int], edges: Sequence[tuple[int, int]], skips: list[bool], bounds: list[int]
-) -> dict[tuple[int, int], int]:
-    """(column, node) -> the track of the skips that leave the node; short ones are nearest, and none crosses another on its way."""
     reach: dict[int, int] = {}
     for (start, stop), skip in zip(edges, skips, strict=True):
         if skip:
             reach[start] = max(reach.get(start, 0), rows[stop])
-    spans = [(min(stop, bounds[column[rows[n]] + 1]) - rows[n], n, stop) for n, stop in reach.items()]
-    tracks: dict[tuple[int, int], int] = {}
+    return _Grid(rows, lanes, column, bounds, right, skips, _tracks(rows, column, bounds, reach))
+
+
+def _tracks(rows: list[int], column: list[int], bounds: list[int], reach: dict[int, int]) -> dict[int, int]:
+    """A track for each node with skips, which go as far as row ``reach``: short ones are nearest, and none lies on another."""
+    spans = {}
+    for node, stop in reach.items():
+        at = column[rows[node]]
+        # one that leaves the column runs up or down the gutter to anywhere
+        spans[node] = (rows[node], stop) if column[stop] == at else (bounds[at], bounds[at + 1])
+    tracks: dict[int, int] = {}
     taken: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-    for _, node, stop in sorted(spans):
+    for node, (first, last) in sorted(spans.items(), key=lambda item: (item[1][1] - item[1][0], item[0])):
         at, level = column[rows[node]], 0
-        leaves = column[stop] != at
-        # one that leaves runs up or down the gutter to anywhere
-        span = (bounds[at], bounds[at + 1]) if leaves else (rows[node], stop)
-        while any(a < span[1] and span[0] < b for a, b in taken[at, level]):
+        while any(a < last and first < b for a, b in taken[at, level]):
             level += 1
-        taken[at, level].append(span)
-        tracks[at, node] = level
+        taken[at, level].append((first, last))
+        tracks[node] = level
     return tracks
 
 
+def _place(grid: _Grid, edges: Sequence[tuple[int, int]], blocks: dict[str, list[int]], starts: set[int]) -> Layout:
+    rows, lanes, column = grid.rows, grid.lanes, grid.column
+    top = [0.0] * len(column)
+    left, gutter, distance = [], [], []
+    x = _MARGIN
+    for index, (first, last) in enumerate(pairwise(grid.bounds)):
+        y = _MARGIN
+        for row in range(first, last):
+            y += TITLE * (row in starts)
+            top[row] = y
+            y += ROW
+        levels = max((t for n, t in grid.tracks.items() if column[rows[n]] == index), default=-1) + 1
+        left.append(x)
+        gutter.append(x + max(grid.right[first:last]) * LANE + NODE_WIDTH + _GAP)
+        distance.append(min(_TRACK, _TRACKS / max(levels, 1)))
+        x = gutter[-1] + levels * distance[-1] + _GAP
+    xs = tuple(left[column[row]] + lane * LANE for row, lane in zip(rows, lanes, strict=True))
+    ys = tuple(top[row] for row in rows)
+    beside = _beside_lanes(grid, edges)
+    taken = set(zip(rows, lanes, strict=True))
+    paths = []
+    for (start, stop), skip in zip(edges, grid.skips, strict=True):
+        a, b, at, to = (xs[start], ys[start]), (xs[stop], ys[stop]), column[rows[start]], column[rows[stop]]
+        if skip:
+            base = gutter[at] if to > at else left[at] + beside[start] * LANE + NODE_WIDTH + _GAP
+            track = base + grid.tracks[start] * distance[at]
+            over = left[to] - 10 if to > at + 1 else None
+            paths.append(_beside(a, b, track) if to == at else _across(a, b, track, over))
+        else:
+            leaves = lanes[stop] > lanes[start] and rows[stop] == rows[start] + 1
+            turn = (rows[start], lanes[stop]) if leaves else (rows[stop], lanes[start])
+            paths.append(_between(a, b) if lanes[stop] != lanes[start] and turn in taken else _down(a, b))
+    frames = tuple(_frames(blocks, rows, column, xs, ys))
+    return Layout(xs, ys, tuple(paths), tuple(grid.skips), frames, x + _MARGIN - _GAP, max(top) + ROW + _MARGIN)
+
+
+def _beside_lanes(grid: _Grid, edges: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """Node -> the last lane that is taken on the way of its skips inside its column."""
+    reach: dict[int, int] = {}
+    for (start, stop), skip in zip(edges, grid.skips, strict=True):
+        if skip and grid.column[grid.rows[start]] == grid.column[grid.rows[stop]]:
+            reach[start] = max(reach.get(start, 0), grid.rows[stop])
+    return {node: max(grid.right[grid.rows[node] : stop + 1]) for node, stop in reach.items()}
+
+
 def _down(a: tuple[float, float], b: tuple[float, float]) -> str:
-    """To a later row of the same lane straight on; a branch leaves to the side it goes to, and comes back in from there."""
+    """Straight on in a lane; a branch leaves to the side in the row before its first node, and comes in from the side at its end."""
     bend = 9.0
     x, to = a[0] + NODE_WIDTH / 2, b[0] + NODE_WIDTH / 2
     if x == to:
         return f"M{x:g} {a[1] + NODE_HEIGHT:g}V{b[1]:g}"
     y, end = a[1] + NODE_HEIGHT / 2, b[1] + NODE_HEIGHT / 2
-    if to > x:  # leaves
+    if to > x and b[1] - a[1] <= ROW + TITLE:
         return f"M{a[0] + NODE_WIDTH:g} {y:g}H{to - bend:g}Q{to:g} {y:g} {to:g} {y + bend:g}V{b[1]:g}"
-    return f"M{x:g} {a[1] + NODE_HEIGHT:g}V{end - bend:g}Q{x:g} {end:g} {x - bend:g} {end:g}H{b[0] + NODE_WIDTH:g}"
+    turn, side = (bend, b[0]) if to > x else (-bend, b[0] + NODE_WIDTH)
+    return f"M{x:g} {a[1] + NODE_HEIGHT:g}V{end - bend:g}Q{x:g} {end:g} {x + turn:g} {end:g}H{side:g}"
+
+
+def _between(a: tuple[float, float], b: tuple[float, float]) -> str:
+    """To the next row through the gap, where a node stands beside the first one."""
+    x, y, to = a[0] + NODE_WIDTH / 2, a[1] + NODE_HEIGHT, b[0] + NODE_WIDTH / 2
+    return f"M{x:g} {y:g}C{x:g} {b[1]:g} {to:g} {y:g} {to:g} {b[1]:g}"
 
 
 def _beside(a: tuple[float, float], b: tuple[float, float], track: float) -> str:
@@ -307,41 +329,40 @@ def _beside(a: tuple[float, float], b: tuple[float, float], track: float) -> str
     )
 
 
-def _across(a: tuple[float, float], b: tuple[float, float], track: float, far: float | None, last: float) -> str:
-    """To a later column: along the gutter, over the top where columns lie between, and in from the left."""
-    x, y, end = a[0] + NODE_WIDTH, a[1] + NODE_HEIGHT / 2, b[1] + NODE_HEIGHT / 2
-    bend = 9.0
-    if far is None:
-        up = -bend if end < y else bend
-        if abs(end - y) < 2 * bend:
-            return f"M{x:g} {y:g}C{track:g} {y:g} {track:g} {end:g} {b[0]:g} {end:g}"
+def _across(a: tuple[float, float], b: tuple[float, float], track: float, over: float | None) -> str:
+    """To a later column and in from the left: along the gutter, or over the top and down at ``over`` if columns lie between."""
+    x, y, end, bend = a[0] + NODE_WIDTH, a[1] + NODE_HEIGHT / 2, b[1] + NODE_HEIGHT / 2, 9.0
+    if over is not None:
+        top = 5.0
         return (
-            f"M{x:g} {y:g}H{max(x, track - bend):g}Q{track:g} {y:g} {track:g} {y + up:g}V{end - up:g}"
-            f"Q{track:g} {end:g} {min(b[0], track + bend):g} {end:g}H{b[0]:g}"
+            f"M{x:g} {y:g}H{max(x, track - bend):g}Q{track:g} {y:g} {track:g} {y - bend:g}V{top + bend:g}"
+            f"Q{track:g} {top:g} {track + bend:g} {top:g}H{over - bend:g}Q{over:g} {top:g} {over:g} {top + bend:g}"
+            f"V{end - bend:g}Q{over:g} {end:g} {over + bend:g} {end:g}H{b[0]:g}"
         )
-    top = 5.0
+    if abs(end - y) < 2 * bend:
+        return f"M{x:g} {y:g}C{track:g} {y:g} {track:g} {end:g} {b[0]:g} {end:g}"
+    turn = bend if end > y else -bend
     return (
-        f"M{x:g} {y:g}H{max(x, track - bend):g}Q{track:g} {y:g} {track:g} {y - bend:g}V{top + bend:g}"
-        f"Q{track:g} {top:g} {track + bend:g} {top:g}H{last - bend:g}Q{last:g} {top:g} {last:g} {top + bend:g}"
-        f"V{end - bend:g}Q{last:g} {end:g} {last + bend:g} {end:g}H{b[0]:g}"
+        f"M{x:g} {y:g}H{max(x, track - bend):g}Q{track:g} {y:g} {track:g} {y + turn:g}V{end - turn:g}"
+        f"Q{track:g} {end:g} {min(b[0], track + bend):g} {end:g}H{b[0]:g}"
     )
 
 
 def _frames(
-    name: str,
-    nodes: list[int],
-    rows: list[int],
-    column: list[int],
-    xs: Sequence[float],
-    ys: Sequence[float],
-) -> list[Block]:
-    """One frame per column that holds a part of the block."""
-    frames = []
-    for index in sorted({column[rows[n]] for n in nodes}):
-        here = [n for n in nodes if column[rows[n]] == index]
-        x, y = min(xs[n] for n in here) - 5, min(ys[n] for n in here)
-        width = max(xs[n] for n in here) + NODE_WIDTH + 5 - x
-        height = max(ys[n] for n in here) + NODE_HEIGHT + 4 - y
-        title = TITLE - 3
-        frames.append(Block(name, x, y - title, width, height + title))
-    return frames
+    blocks: dict[str, list[int]], rows: Sequence[int], column: Sequence[int], xs: Sequence[float], ys: Sequence[float]
+) -> Iterator[Block]:
+    """One frame per block and column that holds a part of it; none around operators of others."""
+    by_column: dict[int, list[int]] = defaultdict(list)
+    for node, row in enumerate(rows):
+        by_column[column[row]].append(node)
+    for name, nodes in blocks.items():
+        own = set(nodes)
+        for index in sorted({column[rows[n]] for n in nodes}):
+            here = [n for n in nodes if column[rows[n]] == index]
+            left, right = min(xs[n] for n in here), max(xs[n] for n in here)
+            top, bottom = min(ys[n] for n in here), max(ys[n] for n in here)
+            if not any(left <= xs[n] <= right and top <= ys[n] <= bottom and n not in own for n in by_column[index]):
+                title = TITLE - 3
+                yield Block(
+                    name, left - 5, top - title, right - left + NODE_WIDTH + 10, bottom - top + NODE_HEIGHT + 4 + title
+                )

@@ -40,7 +40,10 @@ function frame(left, top, right, bottom, largest = 1.15, smallest = 0.02) {
   move(width / 2 - (zoom * (left + right)) / 2, height / 2 - (zoom * (top + bottom)) / 2, zoom);
 }
 
-const fit = () => frame(0, 0, fullWidth, fullHeight);
+function fit() {
+  frame(0, 0, fullWidth, fullHeight);
+  move(camera.x, Math.min(camera.y, 6), camera.zoom); // what is less high than the stage begins at its top
+}
 
 function frameNodes(numbers, largest = 1.15, smallest = 0.02) {
   const xs = numbers.map((n) => nodes[n].at[0]);
