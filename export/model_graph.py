@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import PurePath
@@ -243,7 +243,11 @@ def model_graph(solution: Solution) -> ModelGraph:
         edges.update((numbers[n], len(nodes)) for n in node.all_input_nodes if n in numbers)
         numbers[node] = len(nodes)
         nodes.append(_operator(node, solution, tensors, spent))
-    return ModelGraph(solution.groups, tuple(nodes), tuple(sorted(edges)), solution.reasons)
+    used = sorted({reason for operator in nodes for reason in operator.frozen})
+    number = {reason: index for index, reason in enumerate(used)}
+    renumbered = (replace(o, frozen={number[r]: n for r, n in o.frozen.items()}) for o in nodes)
+    reasons = tuple(solution.reasons[reason] for reason in used)
+    return ModelGraph(solution.groups, tuple(renumbered), tuple(sorted(edges)), reasons)
 
 
 def _operator(node: fx.Node, solution: Solution, tensors: tuple[str, ...], macs: int) -> Operator:
@@ -289,7 +293,7 @@ def _owner(tensor: str) -> str:
 def _short(source: str) -> str:
     """The end of a path, which tells a person enough and nothing of the machine.
 
-    >>> _short("/home/me/site-packages/torchvision/models/resnet.py:92")
+    >>> _short("/usr/lib/python3/site-packages/torchvision/models/resnet.py:92")
     'torchvision/models/resnet.py:92'
     """
     return "/".join(PurePath(source).parts[-3:]).lstrip("/")
