@@ -39,7 +39,7 @@ class Box:
     """A node as it is drawn.
 
     Attributes:
-        detail: what stands on its right: the kernel's size, or nothing.
+        label: its function, with the size of its kernel.
         channels: how many channels its value holds, as a text.
         classes: ``call``, ``input`` or ``output``; ``stream``, ``frozen``, ``plain`` for what it carries.
         spoken: what a screen reader says.
@@ -117,6 +117,12 @@ def render_inspection(graph: ModelGraph, *, title: str, command: str = "") -> st
         graph: the result of :func:`pdc_fx.pipeline.inspect`.
         title: name of the model.
         command: how to repeat it; may be empty.
+
+    >>> import torch
+    >>> from pdc_fx.pipeline import inspect
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+    >>> render_inspection(inspect(net, torch.zeros(1, 3, 8, 8)), title="a small network").splitlines()[0]
+    '<!DOCTYPE html>'
     """
     groups = graph.groups
     placed = layout([node.module for node in graph.nodes], graph.edges)

@@ -101,5 +101,7 @@ def visible(text: str) -> str:
     >>> visible("a\u202eb\x00\ud800"), visible("Ünïcode 层")
     ('a\\u202eb\\u0000\\ud800', 'Ünïcode 层')
     """
+    if text.isascii() and text.isprintable():
+        return text
     hidden = {c for c in set(text) if unicodedata.category(c) in {"Cc", "Cf", "Cs"} and c not in "\n\t\u200d"}
     return text.translate({ord(c): f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}" for c in hidden})

@@ -370,6 +370,16 @@ svg.addEventListener("click", (event) => {
 
 byId("clear").addEventListener("click", clear);
 
+// what a pointer resting on a node shows, written when it first gets there
+svg.addEventListener("pointerover", (event) => {
+  const box = event.target.closest(".n");
+  const number = boxes.indexOf(box);
+  if (number < 0 || box.querySelector("title")) return;
+  const title = document.createElementNS("http://www.w3.org/2000/svg", "title");
+  title.textContent = [box.getAttribute("aria-label"), ...nodes[number].frozen.map(([reason]) => `frozen: ${reasons[reason]}`)].join("\n");
+  box.prepend(title);
+});
+
 document.addEventListener("click", (event) => {
   const { select, node, reasons: why } = event.target.closest("[data-select], [data-node], [data-reasons]")?.dataset ?? {};
   if (select !== undefined) selectGroup(Number(select));
