@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pdc_fx.export.layout import NODE_HEIGHT, NODE_WIDTH, Layout, layout
-from pdc_fx.export.model_graph import ModelGraph, Operator
+from pdc_fx.export.model_graph import ModelGraph, Operator, shortened
 from pdc_fx.export.page import percent, quantity, render
 from pdc_fx.ir import ChannelGroup, ChannelGroups
 
@@ -371,7 +371,7 @@ def frozen_rows(graph: ModelGraph) -> list[FrozenRow]:
     channels: Counter[str] = Counter()
     modules: dict[str, Counter[str]] = defaultdict(Counter)
     for entry in graph.groups.frozen:
-        reason = general(entry.reason)
+        reason = general(shortened(entry.reason))
         channels[reason] += entry.channels
         modules[reason][entry.module] += entry.channels
     return [

@@ -99,9 +99,18 @@ def layout(modules: Sequence[str], edges: Sequence[tuple[int, int]], *, aspect: 
 
 
 def _rows(count: int, edges: Sequence[tuple[int, int]]) -> list[int]:
-    rows = [0] * count
+    """Longest paths; what does not come from the first node (a table of positions, say) stands just above where it goes in."""
+    rows, fed = [0] * count, [node == 0 for node in range(count)]
+    after: dict[int, list[int]] = defaultdict(list)
     for start, stop in sorted(edges, key=lambda edge: edge[1]):
         rows[stop] = max(rows[stop], rows[start] + 1)
+        fed[stop] |= fed[start]
+        after[start].append(stop)
+    for node in reversed(range(count)):
+        if not fed[node] and after[node]:
+            rows[node] = min(rows[stop] for stop in after[node]) - 1
+        elif not fed[node] and node + 1 < count:  # goes nowhere: beside what runs next
+            rows[node] = max(rows[node], rows[node + 1])
     return rows
 
 

@@ -7,6 +7,7 @@ belong to which group and how many must stay for which reason, so that pages and
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -246,7 +247,7 @@ def model_graph(solution: Solution) -> ModelGraph:
     used = sorted({reason for operator in nodes for reason in operator.frozen})
     number = {reason: index for index, reason in enumerate(used)}
     renumbered = (replace(o, frozen={number[r]: n for r, n in o.frozen.items()}) for o in nodes)
-    reasons = tuple(solution.reasons[reason] for reason in used)
+    reasons = tuple(shortened(solution.reasons[reason]) for reason in used)
     return ModelGraph(solution.groups, tuple(renumbered), tuple(sorted(edges)), reasons)
 
 
@@ -297,3 +298,12 @@ def _short(source: str) -> str:
     'torchvision/models/resnet.py:92'
     """
     return "/".join(PurePath(source).parts[-3:]).lstrip("/")
+
+
+def shortened(reason: str) -> str:
+    """A reason with the paths in it shortened.
+
+    >>> shortened("sizes are written out (/usr/lib/site-packages/timm/models/swin.py:12)")
+    'sizes are written out (timm/models/swin.py:12)'
+    """
+    return re.sub(r"(?:/|[A-Z]:\\)[^()']*\.py:\d+", lambda found: _short(found.group()), reason)

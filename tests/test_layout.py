@@ -88,6 +88,13 @@ def test_a_shortcut_passes_beside_what_it_skips() -> None:
     assert track > max(placed.x) + NODE_WIDTH
 
 
+def test_what_comes_from_no_input_stands_where_it_goes_in() -> None:
+    edges = [*chain(6), (6, 7), (7, 5)]  # 6 and 7 feed 5 only
+    placed = layout([""] * 8, edges)
+    assert placed.y[7] == placed.y[4]
+    assert placed.y[6] == placed.y[3]
+
+
 def test_a_branch_that_is_alone_in_its_lane_goes_straight_down_it() -> None:
     count, edges = GRAPHS["branches"]
     placed = layout([""] * count, edges)

@@ -106,7 +106,9 @@ svg.addEventListener("pointermove", (event) => {
     zoomAt(other.clientX - area.left, other.clientY - area.top, gap(event) / Math.max(gap(before), 1));
   }
 });
-for (const kind of ["pointerup", "pointercancel"]) svg.addEventListener(kind, (event) => pointers.delete(event.pointerId));
+for (const kind of ["pointerup", "pointercancel", "pointerleave"]) {
+  svg.addEventListener(kind, (event) => pointers.delete(event.pointerId));
+}
 
 // ---------------------------------------------------------------------------------------------------------- selection
 
@@ -350,7 +352,8 @@ svg.addEventListener("keydown", (event) => {
     boxes[next].focus({ preventScroll: true });
     reveal(next);
   } else if ((event.key === "Enter" || event.key === " ") && number >= 0) selectNode(number);
-  else if (event.key === "Escape") clear();
+  else if (event.key === "Escape" && svg.classList.contains("picked")) clear();
+  else if (event.key === "Escape") document.activeElement.blur(); // the wheel scrolls the page again
   else if (event.key === "+" || event.key === "=") zoomAt(...centre(), 1.3);
   else if (event.key === "-") zoomAt(...centre(), 1 / 1.3);
   else if (event.key === "0") fit();
