@@ -186,8 +186,10 @@ def summary(graph: ModelGraph) -> list[str]:
     """What a person should know first, one sentence each."""
     groups = graph.groups
     macs, mergeable = groups.macs(), groups.mergeable_macs()
-    share = percent(mergeable / macs) if macs else "none"
-    found = [f"{share} of the multiply-accumulates (MACs) are in layers that can be compressed."]
+    share = (
+        f"{percent(mergeable / max(macs, 1))} of the multiply-accumulates (MACs) are in layers that can be compressed."
+    )
+    found = [share if macs else "No layer multiplies."]
     if graph.streams:
         coupled = sum(len(groups.groups[g].producers) for g in graph.streams)
         couple = "couples" if len(graph.streams) == 1 else "couple"
