@@ -82,6 +82,15 @@ def quantity(count: int) -> str:
     return f"{float(f'{value:.3g}'):g} {prefix}".rstrip()
 
 
+def number(count: int, what: str, plural: str = "") -> str:
+    """A count with its noun.
+
+    >>> number(1, "group"), number(2, "group"), number(0, "branch", "branches")
+    ('1 group', '2 groups', '0 branches')
+    """
+    return f"{count:,} {what if count == 1 else plural or what + 's'}"
+
+
 def percent(share: float) -> str:
     """A share between 0 and 1 with one decimal; it reads 0% or 100% only where that is exact.
 

@@ -10,8 +10,9 @@ import torch
 import torchvision
 from torch import nn
 
+from pdc_fx.export.drawing import hues
 from pdc_fx.export.graph_files import to_dot, to_graphml
-from pdc_fx.export.inspection import frozen_rows, group_rows, hues, layer_rows, summary
+from pdc_fx.export.inspection import frozen_rows, group_rows, layer_rows, summary
 from pdc_fx.export.model_graph import ModelGraph
 from pdc_fx.pipeline import inspect
 
@@ -37,7 +38,7 @@ def small() -> ModelGraph:
     return inspect(Small(), torch.zeros(1, 3, 6, 6))
 
 
-@pytest.fixture(scope="module", params=["small", "resnet18", "squeezenet1_1", "shufflenet_v2_x0_5"])
+@pytest.fixture(scope="module", params=["small", "resnet18", "squeezenet1_1", "mobilenet_v3_small"])
 def graph(request: pytest.FixtureRequest, small: ModelGraph) -> ModelGraph:
     if request.param == "small":
         return small
