@@ -1,20 +1,18 @@
 """``report.html``: what was merged and what was measured, on one self-contained page.
 
-The page holds no script and asks for nothing over the network; its content security policy forbids both. Every value goes
-through Jinja2's autoescape, and characters that would be invisible, reorder the text or not survive UTF-8 are written as
-escapes, so that a module may have any name. What was not measured is said to be so: it is never shown as passed, or as zero.
+The page holds no script. What was not measured is said to be so: it is never shown as passed, or as zero.
 """
 
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pdc_fx.errors import InputError
+from pdc_fx.export.page import render
 from pdc_fx.ir import ChannelGroup, ClusterPlan
 
 STAGES = ("teacher", "tied", "compact", "onnx")
@@ -125,17 +123,8 @@ def render_report(
     Raises:
         InputError: an accuracy outside 0 to 1, or an epoch record without its number.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("pdc_fx.export"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(quantity=quantity, exact="{:,}".format, percent=percent)
-    page = environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         title=title,
         plan=plan,
         params_reduction=1.0 - plan.params_after / max(plan.params_before, 1),
@@ -156,44 +145,6 @@ def render_report(
         certificate=list(flattened(certificate)),
         command=command,
     )
-    return visible(page)
-
-
-def quantity(count: int) -> str:
-    """A count with a decimal prefix and three digits.
-
-    >>> quantity(1_814_073_344), quantity(11_689_512), quantity(999_999), quantity(850)
-    ('1.81 G', '11.7 M', '1 M', '850')
-    """
-    value, prefix = float(count), ""
-    for larger in ("k", "M", "G", "T"):
-        if float(f"{value:.3g}") < 1000:
-            break
-        value, prefix = value / 1000, larger
-    return f"{float(f'{value:.3g}'):g} {prefix}".rstrip()
-
-
-def percent(share: float) -> str:
-    """A share between 0 and 1 with one decimal; it reads 0% or 100% only where that is exact.
-
-    >>> percent(0.6153), percent(0.0), percent(0.0001), percent(0.99999), percent(1.0)
-    ('61.5%', '0%', 'under 0.1%', 'over 99.9%', '100%')
-    """
-    if share in (0.0, 1.0):
-        return f"{share:.0%}"
-    if 0 < share < 0.0005:
-        return "under 0.1%"
-    return "over 99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
-
-
-def visible(text: str) -> str:
-    r"""Write control, bidirectional and unpaired surrogate characters as escapes; they would hide or garble what follows.
-
-    >>> visible("a\u202eb\x00\ud800"), visible("Ünïcode 层")
-    ('a\\u202eb\\u0000\\ud800', 'Ünïcode 层')
-    """
-    hidden = {c for c in set(text) if unicodedata.category(c) in {"Cc", "Cf", "Cs"} and c not in "\n\t\u200d"}
-    return text.translate({ord(c): f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}" for c in hidden})
 
 
 def group_rows(plan: ClusterPlan) -> list[GroupRow]:

@@ -38,6 +38,8 @@ class Solution:
     unit: Integers  # label -> channel number
     group: Integers  # channel number -> group number, or -1
     row: Integers  # channel number -> its row in the group, or -1
+    reason: Integers  # channel number -> number of the reason for which it must stay, or -1
+    reasons: tuple[str, ...]
 
     def frozen_producers(self) -> tuple[str, ...]:
         """The tensors that make channels of which none may go."""
@@ -147,7 +149,7 @@ def solve(
         inputs=recording.inputs,
         frozen_names=frozen_names,
     )
-    return Solution(result, flow, unit, group_of, row_of)
+    return Solution(result, flow, unit, group_of, row_of, reasons.number, tuple(reasons.texts))
 
 
 def equal_rows(table: Integers, members: Integers) -> list[Integers]:

@@ -20,23 +20,26 @@ if TYPE_CHECKING:
     from pdc_fx.artifacts import Compressed, load, save
     from pdc_fx.distill import TrainOptions
     from pdc_fx.export.benchmark import benchmark
+    from pdc_fx.export.inspection import render_inspection
     from pdc_fx.export.onnx import export_onnx
     from pdc_fx.export.verify import verify_onnx
     from pdc_fx.ir import Certificate, ChannelGroups, ClusterPlan
     from pdc_fx.passes.check import check
     from pdc_fx.passes.tie import Tying
-    from pdc_fx.pipeline import analyze, calibrate, compress, fold, plan, rewrite, tie
+    from pdc_fx.pipeline import analyze, calibrate, compress, fold, inspect, plan, rewrite, tie
     from pdc_fx.rules.base import rule
     from pdc_fx.rules.resize import resize_rule
 
 _HOMES = {
     "analyze": "pdc_fx.pipeline",
+    "inspect": "pdc_fx.pipeline",
     "plan": "pdc_fx.pipeline",
     "tie": "pdc_fx.pipeline",
     "fold": "pdc_fx.pipeline",
     "calibrate": "pdc_fx.pipeline",
     "rewrite": "pdc_fx.pipeline",
     "compress": "pdc_fx.pipeline",
+    "render_inspection": "pdc_fx.export.inspection",
     "check": "pdc_fx.passes.check",
     "export_onnx": "pdc_fx.export.onnx",
     "verify_onnx": "pdc_fx.export.verify",
@@ -68,8 +71,10 @@ __all__ = [
     "compress",
     "export_onnx",
     "fold",
+    "inspect",
     "load",
     "plan",
+    "render_inspection",
     "resize_rule",
     "rewrite",
     "rule",

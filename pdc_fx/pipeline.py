@@ -14,6 +14,7 @@ from pdc_fx.artifacts import Compressed
 from pdc_fx.data import ImageData, first_images
 from pdc_fx.distill import Observer, Processes, TiedTraining, TrainOptions, accuracy, logits_of
 from pdc_fx.errors import InputError, TraceError
+from pdc_fx.export.model_graph import ModelGraph, model_graph
 from pdc_fx.ir import ChannelGroups, ClusterPlan
 from pdc_fx.options import Start
 from pdc_fx.passes.analysis import AnalyzeDependencies
@@ -44,6 +45,20 @@ def analyze(model: nn.Module, example_inputs: Inputs, *, frozen: Iterable[str] =
     ([('0', 8)], 'is an output of the model')
     """
     return AnalyzeDependencies(example_inputs, tuple(frozen))(model).groups
+
+
+def inspect(model: nn.Module, example_inputs: Inputs, *, frozen: Iterable[str] = ()) -> ModelGraph:
+    """The result of :func:`analyze` (``.groups``) together with the operators it was found on, to be looked at.
+
+    Args, errors: as for :func:`analyze`.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> graph = inspect(net, torch.zeros(1, 3, 8, 8))
+    >>> graph.nodes[2].function, dict(graph.nodes[2].groups)
+    ('torch.nn.functional.relu', {0: 8})
+    """
+    return model_graph(AnalyzeDependencies(example_inputs, tuple(frozen))(model).solution)
 
 
 def plan(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import installed_browser
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -46,4 +47,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if absent := absent_files():
         terminalreporter.write_line(
             f"NOT MEASURED on CIFAR-10 with pretrained networks: ../shared lacks {', '.join(absent)}", yellow=True
+        )
+    if installed_browser() is None:
+        terminalreporter.write_line(
+            "PAGES NOT TESTED: no Chromium is installed (Debian: apt-get install chromium)", yellow=True
         )

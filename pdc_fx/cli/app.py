@@ -13,6 +13,7 @@ import typer
 from pdc_fx.cli.bench import bench
 from pdc_fx.cli.check import check
 from pdc_fx.cli.config import Config
+from pdc_fx.cli.inspect import inspect
 from pdc_fx.cli.options import (
     Classes,
     DataOption,
@@ -26,7 +27,6 @@ from pdc_fx.cli.options import (
     Shapes,
     Weights,
     open_image_model,
-    open_model,
     reported,
 )
 from pdc_fx.errors import InputError, PdcError, VerificationError
@@ -44,29 +44,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
-@reported
-def inspect(
-    model: Model,
-    weights: Weights = None,
-    num_classes: Classes = None,
-    input: Shapes = None,
-    freeze: Frozen = None,
-    everything: Annotated[bool, typer.Option("--all", help="Show every group.")] = False,
-    json: Json = False,
-) -> None:
-    """Show which channels are coupled, which can be merged, and what is frozen and why."""
-    from pdc_fx.cli.render import print_groups, print_json
-    from pdc_fx.pipeline import analyze
-
-    loaded, example = open_model(model, weights, num_classes, input)
-    groups = analyze(loaded.model, example, frozen=freeze or ())
-    if json:
-        print_json({"model": model, "macs": groups.macs(), "params": groups.params(), **groups.to_dict()})
-    else:
-        print_groups(model, groups, everything=everything)
-
-
+app.command()(inspect)
 app.command()(check)
 
 

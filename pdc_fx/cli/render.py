@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.tree import Tree
 
 from pdc_fx.distill import StepReport
-from pdc_fx.ir import Certificate, ChannelGroups
+from pdc_fx.ir import Certificate, ChannelGroup, ChannelGroups, Role
+
+if TYPE_CHECKING:
+    from pdc_fx.export.model_graph import ModelGraph
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -51,38 +57,16 @@ def print_error(message: str) -> None:
     err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
 
 
-def groups_table(groups: ChannelGroups, limit: int | None = None) -> Table:
-    """One row per channel group, largest first."""
-    table = Table(title="channel groups", title_justify="left", expand=False)
-    table.add_column("made by", overflow="fold", max_width=34)
-    table.add_column("channels", justify="right")
-    table.add_column("producers", justify="right")
-    table.add_column("readers", justify="right")
-    table.add_column("tensors", justify="right")
-    ordered = sorted(groups.groups, key=lambda g: -g.channels * len(g.members))
-    for group in ordered[:limit]:
-        readers = sum(m.role == "consumer" for m in group.members)
-        table.add_row(
-            escape(group.name), str(group.channels), str(len(group.producers)), str(readers), str(len(group.members))
-        )
-    if limit is not None and len(ordered) > limit:
-        table.caption = f"and {len(ordered) - limit} more (--all shows them)"
-    return table
+SHOWN = 20
+"""Rows of the table of groups, without ``--all``."""
+
+BRANCHES, LEAVES = 6, 4
+"""Groups in the tree, and modules on a branch, without ``--all``."""
 
 
-def frozen_table(groups: ChannelGroups) -> Table:
-    """One row per reason."""
-    table = Table(title="frozen", title_justify="left")
-    table.add_column("channels", justify="right")
-    table.add_column("made by", overflow="fold", max_width=24)
-    table.add_column("why", overflow="fold")
-    for entry in groups.frozen:
-        table.add_row(str(entry.channels), escape(entry.module), escape(entry.reason))
-    return table
-
-
-def print_groups(name: str, groups: ChannelGroups, *, everything: bool) -> None:
-    """The dependency report for a terminal."""
+def print_graph(name: str, graph: ModelGraph, *, everything: bool) -> None:
+    """The dependency report for a terminal: figures, the table of groups, the tree of coupled ones, what is frozen."""
+    groups = graph.groups
     macs = groups.macs()
     out.print(f"[bold]{escape(name)}[/]: {quantity(macs)} MACs, {quantity(groups.params())} parameters")
     out.print(
@@ -90,11 +74,77 @@ def print_groups(name: str, groups: ChannelGroups, *, everything: bool) -> None:
         f"{share(groups.mergeable_macs(), macs)} of the MACs are in layers that can shrink"
     )
     if groups.groups:
-        out.print(groups_table(groups, None if everything else 20))
+        out.print(groups_table(graph, None if everything else SHOWN))
+    if any(len(modules_of(group, "producer")) > 1 for group in groups.groups):
+        out.print(groups_tree(graph, everything=everything))
     if groups.frozen:
         out.print(frozen_table(groups))
     for module in groups.unreached:
         out.print(f"not reached by the example inputs: {escape(module)}")
+
+
+def groups_table(graph: ModelGraph, limit: int | None = None) -> Table:
+    """One row per channel group, the one with most multiply-accumulates at stake first."""
+    groups = graph.groups.groups
+    table = Table(title="channel groups", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("made by", overflow="fold", max_width=30)
+    for column in ("channels", "producers", "readers", "MACs", "params"):
+        table.add_column(column, justify="right", no_wrap=True)
+    ordered = sorted(range(len(groups)), key=lambda index: -graph.stakes[index][0])
+    for index in ordered[:limit]:
+        count = Counter(member.role for member in groups[index].members)
+        figures = (groups[index].channels, count["producer"], count["consumer"])
+        table.add_row(escape(groups[index].name), *map(str, figures), *map(quantity, graph.stakes[index]))
+    table.caption_justify = "left"
+    table.caption = "MACs, params: of the layers that shrink with the group"
+    if limit is not None and len(ordered) > limit:
+        table.caption += f"; {len(ordered) - limit} more (--all shows them)"
+    return table
+
+
+def groups_tree(graph: ModelGraph, *, everything: bool) -> Tree:
+    """The groups of several producers: which modules make them, what joins them, who reads them."""
+    coupled = [i for i, group in enumerate(graph.groups.groups) if len(modules_of(group, "producer")) > 1]
+    coupled.sort(key=lambda index: -graph.stakes[index][0])
+    tree = Tree("layers whose channels are coupled", guide_style="dim")
+    for index in coupled if everything else coupled[:BRANCHES]:
+        group = graph.groups.groups[index]
+        kind = "residual stream" if index in graph.streams else "group"
+        branch = tree.add(f"[bold]{escape(group.name)}[/] {kind} of {group.channels} channels")
+        joined = [
+            f"{graph.nodes[n].name.strip('_')} in {graph.nodes[n].module or 'forward'}"
+            for n in graph.joins.get(index, ())
+        ]
+        parts = {
+            "made by": modules_of(group, "producer"),
+            "joined by": list(dict.fromkeys(joined)),
+            "read by": modules_of(group, "consumer"),
+        }
+        for title, modules in parts.items():
+            if modules:
+                limit = len(modules) if everything else LEAVES
+                more = f" and {len(modules) - limit} more" if len(modules) > limit else ""
+                branch.add(f"[dim]{title}[/] {escape(', '.join(modules[:limit]))}{more}")
+    if not everything and len(coupled) > BRANCHES:
+        tree.add(f"[dim]{len(coupled) - BRANCHES} more (--all shows them)[/]")
+    return tree
+
+
+def modules_of(group: ChannelGroup, role: Role) -> list[str]:
+    """The modules whose tensors play a role in a group."""
+    names = (m.tensor.rpartition(".")[0] or m.tensor for m in group.members if m.role == role)
+    return list(dict.fromkeys(names))
+
+
+def frozen_table(groups: ChannelGroups) -> Table:
+    """One row per reason."""
+    table = Table(title="frozen", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("channels", justify="right")
+    table.add_column("made by", overflow="fold", max_width=24)
+    table.add_column("why", overflow="fold")
+    for entry in groups.frozen:
+        table.add_row(str(entry.channels), escape(entry.module), escape(entry.reason))
+    return table
 
 
 def print_certificate(certificate: Certificate) -> None:

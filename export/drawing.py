@@ -1,0 +1,142 @@
+"""Operators and edges as they are drawn: colours, labels, and what a screen reader says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pdc_fx.export.layout import NODE_WIDTH, Layout
+from pdc_fx.export.model_graph import ModelGraph, Operator
+from pdc_fx.export.page import number
+from pdc_fx.ir import ChannelGroups
+
+_STRIPES = 12
+"""A value of many groups shows the largest ones as stripes."""
+
+_SPOKEN = 3
+"""A screen reader names so many groups of a value and counts the others."""
+
+
+@dataclass(frozen=True)
+class Stripe:
+    """A part of a node's lower edge: where it starts and how wide it is, and the hue of its group (None: it stays)."""
+
+    x: float
+    width: float
+    hue: int | None
+
+
+@dataclass(frozen=True)
+class Box:
+    """A node as it is drawn.
+
+    Attributes:
+        label: its function, with the size of its kernel.
+        channels: how many channels its value holds, as a text.
+        classes: ``call``, ``input`` or ``output``; ``stream``, ``frozen``, ``plain`` for what it carries.
+        spoken: what a screen reader says.
+    """
+
+    x: float
+    y: float
+    label: str
+    channels: str
+    classes: str
+    hue: int | None
+    stripes: tuple[Stripe, ...]
+    spoken: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """An edge as it is drawn."""
+
+    start: int
+    stop: int
+    path: str
+    classes: str
+    hue: int | None
+
+
+def hues(graph: ModelGraph) -> tuple[int, ...]:
+    """A hue for each group, 0 to 359 degrees: consecutive streams, and consecutive other groups, differ by the golden angle."""
+    turns, streams, others = [], 0, 0
+    for group in range(len(graph.groups.groups)):
+        if group in graph.streams:
+            turns.append(streams)
+            streams += 1
+        else:
+            turns.append(others)
+            others += 1
+    return tuple(round(250 + 137.508 * turn) % 360 for turn in turns)
+
+
+def boxes(graph: ModelGraph, placed: Layout) -> list[Box]:
+    """Every node with its place and looks."""
+    streams, hue = set(graph.streams), hues(graph)
+    found = []
+    for index, node in enumerate(graph.nodes):
+        main, held = node.main_group, sum(node.groups.values()) + sum(node.frozen.values())
+        kind = "plain" if not held else "frozen" if main is None else "stream" if main in streams else "inner"
+        found.append(
+            Box(
+                placed.x[index],
+                placed.y[index],
+                label_of(node, graph.groups),
+                str(held or ""),
+                f"{node.kind} {kind}",
+                None if main is None else hue[main],
+                stripes(node, hue),
+                spoken(node),
+            )
+        )
+    return found
+
+
+def label_of(node: Operator, groups: ChannelGroups) -> str:
+    """The function, and the size of its kernel where it has one."""
+    kernels = [groups.shapes[t][2:] for t in node.tensors if len(groups.shapes[t]) > 2 and "conv" in node.name]
+    label = (node.name.strip("_") or node.name) + (" " + "×".join(map(str, kernels[0])) if kernels else "")
+    longest = 15 - len(str(sum(node.groups.values()) + sum(node.frozen.values()) or ""))
+    return label if len(label) <= longest else label[: longest - 1] + "…"
+
+
+def spoken(node: Operator) -> str:
+    """A node in words."""
+    parts = [f"{node.name} {node.module}".strip()]
+    parts += [f"{number(n, 'channel')} of group {g}" for g, n in list(node.groups.items())[:_SPOKEN]]
+    if len(node.groups) > _SPOKEN:
+        parts.append(f"{len(node.groups) - _SPOKEN} more groups")
+    if node.frozen:
+        parts.append(f"{number(sum(node.frozen.values()), 'channel')} frozen")
+    return ", ".join(parts)
+
+
+def stripes(node: Operator, hue: Sequence[int]) -> tuple[Stripe, ...]:
+    """The parts of a value of several groups, in proportion; nothing where it is all of one kind."""
+    parts: list[tuple[int | None, int]] = list(node.groups.items())
+    if node.frozen:
+        parts.append((None, sum(node.frozen.values())))
+    if len(parts) < 2:
+        return ()
+    if len(parts) > _STRIPES:
+        parts = sorted(parts, key=lambda part: -part[1])[:_STRIPES]
+    total, x, found = sum(count for _, count in parts), 0.0, []
+    for group, count in parts:
+        width = NODE_WIDTH * count / total
+        found.append(Stripe(round(x, 1), round(width, 1), None if group is None else hue[group]))
+        x += width
+    return tuple(found)
+
+
+def curves(graph: ModelGraph, placed: Layout) -> list[Curve]:
+    """Every edge with its path; it has the colour of what it carries."""
+    streams, hue = set(graph.streams), hues(graph)
+    found = []
+    for (start, stop), path, skip in zip(graph.edges, placed.paths, placed.skips, strict=True):
+        main = graph.nodes[start].main_group
+        classes = ["stream"] if main in streams else []
+        found.append(
+            Curve(start, stop, path, " ".join([*classes, *["skip"] * skip]), None if main is None else hue[main])
+        )
+    return found
