@@ -17,6 +17,7 @@ from pdc_fx.errors import InputError, TraceError
 from pdc_fx.ir import ChannelGroups, ClusterPlan
 from pdc_fx.options import Start
 from pdc_fx.passes.analysis import AnalyzeDependencies
+from pdc_fx.passes.budget import Rounding, RoundTo
 from pdc_fx.passes.calibrate import Calibrate
 from pdc_fx.passes.cluster import Allocation, PlanClusters
 from pdc_fx.passes.fold import Fold
@@ -53,7 +54,7 @@ def plan(
     flops_reduction: float | None = None,
     params_reduction: float | None = None,
     allocation: Allocation = "global",
-    round_to: int = 1,
+    round_to: RoundTo = 1,
     min_channels: int = 1,
 ) -> ClusterPlan:
     """Decide which channels of each group become one.
@@ -81,7 +82,7 @@ def plan(
         flops_reduction=flops_reduction,
         params_reduction=params_reduction,
         allocation=allocation,
-        round_to=round_to,
+        rounding=Rounding.of(round_to),
         min_channels=min_channels,
     )
     return planner(groups)
@@ -94,7 +95,7 @@ def fold(
     flops_reduction: float | None = None,
     params_reduction: float | None = None,
     allocation: Allocation = "global",
-    round_to: int = 1,
+    round_to: RoundTo = 1,
     images: Tensor | None = None,
 ) -> tuple[nn.Module, ClusterPlan]:
     """Tie ``model`` without training and without data: filters are set to the means of their clusters, batch norms repaired.
@@ -116,7 +117,7 @@ def fold(
         flops_reduction=flops_reduction,
         params_reduction=params_reduction,
         allocation=allocation,
-        round_to=round_to,
+        rounding=Rounding.of(round_to),
     )
     return Fold(groups, planner, images)(model)
 
@@ -129,7 +130,7 @@ def calibrate(
     flops_reduction: float | None = None,
     params_reduction: float | None = None,
     allocation: Allocation = "global",
-    round_to: int = 1,
+    round_to: RoundTo = 1,
     ridge: float = 1e-4,
 ) -> tuple[nn.Module, ClusterPlan]:
     """Tie ``model`` without training, by unlabelled images: channels are chosen and their readers refitted by least squares.
@@ -159,7 +160,7 @@ def calibrate(
         flops_reduction=flops_reduction,
         params_reduction=params_reduction,
         allocation=allocation,
-        round_to=round_to,
+        rounding=Rounding.of(round_to),
     )
     return Calibrate(groups, images, planner, ridge)(model)
 
@@ -216,7 +217,7 @@ def compress(
     flops_reduction: float | None = None,
     params_reduction: float | None = None,
     allocation: Allocation = "global",
-    round_to: int = 1,
+    round_to: RoundTo = 1,
     frozen: Iterable[str] = (),
     mode: str | Method | None = None,
     start: Start | None = None,
