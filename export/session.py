@@ -30,7 +30,12 @@ def default_threads() -> int:
 
 
 def make_session(
-    model: str | os.PathLike[str] | bytes, *, provider: str = "cpu", threads: int | None = None, optimize: bool = True
+    model: str | os.PathLike[str] | bytes,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    optimize: bool = True,
+    profile: Path | None = None,
 ) -> Any:
     """An ``onnxruntime.InferenceSession`` for a file or a serialised model.
 
@@ -39,6 +44,7 @@ def make_session(
         provider: a key of :data:`PROVIDERS`.
         threads: threads within one operator; None for all processors of this process.
         optimize: let ONNX Runtime rewrite the graph; without it each node's own value is computed.
+        profile: write what each node takes to a file whose name starts so; ``session.end_profiling()`` gives the whole name.
 
     Raises:
         InputError: an unknown provider or a number of threads below one.
@@ -62,7 +68,7 @@ def make_session(
     try:
         return ort.InferenceSession(
             model if isinstance(model, bytes) else os.fspath(model),
-            _options(threads, optimize),
+            _options(threads, optimize, profile),
             providers=list(PROVIDERS[provider]),
         )
     except Exception as error:  # ONNX Runtime's own errors have no common base class
@@ -71,7 +77,7 @@ def make_session(
         raise ArtifactError(f"ONNX Runtime cannot load the model: {reason}", where=where, hint=hint) from error
 
 
-def _options(threads: int, optimize: bool) -> Any:
+def _options(threads: int, optimize: bool, profile: Path | None = None) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -79,6 +85,8 @@ def _options(threads: int, optimize: bool) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.force_spinning_stop", "1")  # idle sessions leave the processors alone
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, permutations
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -290,7 +290,7 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
 
     def _planned(self, groups: ChannelGroups, choices: list[Bloc], budget: Budget) -> ClusterPlan:
         levels = self._uniform(choices, budget) if self.allocation == "uniform" else self._global(choices, budget)
-        options = {
+        options: dict[str, Any] = {
             f"{self.option}_reduction": self.target,
             "round_to": "auto" if self.rounding.shrinks else self.rounding.block,
             "min_channels": self.min_channels,

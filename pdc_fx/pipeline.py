@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any, get_args
@@ -53,8 +54,11 @@ def plan(
     *,
     flops_reduction: float | None = None,
     params_reduction: float | None = None,
+    latency_reduction: float | None = None,
     allocation: Allocation = "global",
     round_to: RoundTo = 1,
+    provider: str = "cpu",
+    latency_table: Path | None = None,
     min_channels: int = 1,
 ) -> ClusterPlan:
     """Decide which channels of each group become one.
@@ -62,14 +66,21 @@ def plan(
     Args:
         groups: the result of :func:`analyze` for this model.
         flops_reduction: share of multiply-accumulates to remove, 0 to 1; met within 0.01.
-        params_reduction: the same for parameters; give one of the two.
+        params_reduction: the same for parameters.
+        latency_reduction: the same for the time of a run in ONNX Runtime with the batch size of the example inputs, foretold from a table
+            of layer times and then measured: met within 0.05. Give one of the three.
         allocation: ``global`` merges where it costs least per multiply-accumulate saved, ``uniform`` keeps the same share
             of every group.
-        round_to: widths are multiples of this where a group is large enough.
+        round_to: widths are multiples of this where a group is large enough; ``auto`` (:mod:`pdc_fx.passes.budget`) takes what the
+            provider's hardware computes in one block, and less for narrow groups.
+        provider: what the network will run on, a key of :data:`pdc_fx.export.session.PROVIDERS`.
+        latency_table: file of layer times, made or completed where it speaks of this machine; one in the cache directory by default.
         min_channels: no group gets smaller.
 
     Raises:
         PlanError: the reduction cannot be met; the message says the largest that can.
+        ArtifactError: the table is damaged.
+        InputError: it was measured with something else, or lacks what only another machine can measure.
         NothingToMergeError: there is no group.
 
     >>> import torch
@@ -77,15 +88,52 @@ def plan(
     >>> plan(net, analyze(net, torch.zeros(1, 3, 8, 8)), flops_reduction=0.5).widths
     {0: 4}
     """
-    planner = PlanClusters(
+    with _planner(
         model,
+        groups,
         flops_reduction=flops_reduction,
         params_reduction=params_reduction,
+        latency_reduction=latency_reduction,
         allocation=allocation,
-        rounding=Rounding.of(round_to),
+        round_to=round_to,
+        provider=provider,
+        latency_table=latency_table,
         min_channels=min_channels,
-    )
-    return planner(groups)
+    ) as planner:
+        return planner(groups)
+
+
+@contextmanager
+def _planner(
+    model: nn.Module,
+    groups: ChannelGroups,
+    *,
+    flops_reduction: float | None,
+    params_reduction: float | None,
+    latency_reduction: float | None,
+    allocation: Allocation,
+    round_to: RoundTo,
+    provider: str,
+    latency_table: Path | None,
+    min_channels: int = 1,
+) -> Iterator[PlanClusters]:
+    """The planner of a budget; where that is one of latency, the networks it has timed are kept as long as it is in use."""
+    with ExitStack() as stack:
+        latency = None
+        if latency_reduction is not None:
+            from pdc_fx.export.latency import Latency
+
+            latency = stack.enter_context(Latency(model, groups, provider=provider, table=latency_table))
+        yield PlanClusters(
+            model,
+            flops_reduction=flops_reduction,
+            params_reduction=params_reduction,
+            latency_reduction=latency_reduction,
+            latency=latency,
+            allocation=allocation,
+            rounding=Rounding.of(round_to, provider),
+            min_channels=min_channels,
+        )
 
 
 def fold(
@@ -94,15 +142,18 @@ def fold(
     *,
     flops_reduction: float | None = None,
     params_reduction: float | None = None,
+    latency_reduction: float | None = None,
     allocation: Allocation = "global",
     round_to: RoundTo = 1,
+    provider: str = "cpu",
+    latency_table: Path | None = None,
     images: Tensor | None = None,
 ) -> tuple[nn.Module, ClusterPlan]:
     """Tie ``model`` without training and without data: filters are set to the means of their clusters, batch norms repaired.
 
     Args:
         groups: the result of :func:`analyze` for this model, which is not changed.
-        flops_reduction, params_reduction, allocation, round_to: as for :func:`plan`.
+        flops_reduction, params_reduction, latency_reduction, allocation, round_to, provider, latency_table: as for :func:`plan`.
         images: shape ``(N, C, H, W)``, prepared as for the model: batch-norm statistics are then estimated from them.
 
     Returns:
@@ -112,14 +163,18 @@ def fold(
         PlanError: the reduction cannot be met.
         InputError: the images do not fit or are not finite.
     """
-    planner = PlanClusters(
+    with _planner(
         model,
+        groups,
         flops_reduction=flops_reduction,
         params_reduction=params_reduction,
+        latency_reduction=latency_reduction,
         allocation=allocation,
-        rounding=Rounding.of(round_to),
-    )
-    return Fold(groups, planner, images)(model)
+        round_to=round_to,
+        provider=provider,
+        latency_table=latency_table,
+    ) as planner:
+        return Fold(groups, planner, images)(model)
 
 
 def calibrate(
@@ -129,8 +184,11 @@ def calibrate(
     *,
     flops_reduction: float | None = None,
     params_reduction: float | None = None,
+    latency_reduction: float | None = None,
     allocation: Allocation = "global",
     round_to: RoundTo = 1,
+    provider: str = "cpu",
+    latency_table: Path | None = None,
     ridge: float = 1e-4,
 ) -> tuple[nn.Module, ClusterPlan]:
     """Tie ``model`` without training, by unlabelled images: channels are chosen and their readers refitted by least squares.
@@ -138,7 +196,7 @@ def calibrate(
     Args:
         groups: the result of :func:`analyze` for this model, which is not changed.
         images: shape ``(N, C, H, W)``, prepared as for the model; a few hundred. They run as one batch, without gradients.
-        flops_reduction, params_reduction, allocation, round_to: as for :func:`plan`.
+        flops_reduction, params_reduction, latency_reduction, allocation, round_to, provider, latency_table: as for :func:`plan`.
         ridge: weight of the penalty, relative to the mean square of what a reader reads.
 
     Returns:
@@ -155,14 +213,18 @@ def calibrate(
     >>> rewrite(tied, clusters, images[:1])[2]
     Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1))
     """
-    planner = PlanClusters(
+    with _planner(
         model,
+        groups,
         flops_reduction=flops_reduction,
         params_reduction=params_reduction,
+        latency_reduction=latency_reduction,
         allocation=allocation,
-        rounding=Rounding.of(round_to),
-    )
-    return Calibrate(groups, images, planner, ridge)(model)
+        round_to=round_to,
+        provider=provider,
+        latency_table=latency_table,
+    ) as planner:
+        return Calibrate(groups, images, planner, ridge)(model)
 
 
 def tie(model: nn.Module, plan: ClusterPlan, *, mode: str | Method = "pdc", total_steps: int | None = None) -> Tying:
@@ -216,8 +278,11 @@ def compress(
     *,
     flops_reduction: float | None = None,
     params_reduction: float | None = None,
+    latency_reduction: float | None = None,
     allocation: Allocation = "global",
     round_to: RoundTo = 1,
+    provider: str = "cpu",
+    latency_table: Path | None = None,
     frozen: Iterable[str] = (),
     mode: str | Method | None = None,
     start: Start | None = None,
@@ -273,8 +338,11 @@ def compress(
     budget: dict[str, Any] = {
         "flops_reduction": flops_reduction,
         "params_reduction": params_reduction,
+        "latency_reduction": latency_reduction,
         "allocation": allocation,
         "round_to": round_to,
+        "provider": provider,
+        "latency_table": latency_table,
     }
     kept_aside = min(5000, len(train_data.train) // 10) if hold_out is None else hold_out
     data, held_out = train_data.hold_out(kept_aside) if kept_aside else (train_data, None)
