@@ -4,13 +4,14 @@
 and of 8 with AVX, AVX2 and NEON, and leave that layout altogether where a layer reads a number that is no multiple of 4; tensor cores of a
 GPU take halves by 8. Widths in between cost as much as the next block and buy nothing but accuracy. ``auto`` rounds to the provider's block
 where a group holds at least four of them, else to half of that, down to 4, and leaves narrower groups alone: a group needs a few widths to
-choose from. For the CPU the block is 16 on any machine, so that the same command gives the same plan; 16 is a multiple of 8.
+choose from. Where a budget cannot be met so, the block is halved until it can. For the CPU the block is 16 on any machine, so that the same
+command gives the same plan; 16 is a multiple of 8.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from pdc_fx.errors import InputError, PlanError
@@ -23,8 +24,8 @@ RoundTo = int | Literal["auto"]
 
 TOLERANCE = 0.01  # of what a measure counts: how close a budget must be met
 
-BLOCKS = {"cpu": 16, "cuda": 8, "tensorrt": 8}
-"""Channels in a block of the hardware behind each provider."""
+BLOCKS = {"auto": 16, "cpu": 16, "cuda": 8, "tensorrt": 8}
+"""Channels in a block of the hardware behind each provider; 16 where it may be any."""
 
 _FEWEST_BLOCKS = 4
 _SMALLEST_BLOCK = 4
@@ -47,16 +48,29 @@ class Rounding:
         """The rounding a user names.
 
         Raises:
-            InputError: neither ``auto`` nor a whole number from 1 on.
+            InputError: neither ``auto`` nor a whole number from 1 on, or an unknown provider.
 
         >>> Rounding.of("auto", "cuda"), Rounding.of(16)
         (Rounding(block=8, shrinks=True), Rounding(block=16, shrinks=False))
         """
+        if provider not in BLOCKS:
+            raise InputError(f"unknown provider {provider!r}", hint=f"use one of {', '.join(BLOCKS)}")
         if round_to == "auto":
-            return cls(BLOCKS.get(provider, max(BLOCKS.values())), shrinks=True)
+            return cls(BLOCKS[provider], shrinks=True)
         if isinstance(round_to, str) or round_to < 1:
             raise InputError(f"round_to must be at least 1, or 'auto', not {round_to!r}")
         return cls(round_to)
+
+    def finer(self) -> tuple[Rounding, ...]:
+        """This, and what may take its place where a budget cannot be met with it, coarsest first.
+
+        >>> [r.block for r in Rounding(16, shrinks=True).finer()], [r.block for r in Rounding(16).finer()]
+        ([16, 8, 4, 1], [16])
+        """
+        if not self.shrinks:
+            return (self,)
+        blocks = (self.block, *(b for b in (8, 4, 1) if b < self.block))
+        return tuple(replace(self, block=block) for block in blocks)
 
     def step(self, channels: int) -> int:
         """What the widths of a group of so many channels are multiples of.

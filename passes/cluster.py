@@ -173,17 +173,8 @@ def _within(data: Floats, clusters: Integers) -> float:
     )
 
 
-def blocs(
-    groups: ChannelGroups,
-    tensors: Mapping[str, Tensor],
-    rounding: Rounding = UNROUNDED,
-    min_channels: int = 1,
-) -> list[Bloc]:
-    """All groups, each with the widths it can have: rounded, and at least ``min_channels`` where it is large enough."""
-
-    def allowed(width: int, channels: int) -> bool:
-        return width == channels or (width % rounding.step(channels) == 0 and width >= min_channels)
-
+def blocs(groups: ChannelGroups, tensors: Mapping[str, Tensor]) -> list[Bloc]:
+    """All groups, each with the widths it can have."""
     single = [(i,) for i, g in enumerate(groups.groups) if g.balance is None]
     found = []
     for members in [*single, *groups.balanced.values()]:
@@ -194,9 +185,17 @@ def blocs(
         else:
             choices = [tuple(n // size for n in channels) for size in groups.cluster_sizes(number)]
         data = tuple(features(groups.groups[i], tensors) for i in members)
-        widths = tuple(c for c in choices if all(map(allowed, c, channels)))
-        found.append(Bloc(members, widths, tuple(map(ward, data)), data, number is not None))
+        found.append(Bloc(members, tuple(choices), tuple(map(ward, data)), data, number is not None))
     return sorted(found, key=lambda bloc: bloc.members)
+
+
+def rounded(bloc: Bloc, rounding: Rounding, min_channels: int) -> Bloc:
+    """The bloc with its rounded widths of at least ``min_channels``, and those it has."""
+
+    def allowed(width: int, channels: int) -> bool:
+        return width == channels or (width % rounding.step(channels) == 0 and width >= min_channels)
+
+    return replace(bloc, widths=tuple(w for w in bloc.widths if all(map(allowed, w, bloc.widths[0]))))
 
 
 class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
@@ -253,8 +252,10 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
 
     def call(self, value: ChannelGroups) -> ClusterPlan:
         measure = self._measure(value)
-        choices = self._choices(blocs(value, named_tensors(self.model), self.rounding, self.min_channels))
-        smallest = _widths(choices, [len(bloc.widths) - 1 for bloc in choices])
+        found = self._choices(blocs(value, named_tensors(self.model)))
+        choices = {r: [rounded(bloc, r, self.min_channels) for bloc in found] for r in self.rounding.finer()}
+        finest = list(choices.values())[-1]
+        smallest = _widths(finest, [len(bloc.widths) - 1 for bloc in finest])
         Budget(measure, self.target).require_reachable(smallest)
         return self._proved(measure, lambda aim: self._planned(value, choices, Budget(measure, aim)))
 
@@ -263,44 +264,50 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
         predicted = Budget(self._measure(value), self.target).reduction(result.widths)
         reached, allowed = (predicted, TOLERANCE) if measured is None else (measured, PROVED)
         if abs(reached - self.target) > allowed:
-            raise PlanError(
-                f"a reduction of {self.target:.1%} can only be met at {reached:.1%} with these widths",
-                hint="choose a reduction near that, a smaller --round-to, or allocation 'global'"
-                if measured is None
-                else f"{predicted:.1%} were foretold; choose another reduction, or try again while the machine is idle",
-            )
+            hint = "choose a reduction near that, a smaller --round-to, or allocation 'global'"
+            if measured is not None:
+                hint = f"{predicted:.1%} were foretold; try again while the machine does nothing else"
+            raise PlanError(f"a reduction of {self.target:.1%} can only be met at {reached:.1%} here", hint=hint)
 
     def _measure(self, groups: ChannelGroups) -> Measure:
         return self.latency or (macs(groups) if self.option == "flops" else params(groups))
 
     def _proved(self, measure: Measure, planned: Callable[[float], ClusterPlan]) -> ClusterPlan:
         """The plan for the target; where its network is measured to miss it, for an aim that is corrected by the miss."""
-        aim, best = self.target, (1.0, planned(self.target))
-        for attempt in range(ROUNDS):
-            plan = best[1] if attempt == 0 else planned(aim)
+        aim, found = self.target, dict[float, ClusterPlan]()
+        for _ in range(ROUNDS):
+            plan = planned(aim)
             measured = measure.proof(plan)
             if measured is None:
                 return plan
-            plan = replace(plan, options={**plan.options, "measured_reduction": round(measured, 4)})
-            best = min(best, (abs(measured - self.target), plan), key=lambda pair: pair[0])
-            if best[0] <= CLOSE:
+            options = {**plan.options, "measured_reduction": round(measured, 4)}
+            found[abs(measured - self.target)] = replace(plan, options=options)
+            if min(found) <= CLOSE:
                 break
             aim = min(aim * self.target / max(measured, self.target / 2), (1 + aim) / 2)
-        return best[1]
+        return found[min(found)]
 
-    def _planned(self, groups: ChannelGroups, choices: list[Bloc], budget: Budget) -> ClusterPlan:
+    def _planned(self, groups: ChannelGroups, choices: Mapping[Rounding, list[Bloc]], budget: Budget) -> ClusterPlan:
+        """With the coarsest rounding that meets the budget, or the finest."""
+        for rounding, chosen in choices.items():
+            plan = self._spread(groups, rounding, chosen, budget)
+            if abs(budget.reduction(plan.widths) - budget.target) <= TOLERANCE:
+                break
+        return plan
+
+    def _spread(self, groups: ChannelGroups, rounding: Rounding, choices: list[Bloc], budget: Budget) -> ClusterPlan:
         levels = self._uniform(choices, budget) if self.allocation == "uniform" else self._global(choices, budget)
-        options: dict[str, Any] = {
-            f"{self.option}_reduction": self.target,
-            "round_to": "auto" if self.rounding.shrinks else self.rounding.block,
-            "min_channels": self.min_channels,
-        }
-        if self.latency is not None:
-            predicted = budget.reduction(_widths(choices, levels))
-            options |= {"predicted_reduction": round(predicted, 4), "latency": dict(self.latency.facts)}
         clusters: dict[int, Integers] = {}
         for bloc, level in zip(choices, levels, strict=True):
             clusters.update(zip(bloc.members, bloc.clusters(level), strict=True))
+        options: dict[str, Any] = {
+            f"{self.option}_reduction": self.target,
+            "round_to": rounding.block,
+            "min_channels": self.min_channels,
+        }
+        if self.latency is not None:
+            predicted = round(budget.reduction(_widths(choices, levels)), 4)
+            options |= {"predicted_reduction": predicted, "latency": dict(self.latency.facts)}
         return ClusterPlan(groups, tuple(clusters[i] for i in range(len(clusters))), self.allocation, options)
 
     def _uniform(self, choices: list[Bloc], budget: Budget) -> list[int]:

@@ -280,7 +280,7 @@ def compress(
     params_reduction: float | None = None,
     latency_reduction: float | None = None,
     allocation: Allocation = "global",
-    round_to: RoundTo = 1,
+    round_to: RoundTo = "auto",
     provider: str = "cpu",
     latency_table: Path | None = None,
     frozen: Iterable[str] = (),
