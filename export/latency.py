@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pdc_fx.errors import InputError
 from pdc_fx.export.benchmark import BatchTiming, benchmark
 from pdc_fx.export.latency_table import open_table, require_all, this_machine
-from pdc_fx.export.layer_times import time_layers
+from pdc_fx.export.layer_times import time_layers, time_network
 from pdc_fx.export.onnx import export_onnx
 from pdc_fx.export.session import PROVIDERS, default_threads
 from pdc_fx.ir import ChannelGroups, ClusterPlan
@@ -34,7 +34,8 @@ from pdc_fx.passes.latency import LatencyModel, layers_of
 from pdc_fx.passes.rewrite import merge_channels
 from pdc_fx.trace import record
 
-_RUNS, _WARMUP = 15, 3
+_SECONDS, _RUNS = 2.0, (15, 100)
+"""How long a network is timed, and the fewest and the most runs of that."""
 _log = logging.getLogger(__name__)
 
 
@@ -99,7 +100,10 @@ class Latency:
         return self._foretold(widths)
 
     def proof(self, plan: ClusterPlan) -> float | None:
-        """The reduction that is measured on the network of the plan; None with another machine's table."""
+        """The reduction that is measured on the network of the plan; None with another machine's table.
+
+        It is that of the quickest tenth of all runs, which other processes have disturbed least.
+        """
         if not self._is_here:
             return None
         compact = merge_channels(self._model, plan, self._inputs, self._analysis)
@@ -124,10 +128,11 @@ class Latency:
             require_all(table, self._file, len(missing) + (not is_known))
         if missing:
             _log.info(f"timing {len(missing)} layers on {table.target} ...")
-            times = time_layers(missing, provider=table.target.provider, threads=table.target.threads)
+            times = time_layers(missing, provider=self._here.provider, threads=self._here.threads)
             table.layers.update((key, time / 1e3) for key, time in times.items())
         if not is_known:
-            table.networks[network] = 1e3 * self._timed(self._dense).dense.p10_ms
+            time = time_network(self._dense, provider=self._here.provider, threads=self._here.threads)
+            table.networks[network] = time / 1e3
         if missing or not is_known:
             table.save(self._file)
         model.fill({key: 1e3 * time for key, time in table.layers.items()}, 1e3 * table.networks[network])
@@ -159,14 +164,21 @@ class Latency:
         export_onnx(self._model, self._inputs, path, dynamic_batch=False)
         return path
 
+    @cached_property
+    def _runs(self) -> int:
+        fewest, most = _RUNS
+        return max(fewest, min(most, int(1e3 * _SECONDS / self._alternating(self._dense, 3).dense.median_ms)))
+
     def _timed(self, path: Path) -> BatchTiming:
-        """The dense network and another in alternation."""
+        """The dense network and another."""
+        return self._alternating(path, self._runs)
+
+    def _alternating(self, path: Path, runs: int) -> BatchTiming:
         report = benchmark(
             self._dense,
             path,
             batch_sizes=(self._groups.inputs[0][0][0],),
-            runs=_RUNS,
-            warmup=_WARMUP,
+            runs=runs,
             threads=self._here.threads,
             provider=self._here.provider,
         )

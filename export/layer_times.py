@@ -1,8 +1,9 @@
-"""Times of single layers in ONNX Runtime.
+"""Times of single layers in ONNX Runtime, and of whole networks in the same way.
 
 Layers with the same input are the nodes of one small model, which runs a few times with ONNX Runtime's profiler on. What a node takes is
 then known without what surrounds it: a layer that is alone in a model also has its input and output rearranged into blocks and back,
-which in a network happens once for many layers. The least of all runs counts, for whatever else a machine does only adds.
+which in a network happens once for many layers. The least of all runs counts, node by node, for whatever else a machine does only adds;
+what a network takes is the sum over its nodes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ RUNS, WARMUP = 12, 2
 _BYTES = 2**28
 """The most that inputs, weights and outputs of one model hold, unless a single layer holds more."""
 _OPSET, _IR_VERSION = 18, 10
-_EVENT = re.compile(r"layer(\d+)_")
+_LAYER = re.compile(r"layer(\d+)_")
 
 
 def time_layers(
@@ -55,7 +56,7 @@ def time_layers(
         )
     found: dict[str, float] = {}
     for part in _parts(layers):
-        found.update(_profiled(part, provider, threads, runs))
+        found.update(_timed(part, provider, threads, runs))
     return found
 
 
@@ -85,21 +86,31 @@ def _written(layer: Layer) -> int:
     return layer.batch * layer.outputs * max(space, 1)
 
 
-def _profiled(layers: Mapping[str, Layer], provider: str, threads: int, runs: int) -> dict[str, float]:
+def time_network(path: Path, *, provider: str, threads: int, runs: int = RUNS) -> float:
+    """Nanoseconds of an ONNX file whose shapes are fixed: the sum over its nodes."""
+    return sum(_profiled(path, provider, threads, runs).values())
+
+
+def _timed(layers: Mapping[str, Layer], provider: str, threads: int, runs: int) -> dict[str, float]:
     inputs = {_input_shape(layer): f"input{i}" for i, layer in enumerate(layers.values())}
-    model = _model(list(layers.values()), inputs)
-    feed = {name: _noise(shape) for shape, name in inputs.items()}
+    times = _profiled(_model(list(layers.values()), inputs), provider, threads, runs)
+    found = {int(match[1]): time for name, time in times.items() if (match := _LAYER.match(name))}
+    return {key: found[number] for number, key in enumerate(layers)}
+
+
+def _profiled(model: Path | bytes, provider: str, threads: int, runs: int) -> dict[str, float]:
+    """Node -> the least nanoseconds of all runs but those that warm up."""
+    times: dict[str, list[float]] = {}
     with TemporaryDirectory() as folder:
         session = make_session(model, provider=provider, threads=threads, profile=Path(folder) / "profile")
+        feed = {value.name: _noise(tuple(value.shape)) for value in session.get_inputs()}
         for _ in range(WARMUP + runs):
             run_session(session, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    microseconds: list[list[int]] = [[] for _ in layers]
     for event in events:
-        match = _EVENT.match(event["name"]) if event.get("cat") == "Node" else None
-        if match and event["name"].endswith("kernel_time"):
-            microseconds[int(match[1])].append(event["dur"])
-    return {key: 1e3 * min(values[WARMUP:]) for key, values in zip(layers, microseconds, strict=True)}
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            times.setdefault(f"{event['name']} {event['args']['node_index']}", []).append(1e3 * event["dur"])
+    return {name: min(values[WARMUP:]) for name, values in times.items()}
 
 
 def _model(layers: Sequence[Layer], inputs: Mapping[Shape, str]) -> bytes:

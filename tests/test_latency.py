@@ -342,6 +342,7 @@ def instead_of_a_clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return SimpleNamespace(dense=one, compact=one if path == self._dense else SimpleNamespace(p10_ms=0.6))
 
     monkeypatch.setattr(latency_module, "time_layers", times)
+    monkeypatch.setattr(latency_module, "time_network", lambda path, **target: 1e9)
     monkeypatch.setattr(latency_module, "export_onnx", lambda model, inputs, path, **options: None)
     monkeypatch.setattr(Latency, "_timed", timed)
     return calls
