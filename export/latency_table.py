@@ -42,16 +42,20 @@ class LatencyTable:
     Attributes:
         layers: by :meth:`pdc_fx.passes.latency.Layer.key`.
         networks: whole dense networks, by what makes them up.
+        reductions: share of the time that was measured to go, 0 to 1, by network and widths. With these a plan that is made again
+            is the same, though no two measurements are.
     """
 
     target: Target
     layers: dict[str, float] = field(default_factory=dict)
     networks: dict[str, float] = field(default_factory=dict)
+    reductions: dict[str, float] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
         data = {"format": FORMAT, "unit": "microseconds", **asdict(self.target)}
-        data |= {"networks": self.networks, "layers": dict(sorted(self.layers.items()))}
+        data |= {"reductions": self.reductions, "networks": self.networks}
+        data["layers"] = dict(sorted(self.layers.items()))
         replace_file(path, (json.dumps(data, indent=1) + "\n").encode())
 
     @classmethod
@@ -69,17 +73,19 @@ class LatencyTable:
             raise _damaged(path, f"it is not a JSON object with format {FORMAT}")
         kinds = {"device": str, "provider": str, "threads": int, "runtime": str}
         wrong = [name for name, kind in kinds.items() if not isinstance(data.get(name), kind)]
-        wrong += [name for name in ("layers", "networks") if not _times(data.get(name))]
+        wrong += [name for name in ("layers", "networks") if not _numbers(data.get(name), 0.0)]
+        wrong += [] if _numbers(data.get("reductions"), -math.inf) else ["reductions"]
         if wrong:
             raise _damaged(path, f"missing or malformed: {', '.join(wrong)}")
         target = Target(**{f.name: data[f.name] for f in fields(Target)})
-        return cls(target, data["layers"], data["networks"])
+        return cls(target, data["layers"], data["networks"], data["reductions"])
 
 
-def _times(value: Any) -> bool:
-    """Whether a value maps names to times."""
+def _numbers(value: Any, least: float) -> bool:
+    """Whether a value maps names to finite numbers of at least ``least``."""
     return isinstance(value, dict) and all(
-        isinstance(t, (int, float)) and not isinstance(t, bool) and math.isfinite(t) and t >= 0 for t in value.values()
+        isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) and n >= least
+        for n in value.values()
     )
 
 

@@ -43,6 +43,8 @@ ROUNDS = 4
 """The most networks that are measured for one plan."""
 CLOSE, PROVED = 0.02, 0.05
 """How far from its target a measured reduction may lie: for another round to be saved, and for the plan to be given at all."""
+LARGEST = 1.25
+"""The largest factor by which an aim is corrected at once: a machine that is busy may be wrong by more than a forecast is."""
 EXCHANGED = 4
 """The most steps that one group takes for another at the end of an allocation."""
 
@@ -284,7 +286,8 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
             found[abs(measured - self.target)] = replace(plan, options=options)
             if min(found) <= CLOSE:
                 break
-            aim = min(aim * self.target / max(measured, self.target / 2), (1 + aim) / 2)
+            factor = self.target / max(measured, self.target / LARGEST)
+            aim = min(aim * max(factor, 1 / LARGEST), (1 + aim) / 2)
         return found[min(found)]
 
     def _planned(self, groups: ChannelGroups, choices: Mapping[Rounding, list[Bloc]], budget: Budget) -> ClusterPlan:

@@ -112,7 +112,7 @@ class MadeUp:
         (lambda foretold: 0.8 * foretold, 2),
         (lambda foretold: 1.2 * foretold, 2),
         (lambda foretold: foretold - 0.1, 3),
-        (lambda foretold: 0.5 * foretold, 3),
+        (lambda foretold: 0.5 * foretold, 4),
     ],
 )
 def test_a_plan_is_corrected_by_what_its_network_takes(
@@ -261,11 +261,14 @@ HERE = Target("a processor", "cpu", 2, "onnxruntime 1.2.3")
 
 
 def test_a_table_says_what_it_is_and_survives_its_file(tmp_path: Path) -> None:
-    table = LatencyTable(HERE, {"conv b": 2.5, "conv a": 1}, {"net": 9.0})
+    table = LatencyTable(HERE, {"conv b": 2.5, "conv a": 1}, {"net": 9.0}, {"net, widths a": -0.1})
     table.save(tmp_path / "deep" / "table.json")
     assert open_table(tmp_path / "deep" / "table.json", HERE)[0] == table
     data = json.loads((tmp_path / "deep" / "table.json").read_text())
-    assert list(data) == ["format", "unit", "device", "provider", "threads", "runtime", "networks", "layers"]
+    assert list(data) == [
+        *("format", "unit", "device", "provider", "threads", "runtime"),
+        *("reductions", "networks", "layers"),
+    ]
     assert open_table(tmp_path / "none.json", HERE) == (LatencyTable(HERE), tmp_path / "none.json")
 
 
@@ -281,6 +284,7 @@ def test_a_table_says_what_it_is_and_survives_its_file(tmp_path: Path) -> None:
         (lambda data: data | {"layers": {"conv": -1.0}}, "malformed: layers"),
         (lambda data: data | {"networks": {"net": float("nan")}}, "malformed: networks"),
         (lambda data: data | {"layers": None}, "malformed: layers"),
+        (lambda data: data | {"reductions": {"net": "0.4"}}, "malformed: reductions"),
     ],
 )
 def test_a_damaged_table_is_named(tmp_path: Path, change: Callable[[Any], Any], words: str) -> None:
@@ -329,38 +333,41 @@ def test_the_cache_is_where_the_platform_has_it(
 
 # ------------------------------------------------------------------------------------------------------------- together
 @pytest.fixture
-def instead_of_a_clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Layers take as long as they have multiply-accumulates; gives how many were timed in each call."""
-    calls: list[int] = []
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """In place of one: layers take as long as they have multiply-accumulates, every network is as much faster as asked.
+
+    Its attributes count what was timed.
+    """
+    counts = SimpleNamespace(layers=0, networks=0)
 
     def times(layers: Mapping[str, Layer], **target: Any) -> dict[str, float]:
-        calls.append(len(layers))
+        counts.layers += len(layers)
         return {key: 1e3 * counted(layer) for key, layer in layers.items()}
 
     def timed(self: Latency, path: Path) -> Any:
-        one = SimpleNamespace(p10_ms=1.0)
-        return SimpleNamespace(dense=one, compact=one if path == self._dense else SimpleNamespace(p10_ms=0.6))
+        counts.networks += 1
+        return SimpleNamespace(dense=SimpleNamespace(p10_ms=1.0), compact=SimpleNamespace(p10_ms=0.6))
 
     monkeypatch.setattr(latency_module, "time_layers", times)
-    monkeypatch.setattr(latency_module, "time_network", lambda path, **target: 1e9)
+    monkeypatch.setattr(latency_module, "time_network", lambda path, **target: 1e6)
     monkeypatch.setattr(latency_module, "export_onnx", lambda model, inputs, path, **options: None)
     monkeypatch.setattr(Latency, "_timed", timed)
-    return calls
+    return counts
 
 
-def test_a_table_is_made_once_and_serves_another_machine(tmp_path: Path, instead_of_a_clock: list[int]) -> None:
+def test_a_table_is_made_once_and_serves_another_machine(tmp_path: Path, clock: SimpleNamespace) -> None:
     model, file = small(), tmp_path / "table.json"
     groups = analyze(model, torch.zeros(1, 1, 8, 8))
     options: dict[str, Any] = {"latency_reduction": 0.4, "latency_table": file}
     first, second = plan(model, groups, **options), plan(model, groups, **options)
-    assert len(instead_of_a_clock) == 1
-    assert first.widths == second.widths
-    assert first.options["measured_reduction"] == 0.4
     table = json.loads(file.read_text())
+    assert (clock.layers, clock.networks) == (len(table["layers"]), 1)
+    assert first.widths == second.widths
+    assert first.options == second.options
+    assert first.options["measured_reduction"] == 0.4
     assert table["device"] == first.options["latency"]["device"]
-    assert len(table["layers"]) == instead_of_a_clock[0]
 
-    file.write_text(json.dumps(table | {"device": "another machine"}))
+    file.write_text(json.dumps(table | {"device": "another machine", "reductions": {}}))
     foreign = plan(model, groups, **options)
     assert foreign.widths == first.widths
     assert foreign.options["latency"]["device"] == "another machine"
@@ -369,6 +376,7 @@ def test_a_table_is_made_once_and_serves_another_machine(tmp_path: Path, instead
     with pytest.raises(InputError, match=r"lacks .* times that this model needs.*another machine"):
         plan(model, analyze(model, torch.zeros(2, 1, 8, 8)), **options)
     assert file.read_bytes() == before
+    assert (clock.layers, clock.networks) == (len(table["layers"]), 1)
 
 
 def test_a_real_clock(tmp_path: Path) -> None:
