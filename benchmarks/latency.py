@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 import pdc_fx
+from pdc_fx.errors import PlanError
 from pdc_fx.export.latency_table import this_machine
 from pdc_fx.export.session import default_threads
 from pdc_fx.files import replace_file
@@ -77,7 +78,7 @@ def exported(model: nn.Module, plan: ClusterPlan, image: Tensor, path: Path) -> 
     return pdc_fx.export_onnx(merge_channels(model, plan, image), image, path).path
 
 
-def row_of_latency(name: str, batch: int, folder: Path, runs: int, table: Path | None) -> Row:
+def row_of_latency(name: str, batch: int, folder: Path, runs: int, table: Path) -> Row:
     """A plan by layer times, and what its network takes, measured once more on files of its own."""
     spec, shape, _ = MODELS[name]
     torch.manual_seed(0)
@@ -111,7 +112,7 @@ def main() -> int:
     parser.add_argument("--skip-rounding", action="store_true")
     parser.add_argument("--skip-latency", action="store_true")
     parser.add_argument("--batch", type=int, default=1, help="of the plans by latency")
-    parser.add_argument("--latency-table", type=Path, help="layer times; those in the cache directory by default")
+    parser.add_argument("--latency-table", type=Path, help="layer times; measured anew, and not kept, by default")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "latency.json")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -139,6 +140,7 @@ def main() -> int:
     print(f"{target}, {REMOVED:.0%} of the MACs removed")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        table = arguments.latency_table or folder / "layer-times.json"
         if not arguments.skip_rounding:
             print(f"{'model':14}{'round to':>9}{'batch':>6}{'dense':>11}{'compact':>11}{'faster':>8}{'efficiency':>12}")
             for name in arguments.models:
@@ -154,7 +156,12 @@ def main() -> int:
                 f"\n{'model':14}{'batch':>6}{'asked':>8}{'foretold':>10}{'measured':>10}{'MACs':>8}{'planned in':>12}"
             )
             for name in (name for name in LATENCY_MODELS if name in arguments.models):
-                row = row_of_latency(name, arguments.batch, folder, arguments.runs, arguments.latency_table)
+                try:
+                    row = row_of_latency(name, arguments.batch, folder, arguments.runs, table)
+                except PlanError as error:
+                    save("latency", {"model": name, "batch": arguments.batch, "measured": 0.0, "error": str(error)})
+                    print(f"{name:14}{arguments.batch:6}  {error}")
+                    continue
                 save("latency", row)
                 print(
                     f"{row['model']:14}{row['batch']:6}{FASTER:8.0%}{row['foretold']:10.1%}{row['measured']:10.1%}"
