@@ -225,15 +225,11 @@ def make_session(
     where = "model in memory" if isinstance(model, bytes) else str(model)
     if not isinstance(model, bytes) and not Path(model).is_file():
         raise ArtifactError("there is no such ONNX file", where=where)
-    options = _options(threads, optimize)
-    if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = os.fspath(profile)
     cuda = {"use_tf32": str(int(tf32))}
     try:
         session = ort.InferenceSession(
             model if isinstance(model, bytes) else os.fspath(model),
-            options,
+            _options(threads, optimize, profile),
             providers=[(one, cuda if one.startswith("CUDA") else {}) for one in PROVIDERS[name]],
             enable_fallback=0,  # what goes wrong is raised, and not run again on the CPU
         )
@@ -246,7 +242,7 @@ def make_session(
     return session
 
 
-def _options(threads: int, optimize: bool) -> Any:
+def _options(threads: int, optimize: bool, profile: str | os.PathLike[str] | None = None) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -254,6 +250,8 @@ def _options(threads: int, optimize: bool) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.force_spinning_stop", "1")  # idle sessions leave the processors alone
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, os.fspath(profile)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options

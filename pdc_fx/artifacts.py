@@ -203,6 +203,9 @@ def deliver(
         "versions": {"pdc_fx": package_version(), "torch": torch.__version__},
         "files": {name: sha256(directory / name) for name in (WEIGHTS, RECIPE, ONNX)},
     }
+    if "latency" in plan.options:
+        keys = ("latency_reduction", "predicted_reduction", "measured_reduction")
+        certificate["latency"] = {**plan.options["latency"], **{key: plan.options.get(key) for key in keys}}
     write_text(directory / CERTIFICATE, json.dumps(certificate, indent=1))
     page = render_report(
         plan,

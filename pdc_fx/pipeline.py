@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +19,7 @@ from pdc_fx.export.model_graph import ModelGraph, model_graph
 from pdc_fx.ir import ChannelGroups, ClusterPlan
 from pdc_fx.options import Start
 from pdc_fx.passes.analysis import AnalyzeDependencies
+from pdc_fx.passes.budget import Rounding, RoundTo
 from pdc_fx.passes.calibrate import Calibrate
 from pdc_fx.passes.cluster import Allocation, PlanClusters
 from pdc_fx.passes.fold import Fold
@@ -67,8 +69,11 @@ def plan(
     *,
     flops_reduction: float | None = None,
     params_reduction: float | None = None,
+    latency_reduction: float | None = None,
     allocation: Allocation = "global",
-    round_to: int = 1,
+    round_to: RoundTo = 1,
+    provider: str = "cpu",
+    latency_table: Path | None = None,
     min_channels: int = 1,
 ) -> ClusterPlan:
     """Decide which channels of each group become one.
@@ -76,14 +81,21 @@ def plan(
     Args:
         groups: the result of :func:`analyze` for this model.
         flops_reduction: share of multiply-accumulates to remove, 0 to 1; met within 0.01.
-        params_reduction: the same for parameters; give one of the two.
+        params_reduction: the same for parameters.
+        latency_reduction: the same for the time of a run in ONNX Runtime with the batch size of the example inputs, foretold from a table
+            of layer times and then measured: met within 0.05. Give one of the three.
         allocation: ``global`` merges where it costs least per multiply-accumulate saved, ``uniform`` keeps the same share
             of every group.
-        round_to: widths are multiples of this where a group is large enough.
+        round_to: widths are multiples of this where a group is large enough; ``auto`` (:mod:`pdc_fx.passes.budget`) takes what the
+            provider's hardware computes in one block, and less for narrow groups.
+        provider: what the network will run on, a key of :data:`pdc_fx.export.session.PROVIDERS`, or ``auto`` for the best that works here.
+        latency_table: file of layer times, made or completed where it speaks of this machine; one in the cache directory by default.
         min_channels: no group gets smaller.
 
     Raises:
         PlanError: the reduction cannot be met; the message says the largest that can.
+        ArtifactError: the table is damaged.
+        InputError: it was measured with something else, or lacks what only another machine can measure.
         NothingToMergeError: there is no group.
 
     >>> import torch
@@ -91,15 +103,56 @@ def plan(
     >>> plan(net, analyze(net, torch.zeros(1, 3, 8, 8)), flops_reduction=0.5).widths
     {0: 4}
     """
-    planner = PlanClusters(
+    with _planner(
         model,
+        groups,
         flops_reduction=flops_reduction,
         params_reduction=params_reduction,
+        latency_reduction=latency_reduction,
         allocation=allocation,
         round_to=round_to,
+        provider=provider,
+        latency_table=latency_table,
         min_channels=min_channels,
-    )
-    return planner(groups)
+    ) as planner:
+        return planner(groups)
+
+
+@contextmanager
+def _planner(
+    model: nn.Module,
+    groups: ChannelGroups,
+    *,
+    flops_reduction: float | None,
+    params_reduction: float | None,
+    latency_reduction: float | None,
+    allocation: Allocation,
+    round_to: RoundTo,
+    provider: str,
+    latency_table: Path | None,
+    min_channels: int = 1,
+) -> Iterator[PlanClusters]:
+    """The planner of a budget; where that is one of latency, the networks it has timed are kept as long as it is in use."""
+    if provider == "auto":
+        from pdc_fx.export.session import choose_provider
+
+        provider = choose_provider().name
+    with ExitStack() as stack:
+        latency = None
+        if latency_reduction is not None:
+            from pdc_fx.export.latency import Latency
+
+            latency = stack.enter_context(Latency(model, groups, provider=provider, table=latency_table))
+        yield PlanClusters(
+            model,
+            flops_reduction=flops_reduction,
+            params_reduction=params_reduction,
+            latency_reduction=latency_reduction,
+            latency=latency,
+            allocation=allocation,
+            rounding=Rounding.of(round_to, provider),
+            min_channels=min_channels,
+        )
 
 
 def fold(
@@ -108,15 +161,18 @@ def fold(
     *,
     flops_reduction: float | None = None,
     params_reduction: float | None = None,
+    latency_reduction: float | None = None,
     allocation: Allocation = "global",
-    round_to: int = 1,
+    round_to: RoundTo = 1,
+    provider: str = "cpu",
+    latency_table: Path | None = None,
     images: Tensor | None = None,
 ) -> tuple[nn.Module, ClusterPlan]:
     """Tie ``model`` without training and without data: filters are set to the means of their clusters, batch norms repaired.
 
     Args:
         groups: the result of :func:`analyze` for this model, which is not changed.
-        flops_reduction, params_reduction, allocation, round_to: as for :func:`plan`.
+        flops_reduction, params_reduction, latency_reduction, allocation, round_to, provider, latency_table: as for :func:`plan`.
         images: shape ``(N, C, H, W)``, prepared as for the model: batch-norm statistics are then estimated from them.
 
     Returns:
@@ -126,14 +182,18 @@ def fold(
         PlanError: the reduction cannot be met.
         InputError: the images do not fit or are not finite.
     """
-    planner = PlanClusters(
+    with _planner(
         model,
+        groups,
         flops_reduction=flops_reduction,
         params_reduction=params_reduction,
+        latency_reduction=latency_reduction,
         allocation=allocation,
         round_to=round_to,
-    )
-    return Fold(groups, planner, images)(model)
+        provider=provider,
+        latency_table=latency_table,
+    ) as planner:
+        return Fold(groups, planner, images)(model)
 
 
 def calibrate(
@@ -143,8 +203,11 @@ def calibrate(
     *,
     flops_reduction: float | None = None,
     params_reduction: float | None = None,
+    latency_reduction: float | None = None,
     allocation: Allocation = "global",
-    round_to: int = 1,
+    round_to: RoundTo = 1,
+    provider: str = "cpu",
+    latency_table: Path | None = None,
     ridge: float = 1e-4,
 ) -> tuple[nn.Module, ClusterPlan]:
     """Tie ``model`` without training, by unlabelled images: channels are chosen and their readers refitted by least squares.
@@ -152,7 +215,7 @@ def calibrate(
     Args:
         groups: the result of :func:`analyze` for this model, which is not changed.
         images: shape ``(N, C, H, W)``, prepared as for the model; a few hundred. They run as one batch, without gradients.
-        flops_reduction, params_reduction, allocation, round_to: as for :func:`plan`.
+        flops_reduction, params_reduction, latency_reduction, allocation, round_to, provider, latency_table: as for :func:`plan`.
         ridge: weight of the penalty, relative to the mean square of what a reader reads.
 
     Returns:
@@ -169,14 +232,18 @@ def calibrate(
     >>> rewrite(tied, clusters, images[:1])[2]
     Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1))
     """
-    planner = PlanClusters(
+    with _planner(
         model,
+        groups,
         flops_reduction=flops_reduction,
         params_reduction=params_reduction,
+        latency_reduction=latency_reduction,
         allocation=allocation,
         round_to=round_to,
-    )
-    return Calibrate(groups, images, planner, ridge)(model)
+        provider=provider,
+        latency_table=latency_table,
+    ) as planner:
+        return Calibrate(groups, images, planner, ridge)(model)
 
 
 def tie(model: nn.Module, plan: ClusterPlan, *, mode: str | Method = "pdc", total_steps: int | None = None) -> Tying:
@@ -230,8 +297,11 @@ def compress(
     *,
     flops_reduction: float | None = None,
     params_reduction: float | None = None,
+    latency_reduction: float | None = None,
     allocation: Allocation = "global",
-    round_to: int = 1,
+    round_to: RoundTo = "auto",
+    provider: str = "cpu",
+    latency_table: Path | None = None,
     frozen: Iterable[str] = (),
     mode: str | Method | None = None,
     start: Start | None = None,
@@ -287,8 +357,11 @@ def compress(
     budget: dict[str, Any] = {
         "flops_reduction": flops_reduction,
         "params_reduction": params_reduction,
+        "latency_reduction": latency_reduction,
         "allocation": allocation,
         "round_to": round_to,
+        "provider": provider,
+        "latency_table": latency_table,
     }
     kept_aside = min(5000, len(train_data.train) // 10) if hold_out is None else hold_out
     data, held_out = train_data.hold_out(kept_aside) if kept_aside else (train_data, None)

@@ -22,12 +22,15 @@ from pdc_fx.cli.options import (
     Json,
     Model,
     Overwrite,
+    Provider,
     ProviderOption,
+    RoundTo,
     Seed,
     Shapes,
     Weights,
     open_image_model,
     reported,
+    show_progress,
 )
 from pdc_fx.errors import InputError, PdcError, VerificationError
 from pdc_fx.options import Distill, Features, Mode, Start, TrainOptions
@@ -63,10 +66,25 @@ def compress(
     freeze: Frozen = None,
     flops_reduction: Annotated[float | None, typer.Option(help="Share of the MACs to remove, 0 to 1.")] = None,
     params_reduction: Annotated[float | None, typer.Option(help="Share of the parameters to remove, instead.")] = None,
+    latency_reduction: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the time of one run in ONNX Runtime to remove, instead: from layer times, then measured."
+        ),
+    ] = None,
+    provider: Annotated[
+        Provider, typer.Option(help="What the network will run on: for --latency-reduction and --round-to auto.")
+    ] = "cpu",
+    latency_table: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of layer times, made here or on another machine; one in the cache directory by default."
+        ),
+    ] = None,
     allocation: Annotated[
         Literal["global", "uniform"], typer.Option(help="Spread the budget where it costs least, or evenly.")
     ] = "global",
-    round_to: Annotated[int, typer.Option(min=1, help="Keep widths at multiples of this.")] = 1,
+    round_to: RoundTo = "auto",
     mode: Annotated[
         Mode | None,
         typer.Option(help="How filters are tied; hard (clusters that are final from the start) if not given."),
@@ -170,8 +188,13 @@ def compress(
     from pdc_fx.pipeline import compress as run_compress
 
     options = TrainOptions.of({name: chosen[name] for name in DEFAULT.to_dict() if name in chosen})
-    if (flops_reduction is None) == (params_reduction is None):
-        raise InputError("say how much to remove", hint="give one of --flops-reduction and --params-reduction")
+    if [flops_reduction, params_reduction, latency_reduction].count(None) != 2:
+        raise InputError(
+            "say how much to remove",
+            hint="give one of --flops-reduction, --params-reduction and --latency-reduction",
+        )
+    if latency_reduction is not None:
+        show_progress()
     if teacher_weights is not None and teacher_model is None:
         teacher_model = model
     loaded, example = open_image_model(model, weights, num_classes, input)
@@ -201,8 +224,11 @@ def compress(
             images,
             flops_reduction=flops_reduction,
             params_reduction=params_reduction,
+            latency_reduction=latency_reduction,
             allocation=allocation,
             round_to=round_to,
+            provider=provider,
+            latency_table=latency_table,
             frozen=freeze or (),
             mode=mode,
             start=start,

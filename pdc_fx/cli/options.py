@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -43,11 +44,31 @@ DataOption = Annotated[
     typer.Option("--data", help="digits, parquet:DIR, folder:DIR, cifar10:DIR, cifar100:DIR or fashionmnist:DIR."),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Allow torchvision to fetch the data set into DIR.")]
+Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 ProviderOption = Annotated[
-    Literal["auto", "cpu", "cuda", "tensorrt"],
+    Provider,
     typer.Option("--provider", help="Where ONNX Runtime runs; auto takes the best that works here."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output's place.")]
+
+
+def _round_to(value: Any) -> Any:
+    """``auto``, or a whole number."""
+    text = str(value)
+    if text != "auto" and not (text.isdecimal() and int(text)):
+        raise typer.BadParameter("give 'auto' or a whole number from 1 on")
+    return text if text == "auto" else int(text)
+
+
+RoundTo = Annotated[
+    Any,
+    typer.Option(
+        "--round-to",
+        metavar="N|auto",
+        parser=_round_to,
+        help="Keep widths at multiples of this; auto: what the provider computes in one block, less for narrow layers.",
+    ),
+]
 
 Function = TypeVar("Function", bound=Callable[..., None])
 
@@ -71,6 +92,14 @@ def reported(command: Function) -> Function:
             raise typer.Exit(130) from None
 
     return run  # type: ignore[return-value]
+
+
+def show_progress() -> None:
+    """Show on standard error what the library says while it measures."""
+    handler = logging.StreamHandler(sys.stderr)
+    logger = logging.getLogger("pdc_fx")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
 
 
 def open_model(spec: str, weights: Path | None, classes: int | None, shapes: list[str] | None) -> tuple[Any, Any]:

@@ -213,6 +213,13 @@ def print_comparisons(certificate: Mapping[str, Any]) -> None:
         verdict = "[green]passed[/]" if part["passed"] else "[bold red]FAILED[/]"
         error = "not finite" if part["max_rel_error"] is None else f"{part['max_rel_error']:.2g}"
         out.print(f"{title}: {verdict}, relative error {error} (allowed {part['tolerance']:g}, {part['dtype']})")
+    if latency := certificate.get("latency"):
+        measured = latency["measured_reduction"]
+        found = "not measured on this machine" if measured is None else f"measured {measured:.1%}"
+        out.print(
+            f"time of a run, batch {latency['batch']}, {latency['threads']} threads: "
+            f"{latency['latency_reduction']:.1%} less asked, {latency['predicted_reduction']:.1%} foretold, {found}"
+        )
     accuracy = certificate["accuracy"]
     if accuracy:
         out.print("test accuracy: " + ", ".join(f"{name} {percent(value)}" for name, value in accuracy.items()))
