@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from pdc_fx.errors import InputError
-from pdc_fx.export.benchmark import BatchTiming, benchmark
+from pdc_fx.export.benchmark import benchmark
 from pdc_fx.export.latency_table import open_table, require_all, this_machine
 from pdc_fx.export.layer_times import time_layers, time_network
 from pdc_fx.export.onnx import export_onnx
 from pdc_fx.export.session import PROVIDERS, default_threads
+from pdc_fx.export.timing import BatchTiming
 from pdc_fx.ir import ChannelGroups, ClusterPlan
 from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies
 from pdc_fx.passes.axes import named_tensors
