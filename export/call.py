@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pdc_fx.errors import ExportError, InputError
+from pdc_fx.errors import ExportError, InputError, TraceError
 from pdc_fx.export.inputs import (
     batch_size,
     has_listed_images,
     input_tensors,
     is_batched,
+    larger_images,
     other_values,
     output_tensors,
     renamed,
@@ -87,11 +88,8 @@ def prepare(
     outputs = renamed(outputs, names[1], "output")
     _require_unique([*inputs, *outputs])
     axes = {name: _axes(tensor, batch, dynamic_size and not listed) for name, tensor in inputs.items()}
-    if dynamic_size and not any(HEIGHT in names.values() for names in axes.values()):
-        why = "images in a list are exported at one size" if listed else "no input is a batch of images"
-        raise InputError(
-            "height and width cannot vary", where=why, hint="leave dynamic_size (--dynamic-size) out for this model"
-        )
+    if dynamic_size:
+        _require_any_size(model, args, axes, listed)
     notes = (f"made for {len(inputs)} image(s) of this size",) if listed else ()
     return Call(model, args, inputs, outputs, opset, batch, axes, notes)
 
@@ -101,6 +99,18 @@ def _axes(tensor: Tensor, batch: int | None, dynamic_size: bool) -> dict[int, st
     first = {0: BATCH} if is_batched(tensor, batch) else {}
     rank = tensor.dim()
     return first | ({rank - 2: HEIGHT, rank - 1: WIDTH} if dynamic_size and rank >= 4 else {})
+
+
+def _require_any_size(model: nn.Module, args: tuple[Any, ...], axes: Axes, listed: bool) -> None:
+    """torch.export takes a model that flattens a map for one that demands a product of height and width. So it is run."""
+    why = "images in a list are exported at one size" if listed else "no input is a batch of images"
+    hint = "leave dynamic_size (--dynamic-size) out for this model"
+    if not any(HEIGHT in names.values() for names in axes.values()):
+        raise InputError("height and width cannot vary", where=why, hint=hint)
+    try:
+        run_model(model, larger_images(args))
+    except TraceError as error:
+        raise ExportError(f"height and width cannot vary: {error.what}", where=error.where, hint=hint) from error
 
 
 def _require_unique(names: Sequence[str]) -> None:

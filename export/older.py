@@ -45,15 +45,14 @@ def by_torchscript(call: Call) -> tuple[Any, tuple[str, ...]]:
     for name, tensor in call.outputs.items():
         if tensor.dim() and tensor.shape[0] == call.batch:
             axes[name] = {0: next(iter(axes.values()))[0]}
-    watch = _Indices()
     with without_graph_dump(), quiet() as caught:
-        with watch:
+        with _Watch(caught) as watch:
             torch.onnx.export(
                 call.model, positional(call.args), buffer, dynamo=False, dynamic_axes=axes, **options(call)
             )
         graph = onnx_ir.from_proto(onnx.load_from_string(buffer.getvalue()))
         onnxscript.optimizer.optimize_ir(graph)
-    places = [*_warned(caught), *watch.places]
+    places = [*watch.places, *_warned(caught)]
     vouched = [package for package in TRACEABLE if any(_inside(file, package) for file, _ in places)]
     unsafe = [(file, text) for file, text in places if not any(_inside(file, package) for package in TRACEABLE)]
     if unsafe:
@@ -64,8 +63,11 @@ def by_torchscript(call: Call) -> tuple[Any, tuple[str, ...]]:
 
 
 def _warned(caught: Sequence[warnings.WarningMessage]) -> list[Place]:
+    """The tracer's warnings, but those that the watch has seen."""
     found = [warning for warning in caught if warning.category.__name__ == "TracerWarning"]
-    return [(warning.filename, str(warning.message).splitlines()[0]) for warning in found]
+    return [
+        (warning.filename, str(warning.message).split(". ")[0]) for warning in found if warning.filename != __file__
+    ]
 
 
 def _inside(file: str, package: str) -> bool:
@@ -75,15 +77,27 @@ def _inside(file: str, package: str) -> bool:
     )
 
 
-class _Indices(TorchFunctionMode):
-    """Where the program uses a tensor as a Python index."""
+class _Watch(TorchFunctionMode):
+    """Which source file uses a tensor as a Python value: as an index, or in a way that the tracer warns about.
 
-    def __init__(self) -> None:
+    A warning raised below this mode bears the name of this file, so the caller's is looked up.
+    """
+
+    def __init__(self, caught: Sequence[warnings.WarningMessage]) -> None:
         super().__init__()
+        self.caught = caught
         self.places: list[Place] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        file = sys._getframe(1).f_code.co_filename
+        before = len(self.caught)
+        result = func(*args, **(kwargs or {}))
         if func is Tensor.__index__:
-            frame = sys._getframe(1)
-            self.places.append((frame.f_code.co_filename, "Using a tensor as a Python index"))
-        return func(*args, **(kwargs or {}))
+            self.places.append((file, "Using a tensor as a Python index"))
+        found = [warning for warning in self.caught[before:] if warning.filename == __file__]
+        self.places += [
+            (file, str(warning.message).split(". ")[0])
+            for warning in found
+            if warning.category.__name__ == "TracerWarning"
+        ]
+        return result

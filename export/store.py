@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,25 +56,46 @@ def store(proto: Any, path: Path) -> Stored:
         InputError: it cannot be written.
     """
     external = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > EXTERNAL_ABOVE
-    staging: Path | None = None
-    try:
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        data = _write_weights(proto, staging, path.name) if external else None
+    with staging_beside(path) as folder:
+        data = _write_weights(proto, folder, path.name) if external else None
         graph = proto.SerializeToString(deterministic=True)
-        _write(staging / path.name, [graph])
-        check(staging / path.name if external else proto)
+        _write(folder / path.name, [graph])
+        check(folder / path.name if external else proto)
         size = len(graph) + (data.stat().st_size if data else 0)
-        if data is not None:
-            data = data.replace(path.parent / data.name)
-        (staging / path.name).replace(path)
-        _remove_older(path, data)
+        publish(folder, path)
+    return Stored(path, data and path.with_name(data.name), size, hashlib.sha256(graph).hexdigest())
+
+
+@contextmanager
+def staging_beside(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` for what is not complete yet; it goes at the end.
+
+    Raises:
+        InputError: it cannot be made, or something in it cannot be written.
+    """
+    require_writable(path)
+    folder: Path | None = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        yield folder
     except OSError as error:
-        what = f"the ONNX file cannot be written: {error.strerror}"
+        what = f"the ONNX file cannot be written: {error.strerror or error}"
         raise InputError(what, where=str(path), hint="what was there before is as it was") from error
     finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-    return Stored(path, data, size, hashlib.sha256(graph).hexdigest())
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, path: Path) -> None:
+    """Move the file of that name, and its weights if it has some, out of ``folder``; an earlier file's weights go."""
+    data = [file for file in folder.iterdir() if file.name != path.name]
+    for file in data:
+        file.replace(path.with_name(file.name))
+    (folder / path.name).replace(path)
+    ours = re.compile(re.escape(path.name) + r"-[0-9a-f]{12}\.data")
+    for beside in path.parent.iterdir():
+        if ours.fullmatch(beside.name) and beside.name not in {file.name for file in data}:
+            beside.unlink()
 
 
 def check(model: Any) -> None:
@@ -127,11 +149,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _remove_older(path: Path, data: Path | None) -> None:
-    """Files of weights that an earlier file of this name had."""
-    ours = re.compile(re.escape(path.name) + r"-[0-9a-f]{12}\.data")
-    for beside in path.parent.iterdir():
-        if ours.fullmatch(beside.name) and beside != data:
-            beside.unlink()

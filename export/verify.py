@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from pdc_fx.errors import ArtifactError, InputError, VerificationError
 from pdc_fx.export.call import BATCH, WIDTH
@@ -22,6 +21,7 @@ from pdc_fx.export.inputs import (
     batch_size,
     call_arguments,
     input_tensors,
+    larger_images,
     on_device_of,
     output_tensors,
     renamed,
@@ -188,14 +188,7 @@ def _batches(
         args = example if example_batch is None else resized(example, batch, example_batch)
         for number in range(rounds):
             count = batch if example_batch is not None else len(inputs)
-            yield count, tree_map_only(Tensor, _larger, args) if any_size and number % 2 else args
-
-
-def _larger(tensor: Tensor) -> Tensor:
-    """An image of another size, and of another ratio of its sides."""
-    if tensor.dim() < 4:
-        return tensor
-    return tensor.new_zeros(*tensor.shape[:-2], tensor.shape[-2] + 32, tensor.shape[-1] + 64)
+            yield count, larger_images(args) if any_size and number % 2 else args
 
 
 def _notes(results: Sequence[OutputComparison]) -> Iterator[str]:
