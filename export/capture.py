@@ -25,7 +25,7 @@ FIXED_BATCH_HINT = "if the model works for one batch size only, pass dynamic_bat
 FIXED_SIZE_HINT = "if the model works for one size of images only, leave dynamic_size (--dynamic-size) out"
 
 _UNTRANSLATED = "No ONNX function found"
-_LONGEST = 300  # a guard over a hundred symbols repeats each of them
+_LONGEST = 200  # a guard over a hundred symbols repeats each of them
 _ROOT = "the model itself"
 
 

@@ -7,6 +7,7 @@ or reads values near it on random inputs stays in single precision, too.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -23,61 +24,16 @@ PRECISION = "pdc_fx.precision"
 """Key of the file's metadata that says ``float16``."""
 
 HALF = frozenset(
-    [
-        "Conv",
-        "ConvTranspose",
-        "Gemm",
-        "MatMul",
-        "Relu",
-        "LeakyRelu",
-        "PRelu",
-        "Elu",
-        "Selu",
-        "Sigmoid",
-        "HardSigmoid",
-        "HardSwish",
-        "Tanh",
-        "Gelu",
-        "Mish",
-        "Clip",
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Neg",
-        "Abs",
-        "Max",
-        "Min",
-        "MaxPool",
-        "AveragePool",
-        "GlobalMaxPool",
-        "GlobalAveragePool",
-        "ReduceMean",
-        "ReduceMax",
-        "BatchNormalization",
-        "InstanceNormalization",
-        "GroupNormalization",
-        "LayerNormalization",
-        "Softmax",
-        "LogSoftmax",
-        "Concat",
-        "Split",
-        "Reshape",
-        "Flatten",
-        "Transpose",
-        "Squeeze",
-        "Unsqueeze",
-        "Expand",
-        "Slice",
-        "Gather",
-        "Pad",
-        "Tile",
-        "Identity",
-        "DepthToSpace",
-        "SpaceToDepth",
-        "Where",
-        "Resize",
-    ]
+    re.findall(
+        r"\w+",
+        """
+        Conv ConvTranspose Gemm MatMul Relu LeakyRelu PRelu Elu Selu Sigmoid HardSigmoid HardSwish Tanh Gelu Mish Clip
+        Add Sub Mul Div Neg Abs Max Min MaxPool AveragePool GlobalMaxPool GlobalAveragePool ReduceMean ReduceMax
+        BatchNormalization InstanceNormalization GroupNormalization LayerNormalization Softmax LogSoftmax
+        Concat Split Reshape Flatten Transpose Squeeze Unsqueeze Expand Slice Gather Pad Tile Identity DepthToSpace
+        SpaceToDepth Where Resize
+        """,
+    )
 )
 """Operators that are safe in half precision: sums of products, bounded or linear functions, movement of data."""
 

@@ -8,12 +8,14 @@ in a package of :data:`TRACEABLE`, whose authors wrote it to be traced.
 
 from __future__ import annotations
 
+import functools
 import io
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ from pdc_fx.export.silence import quiet, without_graph_dump
 
 TRACEABLE = ("torchvision",)
 """Packages that ask whether they are being traced and then take a way that holds for all images of one size."""
+
+_CONSTANT = "results are registered as constants"
 
 Place = tuple[str, str]
 """A source file, and what happens there."""
@@ -52,9 +56,9 @@ def by_torchscript(call: Call) -> tuple[Any, tuple[str, ...]]:
             )
         graph = onnx_ir.from_proto(onnx.load_from_string(buffer.getvalue()))
         onnxscript.optimizer.optimize_ir(graph)
-    places = [*watch.places, *_warned(caught)]
+    places = [*watch.places, *(_place(warning) for warning in _of_tracer(caught) if id(warning) not in watch.seen)]
     vouched = [package for package in TRACEABLE if any(_inside(file, package) for file, _ in places)]
-    unsafe = [(file, text) for file, text in places if not any(_inside(file, package) for package in TRACEABLE)]
+    unsafe = [place for place in places if not _safe(*place)]
     if unsafe:
         raise RuntimeError(f"it would have fixed a value that depends on the input: {unsafe[0][1]}")
     if vouched and call.varies:
@@ -62,14 +66,27 @@ def by_torchscript(call: Call) -> tuple[Any, tuple[str, ...]]:
     return graph, tuple(f"traced, as {package} is written to be, for inputs of this size" for package in vouched)
 
 
-def _warned(caught: Sequence[warnings.WarningMessage]) -> list[Place]:
-    """The tracer's warnings, but those that the watch has seen."""
-    found = [warning for warning in caught if warning.category.__name__ == "TracerWarning"]
-    return [
-        (warning.filename, str(warning.message).split(". ")[0]) for warning in found if warning.filename != __file__
-    ]
+def _of_tracer(caught: Sequence[warnings.WarningMessage]) -> list[warnings.WarningMessage]:
+    return [warning for warning in caught if warning.category.__name__ == "TracerWarning"]
 
 
+def _place(warning: warnings.WarningMessage, file: str | None = None) -> Place:
+    return file or warning.filename, str(warning.message).split(". ")[0]
+
+
+def _safe(file: str, text: str) -> bool:
+    """Torch's own functions make constants of their numbers; of a tensor among them the tracer warns once more."""
+    return any(_inside(file, package) for package in TRACEABLE) or (_inside(file, "torch") and _CONSTANT in text)
+
+
+def _caller(frame: FrameType) -> str:
+    """The source file from which torch was called."""
+    while frame.f_back is not None and _inside(frame.f_code.co_filename, "torch"):
+        frame = frame.f_back
+    return frame.f_code.co_filename
+
+
+@functools.cache
 def _inside(file: str, package: str) -> bool:
     spec = find_spec(package)
     return spec is not None and any(
@@ -80,24 +97,27 @@ def _inside(file: str, package: str) -> bool:
 class _Watch(TorchFunctionMode):
     """Which source file uses a tensor as a Python value: as an index, or in a way that the tracer warns about.
 
-    A warning raised below this mode bears the name of this file, so the caller's is looked up.
+    A warning raised below this mode bears the name of this file or of one of torch's, so whoever called torch is looked up.
     """
 
     def __init__(self, caught: Sequence[warnings.WarningMessage]) -> None:
         super().__init__()
         self.caught = caught
         self.places: list[Place] = []
+        self.seen: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        file = sys._getframe(1).f_code.co_filename
         before = len(self.caught)
         result = func(*args, **(kwargs or {}))
-        if func is Tensor.__index__:
-            self.places.append((file, "Using a tensor as a Python index"))
-        found = [warning for warning in self.caught[before:] if warning.filename == __file__]
-        self.places += [
-            (file, str(warning.message).split(". ")[0])
-            for warning in found
-            if warning.category.__name__ == "TracerWarning"
-        ]
+        found = _of_tracer(self.caught[before:])
+        if found or func is Tensor.__index__:
+            caller = _caller(sys._getframe(1))
+            self.seen.update(id(warning) for warning in found)
+            self.places += [_place(warning, _place_of(warning.filename, caller)) for warning in found]
+            if func is Tensor.__index__:
+                self.places.append((caller, "Using a tensor as a Python index"))
         return result
+
+
+def _place_of(file: str, caller: str) -> str:
+    return caller if file == __file__ or _inside(file, "torch") else file
