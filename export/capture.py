@@ -25,6 +25,7 @@ FIXED_BATCH_HINT = "if the model works for one batch size only, pass dynamic_bat
 FIXED_SIZE_HINT = "if the model works for one size of images only, leave dynamic_size (--dynamic-size) out"
 
 _UNTRANSLATED = "No ONNX function found"
+_SIZES = re.compile("dynamic|constraint|speciali|one size")  # what varies is what stood in the way
 _LONGEST = 200  # a guard over a hundred symbols repeats each of them
 _ROOT = "the model itself"
 
@@ -57,9 +58,12 @@ def capture(call: Call) -> Captured:
     try:
         graph, notes = by_torchscript(call)
     except expected as error:
-        second = f"{failure}. The older exporter: {_reason(error)}"
-        raise ExportError(second, where=origin, hint=_hint(reason, call)) from cause
-    return Captured(graph, "torchscript", (f"{reason} [{origin}]", *call.notes, *notes))
+        second = _reason(error)
+        raise ExportError(
+            f"{failure}. The older exporter: {second}", where=origin, hint=_hint(second, call) or _hint(reason, call)
+        ) from cause
+    why = "control flow on values" if _on_values(cause) else reason
+    return Captured(graph, "torchscript", (f"{why} [{origin}]", *call.notes, *notes))
 
 
 def fixed_hint(axes: Axes) -> str:
@@ -69,7 +73,7 @@ def fixed_hint(axes: Axes) -> str:
 
 
 def _hint(reason: str, call: Call) -> str:
-    return fixed_hint(call.axes) if call.varies and re.search("dynamic|constraint|speciali", reason.lower()) else ""
+    return fixed_hint(call.axes) if call.varies and _SIZES.search(reason.lower()) else ""
 
 
 # --------------------------------------------------------------------------------------------- the newer exporter

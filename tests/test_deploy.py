@@ -182,6 +182,8 @@ def test_a_detector_that_takes_a_list_of_images(tmp_path: Path) -> None:
     info = export_onnx(model, (images,), tmp_path / "m.onnx")
     assert [spec.name for spec in info.outputs] == ["output_0_boxes", "output_0_scores", "output_0_labels"]
     assert info.inputs[0].shape == (3, 80, 80)
+    assert info.exporter == "torchscript"
+    assert any("torchvision" in note for note in info.notes)
     assert any("1 image" in note for note in info.notes)
     found = verify_onnx(model, info.path, (images,))
     assert found.passed, found
@@ -191,6 +193,18 @@ def test_a_detector_that_takes_a_list_of_images(tmp_path: Path) -> None:
     with torch.no_grad():
         model.head.weight[4] *= 1.1  # other scores
     assert not verify_onnx(model, info.path, (images,)).passed
+
+
+def test_what_torchvision_traces_holds_for_one_size(tmp_path: Path) -> None:
+    def kept(x: Tensor) -> Tensor:
+        rows = x.flatten(2).permute(0, 2, 1).flatten(0, 1)
+        rows = rows[rows[:, 0] > 0]
+        return torchvision.ops.batched_nms(rows, rows[:, 0], (rows[:, 1] > 0).long(), 0.5)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Function(kept)).eval()
+    with pytest.raises(ExportError, match=r"one size.*dynamic_batch=False"):
+        export_onnx(model, image(), tmp_path / "m.onnx")
+    assert export_onnx(model, image(), tmp_path / "m.onnx", dynamic_batch=False).exporter == "torchscript"
 
 
 def test_nothing_found_is_said(tmp_path: Path) -> None:
