@@ -56,7 +56,7 @@ def capture(call: Call) -> Captured:
     if not (reason.startswith(_UNTRANSLATED) or _on_values(cause)):
         raise ExportError(failure, where=origin, hint=_hint(reason, call)) from cause
     try:
-        graph, notes = by_torchscript(call)
+        graph, notes = by_torchscript(call, on_values=_on_values(cause))
     except expected as error:
         second = _reason(error)
         raise ExportError(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pdc_fx.export.call import Call, options, positional
+from pdc_fx.export.call import BATCH, Call, options, positional
 from pdc_fx.export.silence import quiet, without_graph_dump
 
 TRACEABLE = ("torchvision",)
@@ -34,8 +34,11 @@ Place = tuple[str, str]
 """A source file, and what happens there."""
 
 
-def by_torchscript(call: Call) -> tuple[Any, tuple[str, ...]]:
+def by_torchscript(call: Call, *, on_values: bool) -> tuple[Any, tuple[str, ...]]:
     """The optimised ``onnx_ir.Model``, and notes.
+
+    Args:
+        on_values: the program is known to look at values. Without that, what it uses as an index is a size.
 
     Raises:
         RuntimeError: the trace would hold a value that depends on the input.
@@ -48,7 +51,7 @@ def by_torchscript(call: Call) -> tuple[Any, tuple[str, ...]]:
     axes = {name: dict(varying) for name, varying in call.axes.items() if varying}
     for name, tensor in call.outputs.items():
         if tensor.dim() and tensor.shape[0] == call.batch:
-            axes[name] = {0: next(iter(axes.values()))[0]}
+            axes[name] = {0: BATCH}
     with without_graph_dump(), quiet() as caught:
         with _Watch(caught) as watch:
             torch.onnx.export(
@@ -56,7 +59,12 @@ def by_torchscript(call: Call) -> tuple[Any, tuple[str, ...]]:
             )
         graph = onnx_ir.from_proto(onnx.load_from_string(buffer.getvalue()))
         onnxscript.optimizer.optimize_ir(graph)
-    places = [*watch.places, *(_place(warning) for warning in _of_tracer(caught) if id(warning) not in watch.seen)]
+    indices = watch.indices if on_values else []
+    places = [
+        *indices,
+        *watch.places,
+        *(_place(warning) for warning in _of_tracer(caught) if id(warning) not in watch.seen),
+    ]
     vouched = [package for package in TRACEABLE if any(_inside(file, package) for file, _ in places)]
     unsafe = [place for place in places if not _safe(*place)]
     if unsafe:
@@ -104,6 +112,7 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.caught = caught
         self.places: list[Place] = []
+        self.indices: list[Place] = []
         self.seen: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -115,7 +124,7 @@ class _Watch(TorchFunctionMode):
             self.seen.update(id(warning) for warning in found)
             self.places += [_place(warning, _place_of(warning.filename, caller)) for warning in found]
             if func is Tensor.__index__:
-                self.places.append((caller, "Using a tensor as a Python index"))
+                self.indices.append((caller, "Using a tensor as a Python index"))
         return result
 
 
