@@ -59,6 +59,7 @@ def by_torchscript(call: Call, *, on_values: bool) -> tuple[Any, tuple[str, ...]
             )
         graph = onnx_ir.from_proto(onnx.load_from_string(buffer.getvalue()))
         onnxscript.optimizer.optimize_ir(graph)
+        graph.graph.sort()  # the optimizer may leave a node of an inner graph before one that it reads
     indices = watch.indices if on_values else []
     places = [
         *indices,
