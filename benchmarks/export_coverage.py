@@ -190,6 +190,7 @@ def table(data: dict[str, Any]) -> Iterator[str]:
     yield "Half of the channels merged at random, then exported, then run by ONNX Runtime on a CPU in float32 beside PyTorch on random"
     yield "inputs. *Exporter*: `torch.export`, or `torchscript`, the older one. *Relative error*: the largest of all outputs, 1e-4 is"
     yield "allowed. *Seconds*: of export and verification, one thread, on a machine that had other things to do."
+    yield "Transformers, optical flow, masks, keypoints and further versions of the detection models were not run."
     if data["left_out"]:
         sizes = ", ".join(f"`{name}` ({params / 1e6:.0f} M)" for name, params in data["left_out"].items())
         yield f"Left out, since they have more than {LARGE / 1e6:.0f} M parameters: {sizes}."
@@ -198,6 +199,10 @@ def table(data: dict[str, Any]) -> Iterator[str]:
     yield "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
     for entry in models:
         yield "| " + " | ".join(cells(entry)) + " |"
+    noted = [entry for entry in models if entry.get("notes")]
+    if noted:
+        yield ""
+        yield from (f"- `{entry['model']}`: {escaped('; '.join(entry['notes']))}" for entry in noted)
     others = [entry for entry in models if entry["result"] != "passed"]
     if others:
         yield ""

@@ -90,7 +90,7 @@ def prepare(
     axes = {name: _axes(tensor, batch, dynamic_size and not listed) for name, tensor in inputs.items()}
     if dynamic_size:
         _require_any_size(model, args, axes, listed)
-    notes = (f"made for {len(inputs)} image(s) of this size",) if listed else ()
+    notes = (f"made for {len(inputs)} image{'s' * (len(inputs) > 1)} of this size",) if listed else ()
     return Call(model, args, inputs, outputs, opset, batch, axes, notes)
 
 
