@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdc_fx.errors import ExportError
+from pdc_fx.export.store import EXTERNAL_ABOVE
 from pdc_fx.export.values import node_values
 
 LARGEST = 65504.0
@@ -47,11 +48,13 @@ def to_half(proto: Any, feed: dict[str, NDArray[Any]]) -> tuple[Any, tuple[str, 
         feed: inputs to take the magnitudes on.
 
     Raises:
-        ExportError: a weight is too large.
+        ExportError: a weight is too large, or all of them together are.
     """
     import onnx
     import onnx_ir
 
+    if proto.ByteSize() > EXTERNAL_ABOVE:
+        raise ExportError("the model is too large to be converted to half precision", hint="export it in float32")
     _require_weights(proto)
     large = _large_nodes(proto, feed)
     model = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(proto))
