@@ -59,7 +59,7 @@ def by_torchscript(call: Call, *, on_values: bool) -> tuple[Any, tuple[str, ...]
             )
         graph = onnx_ir.from_proto(onnx.load_from_string(buffer.getvalue()))
         onnxscript.optimizer.optimize_ir(graph)
-        graph.graph.sort()  # the optimizer may leave a node of an inner graph before one that it reads
+    _adopt_constants(graph.graph)
     indices = watch.indices if on_values else []
     places = [
         *indices,
@@ -73,6 +73,16 @@ def by_torchscript(call: Call, *, on_values: bool) -> tuple[Any, tuple[str, ...]
     if vouched and call.varies:
         raise RuntimeError(f"what {vouched[0]} does while it is traced holds for one size of the inputs only")
     return graph, tuple(f"traced, as {package} is written to be, for inputs of this size" for package in vouched)
+
+
+def _adopt_constants(graph: Any) -> None:
+    """Two constants of one name: the optimizer renames the second and leaves it out of the graph's initializers."""
+    for node in graph:
+        for value in node.inputs:
+            if value is None or value.const_value is None or value.producer() is not None:
+                continue
+            if not (value.is_graph_input() or value.is_initializer()):
+                graph.register_initializer(value)
 
 
 def _of_tracer(caught: Sequence[warnings.WarningMessage]) -> list[warnings.WarningMessage]:
