@@ -332,6 +332,7 @@ def compress(
         },
         metrics=metrics,
         source=source or {},
+        original=model,
     )
 
 
