@@ -80,7 +80,7 @@ class Chart:
 class Quantity:
     """What a chart shows: the keys in the records with the names of their curves, and how a value is written.
 
-    ``only_if_varied`` leaves a chart out that would be a flat line.
+    Where ``may_be_steady``, one value throughout is a sentence and no chart.
     """
 
     keys: tuple[tuple[str, str], ...]
@@ -89,7 +89,7 @@ class Quantity:
     write: Callable[[float], str]
     factor: float = 1.0
     may_be_logarithmic: bool = False
-    only_if_varied: bool = False
+    may_be_steady: bool = False
 
 
 QUANTITIES = (
@@ -101,9 +101,16 @@ QUANTITIES = (
         lambda v: f"{v:.2f}%",
         factor=100.0,
     ),
-    Quantity((("residual", ""),), "Tie residual", "residual", lambda v: f"{v:.2g}", may_be_logarithmic=True),
+    Quantity(
+        (("residual", ""),),
+        "Tie residual",
+        "residual",
+        lambda v: f"{v:.2g}",
+        may_be_logarithmic=True,
+        may_be_steady=True,
+    ),
     Quantity((("lr", ""),), "Learning rate", "learning rate", lambda v: f"{v:.3g}"),
-    Quantity((("macs", ""),), "Schedule of the merge", "MACs, M", lambda v: f"{v:.4g} M", 1e-6, only_if_varied=True),
+    Quantity((("macs", ""),), "MACs by the plan", "MACs, millions", lambda v: f"{v:.4g} M", 1e-6, may_be_steady=True),
 )
 
 
@@ -134,19 +141,21 @@ def curve_of(epochs: Sequence[Mapping[str, Any]], key: str) -> Curve:
     return [(record["epoch"], float(record[key])) for record in epochs if record.get(key) is not None]
 
 
-def charts(metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """One chart for each quantity that was measured at least once.
+def charts(metrics: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], list[str]]:
+    """One chart for each quantity that was measured at least once; a sentence where it stayed the same and that is all to say.
 
     Raises:
         InputError: a record of kind ``epoch`` without its number.
     """
-    epochs, found = epochs_of(metrics), []
+    epochs, found, steady = epochs_of(metrics), list[Chart](), list[str]()
     for wanted in QUANTITIES:
         curves = {name: curve_of(epochs, key) for key, name in wanted.keys}
-        values = {value for curve in curves.values() for _, value in curve if math.isfinite(value)}
-        if len(values) > wanted.only_if_varied:
+        values = {value for curve in curves.values() for _, value in curve}
+        if wanted.may_be_steady and len(values) == 1 and all(map(math.isfinite, values)):
+            steady.append(f"{wanted.title}: {wanted.write(values.pop() * wanted.factor)} after every epoch.")
+        elif any(map(math.isfinite, values)):
             found.append(chart(wanted, curves))
-    return found
+    return found, steady
 
 
 def table(metrics: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

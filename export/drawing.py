@@ -13,6 +13,9 @@ from pdc_fx.ir import ChannelGroups
 _STRIPES = 12
 """A value of many groups shows the largest ones as stripes."""
 
+_LETTERS = 16
+"""So many letters and digits fit into a node."""
+
 _SPOKEN = 3
 """A screen reader names so many groups of a value and counts the others."""
 
@@ -105,7 +108,7 @@ def label_of(node: Operator, groups: ChannelGroups, channels: str) -> str:
     kernels = [groups.shapes[t][2:] for t in node.tensors if len(groups.shapes[t]) > 2 and "conv" in node.name]
     name = node.name.strip("_") or node.name
     label = name + (" " + "×".join(map(str, kernels[0])) if kernels else "")
-    longest = 15 - len(channels)
+    longest = _LETTERS - len(channels) + ("→" in channels)  # the text of two numbers is smaller
     label = name if "→" in channels and len(label) > longest else label
     return label if len(label) <= longest else label[: longest - 1] + "…"
 

@@ -132,6 +132,7 @@ def render_report(
     placed = layout([node.module for node in graph.nodes], graph.edges)
     rows = merged_rows(plan, graph)
     stages, parts = measured(accuracy), verdicts(certificate)
+    drawn, steady = charts(metrics)
     shown, left_out = ([], 0) if original is None else similarities(plan, original, graph.stakes)
     data = page_data(graph, placed, [row.row for row in rows])
     kept = [{**group, "kept": plan.widths[i]} for i, group in enumerate(data["groups"])]
@@ -156,7 +157,8 @@ def render_report(
         widths=plan.widths,
         rows=rows,
         layers=layer_rows(plan, graph),
-        charts=charts(metrics),
+        charts=drawn,
+        steady=steady,
         values=table(metrics),
         box=BOX,
         similar=[(one.group, plan.groups.groups[one.group].name) for one in shown],
@@ -212,7 +214,11 @@ def figures(plan: ClusterPlan, stages: Sequence[Measured], parts: Sequence[Verdi
     found.append((f"{channels - kept:,}", "channels merged away", f"{channels:,} → {kept:,}"))
     found.append(("–" if compact.value == NOT_MEASURED else compact.value, "test accuracy", compact.change or NOT_MEASURED))
     first = parts[0]
-    found.append((first.error, "tied against compact", f"relative error, {first.precision}"))
+    found.append(
+        ("–", "tied against compact", NOT_MEASURED)
+        if first.passed is None
+        else (first.error, "tied against compact", f"relative error, {first.precision}")
+    )
     return found
 
 
