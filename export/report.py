@@ -194,7 +194,8 @@ def summary(plan: ClusterPlan, stages: Sequence[Measured], parts: Sequence[Verdi
         )
     for part in parts:
         if part.passed:
-            found.append(f"{part.name} agree to {part.error} in {part.precision}.")
+            to = {NOT_MEASURED: "", "0": " bit for bit"}.get(part.error, f" to {part.error}")
+            found.append(f"{part.name} agree{to} in {part.precision}.")
         elif part.passed is False:
             found.append(f"{part.name} do not agree: relative error {part.error}, allowed {part.allowed}.")
     return found
@@ -212,7 +213,9 @@ def figures(plan: ClusterPlan, stages: Sequence[Measured], parts: Sequence[Verdi
         )
     ]
     found.append((f"{channels - kept:,}", "channels merged away", f"{channels:,} → {kept:,}"))
-    found.append(("–" if compact.value == NOT_MEASURED else compact.value, "test accuracy", compact.change or NOT_MEASURED))
+    found.append(
+        ("–" if compact.value == NOT_MEASURED else compact.value, "test accuracy", compact.change or NOT_MEASURED)
+    )
     first = parts[0]
     found.append(
         ("–", "tied against compact", NOT_MEASURED)

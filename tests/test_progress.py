@@ -35,7 +35,16 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", raw)
     # the last picture: the second epoch has begun, and the residual is the one measured last
     last = text[text.rindex("epoch ━") :]
-    for part in ("2/2", "1/3", "left", "loss 1.200", "accuracy 60.0%", "learning rate 0.025", "residual 0.002", "MACs 2 M"):
+    for part in (
+        "2/2",
+        "1/3",
+        "left",
+        "loss 1.200",
+        "accuracy 60.0%",
+        "learning rate 0.025",
+        "residual 0.002",
+        "MACs 2 M",
+    ):
         assert part in last
     assert max(map(len, re.split(r"[\r\n]+", last))) <= 80
     assert "epoch 1/2: loss 1.2500" in text  # the line of the epoch stays above
