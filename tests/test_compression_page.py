@@ -34,9 +34,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def compressed() -> Compressed:
-    """The network of the demonstration, a third as wide, tied more and more over two epochs."""
+    """The network of the demonstration, a third as wide, tied more and more over three epochs."""
     torch.manual_seed(0)
-    options = TrainOptions(epochs=2, batch_size=64, lr=0.05, amp="no", channels_last=False, features="none")
+    options = TrainOptions(epochs=3, batch_size=64, lr=0.05, amp="no", channels_last=False, features="none")
     return pdc_fx.compress(
         DigitNet(16),
         torch.zeros(INPUT),
@@ -122,7 +122,7 @@ def test_the_training_is_drawn_and_can_be_read(at: Opened, directory: Path) -> N
     )
     records = [json.loads(line) for line in (directory / METRICS).read_text().splitlines()]
     records = [record for record in records if record["kind"] == "epoch"]
-    assert [row[0] for row in rows] == ["1", "2"]
+    assert [row[0] for row in rows] == ["1", "2", "3"]
     assert [row[1] for row in rows] == [f"{record['loss']:.4g}" for record in records]
 
 
@@ -147,12 +147,12 @@ def test_filters_are_compared_by_pointer_and_keyboard(at: Opened, compressed: Co
         page.focus("#heat")
         page.keyboard.press("ArrowDown")
         assert page.text_content("#pair").startswith(f"channels {found.order[3]} and {found.order[4]}: ")
-        pixel = "[...document.getElementById('heat').getContext('2d').getImageData(30, 20, 1, 1).data]"
-        red, _, blue, alpha = page.evaluate(pixel)  # of the diagonal, where a filter meets itself
-        assert alpha > 250
-        assert blue > red
         page.click("#clusters button")
         assert page.text_content("#pair").startswith(f"{found.sizes[0]} channels merged into one")
+    pixel = "[...document.getElementById('heat').getContext('2d').getImageData(30, 20, 1, 1).data]"
+    red, _, blue, alpha = page.evaluate(pixel)  # of the diagonal, where a filter meets itself
+    assert alpha > 250
+    assert blue > red
 
 
 @pytest.mark.parametrize("width", [390, 1280])
