@@ -29,14 +29,14 @@ def _cell(words: str) -> str:
 
 
 def _value(parameter: Any) -> str:
-    """What an option takes: ``global|uniform``, ``INTEGER``."""
+    """What an option takes: ``{global, uniform}``, ``INTEGER``."""
     if parameter.is_flag:
         return ""
     if parameter.metavar:
         return str(parameter.metavar)
     annotation = parameter.type_descriptor.annotation
     if get_origin(annotation) is Literal:
-        return "|".join(str(choice) for choice in get_args(annotation))
+        return "{" + ", ".join(str(choice) for choice in get_args(annotation)) + "}"
     while get_args(annotation):
         annotation = get_args(annotation)[0]
     return {"int": "INTEGER", "float": "NUMBER", "Path": "PATH"}.get(annotation.__name__, "TEXT")
@@ -65,7 +65,9 @@ def page() -> str:
         arguments = [parameter for parameter in shown if parameter.param_type_name == "argument"]
         options = [parameter for parameter in shown if parameter.param_type_name == "option"]
         words = " ".join(p.metavar or p.name.upper() for p in arguments)
-        parts.append(f"## {name}\n\n```text\npdc-fx {name} {words + ' ' if words else ''}[OPTIONS]\n```\n\n{command.help}\n")
+        parts.append(
+            f"## {name}\n\n```text\npdc-fx {name} {words + ' ' if words else ''}[OPTIONS]\n```\n\n{command.help}\n"
+        )
         parts += [f"- `{p.metavar or p.name.upper()}`: {p.help}" for p in arguments if p.help]
         parts.append("\n".join(["", "| option | default | |", "| --- | --- | --- |", *_rows(options), ""]))
     return "\n".join(parts)

@@ -114,11 +114,17 @@ def channel_addition() -> str:
         parts += [text(20, 52, "filter", "small soft"), text(106, 52, "bias", "small soft")]
         parts += [text(212, 52, "value", "small soft middle"), text(282, 52, "column of the reader", "small soft")]
         parts += list(_strips(tied, pixel, KINDS, ["", "", "", "", "", ""], 70))
-        parts += [text(20, 248, f"output: {before[0]:g} and {before[1]:g}", "ink"), text(460, 248, "3 channels", "soft end")]
+        parts += [
+            text(20, 248, f"output: {before[0]:g} and {before[1]:g}", "ink"),
+            text(460, 248, "3 channels", "soft end"),
+        ]
         parts.append('<line x1="20" y1="266" x2="460" y2="266" class="rule"/>')
         parts.append(text(20, 294, "Compact: one of them stays, its columns are added", "title ink"))
         parts += list(_strips(compact, pixel, KINDS[:2], [*sums, "", ""], 322))
-        parts += [text(20, 442, f"output: {after[0]:g} and {after[1]:g}", "ink"), text(460, 442, "2 channels", "soft end")]
+        parts += [
+            text(20, 442, f"output: {after[0]:g} and {after[1]:g}", "ink"),
+            text(460, 442, "2 channels", "soft end"),
+        ]
     title = f"Channel addition: three channels and two have the same outputs, {after[0]:g} and {after[1]:g}"
     return drawing(462, title, parts)
 
@@ -161,7 +167,7 @@ def overview() -> str:
     clusters = plan.clusters[0].tolist()
     stages = [
         ("Trained: six filters, some of them nearly alike", trained, clusters),
-        ("Tied: training makes each cluster identical", network[0].weight, clusters),
+        ("Tied: each cluster becomes identical", network[0].weight, clusters),
         ("Merged: one of each stays, and no output changes", weight, list(range(len(weight)))),
     ]
     parts = []

@@ -40,7 +40,9 @@ def one_shot_chart() -> str:
         return figures.bars("Accuracy without training: not measured", [])
     short = ("calibrate", "fold, no data", "fold, batch norms", "Torch-Pruning, best", "same, no data")
     kinds = ("fill-a", "fill-a", "fill-a", "fill-c", "fill-c")
-    rows = [(label, kind, cells) for label, kind, (_, cells) in zip(short, kinds, tables.one_shot_rows(data), strict=True)]
+    rows = [
+        (label, kind, cells) for label, kind, (_, cells) in zip(short, kinds, tables.one_shot_rows(data), strict=True)
+    ]
     sections = [
         (
             f"{tables.name_of(model)}, {share:.0%} of the MACs removed",
@@ -68,7 +70,11 @@ def stale() -> list[str]:
     for path, wanted in documents().items():
         present = path.read_text(encoding="utf-8") if path.exists() else ""
         if present != wanted:
-            lines = list(difflib.unified_diff(present.splitlines(), wanted.splitlines(), "committed", "generated", n=0, lineterm=""))
+            lines = list(
+                difflib.unified_diff(
+                    present.splitlines(), wanted.splitlines(), "committed", "generated", n=0, lineterm=""
+                )
+            )
             found.append("\n".join([f"{path.relative_to(ROOT).as_posix()}:", *(line[:160] for line in lines[2:8])]))
     return found
 

@@ -94,12 +94,21 @@ def accuracy(data: Data) -> str:
         return f"{mean(values):.2f}%" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
     body = [
-        (name_of(model), arm, epochs, percent(rows[0]["teacher_test"]), quantity(rows[0]["macs_after"]), scores(rows), len(rows))
+        (
+            name_of(model),
+            f"`{arm}`",
+            epochs,
+            percent(rows[0]["teacher_test"]),
+            quantity(rows[0]["macs_after"]),
+            scores(rows),
+            len(rows),
+        )
         for (model, arm, epochs), rows in runs.items()
     ]
     arms = (
-        "Arms that begin with `tp` prune with Torch-Pruning and fine-tune; the others are pdc-fx. Teacher, distillation of the logits, "
-        "images and schedule are the same; arms with `match` in their name also compare maps with the teacher's."
+        "`tp-l1` prunes with Torch-Pruning by L1 norms and fine-tunes; `calibrate` is pdc-fx with its default start. Teacher, "
+        "distillation of the logits, images (with CutMix where the name says so) and schedule are the same; `match` also compares "
+        "maps with the teacher's."
     )
     head = ("model", "arm", "epochs", "teacher", "MACs", "test top-1", "seeds")
     return f"{table(head, body, 2)}\n\n{arms} {source('benchmarks/results/accuracy.json', 'python benchmarks/accuracy.py')}"
@@ -109,7 +118,8 @@ def one_shot_rows(data: Data) -> list[tuple[str, dict[tuple[str, float], float]]
     """Accuracy by (model, share removed): our three arms, then the best of the peer's, with and without data."""
     rows = [row for row in data["rows"] if row["arm"] != "dense"]
     found = [
-        (words, {(row["model"], row["target"]): row["accuracy"] for row in rows if row["arm"] == arm}) for arm, words in ARMS.items()
+        (words, {(row["model"], row["target"]): row["accuracy"] for row in rows if row["arm"] == arm})
+        for arm, words in ARMS.items()
     ]
     for words, estimated in ((PEER, True), (f"{PEER} without data", False)):
         best: dict[tuple[str, float], float] = {}
@@ -137,7 +147,8 @@ def coverage(data: Data) -> str:
     counts, models = data["counts"], data["models"]
     certificates = [row["certificate"] for row in models if row.get("certificate")]
     worst = {
-        kind: max((c["max_rel_error"] for c in certificates if c["dtype"] == kind), default=0.0) for kind in ("float64", "float32")
+        kind: max((c["max_rel_error"] for c in certificates if c["dtype"] == kind), default=0.0)
+        for kind in ("float64", "float32")
     }
     whole = sum(c["result_type"] != "GraphModule" for c in certificates)
     said = ", ".join(f"{count} {word}" for word, count in counts.items())
@@ -175,7 +186,8 @@ def compile_time(data: Data) -> str:
         f"{table(('model', 'pdc-fx, s', f'{peer}, s', 'ratio'), rows)}\n\n"
         f"Geometric mean of the ratios over {models['compared']} models: {models['geometric_mean_ratio']:.2f}. pdc-fx traces, analyses and "
         f"rewrites, its verification switched off; the peer builds its graph and prunes. {data['machine']['threads']} thread, "
-        f"{data['machine']['cpu']}. " + source("benchmarks/results/compile-time.json", "python benchmarks/compile_time.py")
+        f"{data['machine']['cpu']}. "
+        + source("benchmarks/results/compile-time.json", "python benchmarks/compile_time.py")
     )
 
 
@@ -186,10 +198,19 @@ def tying(data: Data) -> str:
         for threads, time in row["time"].items():
             low, high = (f"{100 * (q - 1):+.1f}" for q in time["quartiles"])
             rows.append(
-                (name_of(row["model"]), row["batch"], threads, f"{time['tied']:.3f}", f"{100 * (time['ratio'] - 1):+.1f}%", f"{low} to {high}")
+                (
+                    name_of(row["model"]),
+                    row["batch"],
+                    threads,
+                    f"{time['tied']:.3f}",
+                    f"{100 * (time['ratio'] - 1):+.1f}%",
+                    f"{low} to {high}",
+                )
             )
     head = ("model", "batch", "threads", "s per step", "added, median", "quartiles, %")
-    return f"{table(head, rows)}\n\n" + source("benchmarks/results/tying-overhead.json", "python benchmarks/tying_overhead.py")
+    return f"{table(head, rows)}\n\n" + source(
+        "benchmarks/results/tying-overhead.json", "python benchmarks/tying_overhead.py"
+    )
 
 
 def latency(data: Data) -> str:
@@ -208,7 +229,15 @@ def latency(data: Data) -> str:
             )
             for row in data["rounding"]
         ]
-        head = ("half of the MACs removed", "widths rounded to", "batch", "dense, ms", "compact, ms", "speed-up", "efficiency")
+        head = (
+            "half of the MACs removed",
+            "widths rounded to",
+            "batch",
+            "dense, ms",
+            "compact, ms",
+            "speed-up",
+            "efficiency",
+        )
         parts += [table(head, rows, 2), *(f"- {note}" for note in data.get("notes", ()))]
     if data["latency"]:
         rows = [
@@ -231,7 +260,14 @@ def latency(data: Data) -> str:
 def gpu(data: Data) -> str:
     """Times on a GPU, one row for each engine and batch."""
     rows = [
-        (name_of(row["model"]), row["engine"], t["batch"], f"{t['dense']['median_ms']:.2f}", f"{t['compact']['median_ms']:.2f}", f"{t['speedup']:.2f}")
+        (
+            name_of(row["model"]),
+            row["engine"],
+            t["batch"],
+            f"{t['dense']['median_ms']:.2f}",
+            f"{t['compact']['median_ms']:.2f}",
+            f"{t['speedup']:.2f}",
+        )
         for row in data["rows"]
         for t in row["timings"]
     ]
@@ -239,7 +275,9 @@ def gpu(data: Data) -> str:
         reasons = "; ".join(dict.fromkeys(row["problem"] for row in data["rows"] if row.get("problem")))
         return f"Not measured: {reasons}. `python benchmarks/gpu.py` measures it where there is one."
     head = ("model", "engine", "batch", "dense, ms", "compact, ms", "speed-up")
-    return f"{data['gpu']}.\n\n{table(head, rows, 2)}\n\n" + source("benchmarks/results/gpu.json", "python benchmarks/gpu.py")
+    return f"{data['gpu']}.\n\n{table(head, rows, 2)}\n\n" + source(
+        "benchmarks/results/gpu.json", "python benchmarks/gpu.py"
+    )
 
 
 def report_page(data: Data) -> str:
@@ -249,7 +287,9 @@ def report_page(data: Data) -> str:
         for row in data["pages"]
     ]
     head = ("model", "operators", "groups", "MB", "s to open in Chromium")
-    return f"{table(head, rows)}\n\n" + source("benchmarks/results/report-page.json", "python benchmarks/report_page.py")
+    return f"{table(head, rows)}\n\n" + source(
+        "benchmarks/results/report-page.json", "python benchmarks/report_page.py"
+    )
 
 
 BLOCKS: dict[str, tuple[Path, Callable[[Data], str]]] = {

@@ -42,11 +42,13 @@ def steps(text: str) -> list[Step]:
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """One command, by this interpreter and this checkout, 80 columns wide; standard error is left out of the output."""
-    words = shlex.split(command)
+    words = shlex.split(command.replace("\\\n", " "))
     start = {"pdc-fx": [sys.executable, "-m", "pdc_fx"], "python": [sys.executable]}[words[0]]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"COLUMNS": "80", "PYTHONPATH": path, "NO_COLOR": "1"}
-    return subprocess.run([*start, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [*start, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def played(text: str, folder: Path) -> Iterator[tuple[Step, subprocess.CompletedProcess[str]]]:
