@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
 from typing import Any, Literal, get_args, get_origin
 
 from typer.main import get_command
@@ -24,10 +24,6 @@ HEAD = """# Command line
 """
 
 
-def _cell(words: str) -> str:
-    return words.replace("|", "\\|").replace("\n", " ")
-
-
 def _value(parameter: Any) -> str:
     """What an option takes: ``{global, uniform}``, ``INTEGER``."""
     if parameter.is_flag:
@@ -44,17 +40,18 @@ def _value(parameter: Any) -> str:
 
 def _default(parameter: Any) -> str:
     if parameter.required:
-        return "required"
+        return " Required."
     if parameter.default is None or parameter.default is False or callable(parameter.default):
         return ""
-    return "on" if parameter.default is True else f"`{parameter.default}`"
+    return " On by default." if parameter.default is True else f" Default: `{parameter.default}`."
 
 
-def _rows(parameters: Iterable[Any]) -> Iterator[str]:
-    for parameter in parameters:
-        names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
-        value = _value(parameter)
-        yield f"| {names}{f' `{_cell(value)}`' if value else ''} | {_default(parameter)} | {_cell(parameter.help or '')} |"
+def _item(parameter: Any) -> str:
+    """One option: its names, what it takes, what it is for, its default."""
+    value = _value(parameter)
+    names = [f"`{name}{f' {value}' if value else ''}`" for name in (*parameter.opts, *parameter.secondary_opts)]
+    said = re.sub(r"\.?\s*\[default: (.+)\]$", r". Default: `\1`", parameter.help or "").rstrip(".")
+    return f"- {', '.join(names)}: {said + '.' if said else ''}{_default(parameter)}"
 
 
 def page() -> str:
@@ -69,5 +66,5 @@ def page() -> str:
             f"## {name}\n\n```text\npdc-fx {name} {words + ' ' if words else ''}[OPTIONS]\n```\n\n{command.help}\n"
         )
         parts += [f"- `{p.metavar or p.name.upper()}`: {p.help}" for p in arguments if p.help]
-        parts.append("\n".join(["", "| option | default | |", "| --- | --- | --- |", *_rows(options), ""]))
+        parts += [*(_item(parameter) for parameter in options), ""]
     return "\n".join(parts)
