@@ -84,7 +84,7 @@ def benchmark_torch(
     require_counts(batch_sizes, runs, warmup)
     threads = default_threads() if threads is None else threads
     args = call_arguments(example_inputs)
-    of_example = batch_size(named_tensors("input", args))
+    of_example = batch_size(args, named_tensors("input", args))
     modules = [_placed(module, device, dtype, channels_last) for module in (dense, compact)]
     engine = "eager" if compiler is None else "compile"
     timings: list[BatchTiming] = []

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from pdc_fx.export.inputs import run_model
 from pdc_fx.export.onnx import NAME_SCOPES
-from pdc_fx.export.session import make_session, run_session
+from pdc_fx.export.values import node_values
 from pdc_fx.trace import evaluating
 
 Values = Mapping[int, Sequence[NDArray[Any]]]
@@ -141,20 +141,6 @@ def record_values(model: nn.Module, args: tuple[Any, ...]) -> Values:
     with evaluating(model), recorder:
         run_model(model, args)
     return recorder.values
-
-
-def node_values(proto: Any, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The values of all node outputs of an ONNX model (of its main graph) by name, without graph optimisation."""
-    import onnx
-
-    everything = onnx.ModelProto()
-    everything.CopyFrom(proto)
-    inferred = onnx.shape_inference.infer_shapes(everything).graph
-    typed = {info.name: info for info in (*inferred.value_info, *inferred.output)}
-    names = [name for node in proto.graph.node for name in node.output if name]
-    del everything.graph.output[:]
-    everything.graph.output.extend(typed.get(name) or onnx.ValueInfoProto(name=name) for name in names)
-    return run_session(make_session(everything.SerializeToString(), optimize=False), feed)
 
 
 # --------------------------------------------------------------------------------------------- comparison

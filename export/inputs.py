@@ -8,7 +8,7 @@ of a dict or named tuple take their keys.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -92,8 +92,37 @@ def output_tensors(result: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tenso
     return leaves if short.keys() & inputs.keys() else short  # a value's name is unique in an ONNX graph
 
 
-def batch_size(inputs: Mapping[str, Tensor]) -> int | None:
-    """The size of the first dimension of the first input that has one; None if all are scalars."""
+def renamed(tensors: Mapping[str, Tensor], names: Sequence[str] | None, kind: str) -> dict[str, Tensor]:
+    """``tensors`` under other names, in order; as they are if there are none.
+
+    Raises:
+        InputError: there are more names than tensors, or fewer.
+
+    >>> list(renamed({"input": torch.zeros(1)}, ["image"], "input"))
+    ['image']
+    """
+    if not names:
+        return dict(tensors)
+    if len(names) != len(tensors):
+        what = f"{len(names)} {kind} name(s) were given and the model has {len(tensors)}"
+        raise InputError(what, where=", ".join(tensors), hint="give one for each, in this order")
+    return dict(zip(names, tensors.values(), strict=True))
+
+
+def has_listed_images(args: tuple[Any, ...]) -> bool:
+    """Whether the images (``C x H x W``) stand in a list of their own, as torchvision's detection models take them.
+
+    >>> has_listed_images(([torch.zeros(3, 8, 8)],)), has_listed_images((torch.zeros(1, 3, 8, 8),))
+    (True, False)
+    """
+    lists = [arg for arg in args if isinstance(arg, (list, tuple)) and arg]
+    return any(all(isinstance(item, Tensor) and item.dim() == 3 for item in images) for images in lists)
+
+
+def batch_size(args: tuple[Any, ...], inputs: Mapping[str, Tensor]) -> int | None:
+    """The size of the first dimension of the first input that has one; None if all are scalars, or images in a list."""
+    if has_listed_images(args):
+        return None
     return next((tensor.shape[0] for tensor in inputs.values() if tensor.dim()), None)
 
 
@@ -111,6 +140,21 @@ def resized(args: tuple[Any, ...], batch: int, example_batch: int | None) -> tup
         return tensor[torch.arange(batch, device=tensor.device) % tensor.shape[0]]
 
     return tuple(tree_map_only(Tensor, resize, args))
+
+
+def larger_images(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """``args`` with images of another size, and of another ratio of their sides: zeros.
+
+    >>> larger_images((torch.zeros(2, 3, 32, 32),))[0].shape
+    torch.Size([2, 3, 64, 96])
+    """
+
+    def larger(tensor: Tensor) -> Tensor:
+        if tensor.dim() < 4:
+            return tensor
+        return tensor.new_zeros(*tensor.shape[:-2], tensor.shape[-2] + 32, tensor.shape[-1] + 64)
+
+    return tuple(tree_map_only(Tensor, larger, args))
 
 
 def on_device_of(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

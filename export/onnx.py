@@ -9,7 +9,6 @@ in the way, and a file free of the paths of the machine it was made on.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,9 +19,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from pdc_fx.errors import ExportError, InputError
-from pdc_fx.export.capture import FIXED_BATCH_HINT, Call, capture, prepare
+from pdc_fx.export.call import BATCH, Call, prepare
+from pdc_fx.export.capture import capture, fixed_hint
 from pdc_fx.export.fold import fold_batch_norms
-from pdc_fx.export.inputs import call_arguments, is_batched, on_device_of
+from pdc_fx.export.half import PRECISION, to_half
+from pdc_fx.export.inputs import call_arguments, named_tensors, on_device_of
+from pdc_fx.export.store import require_writable, store
+from pdc_fx.passes.compare import random_inputs
 from pdc_fx.trace import Inputs, evaluating
 
 DEFAULT_OPSET = 18
@@ -50,7 +53,9 @@ class OnnxInfo:
     """What was written.
 
     ``nodes`` counts operators by type; ``exporter`` is ``torch.export``, or ``torchscript`` where only the older
-    exporter knows an operator, and then ``notes`` says which.
+    exporter knows an operator or its way past control flow is safe, and then ``notes`` says why. ``data`` is the file of
+    the weights where they do not fit into the first; ``bytes`` counts both, ``sha256`` is that of ``path``. ``float32_nodes``
+    are those that half precision would have overflowed.
     """
 
     path: Path
@@ -62,10 +67,13 @@ class OnnxInfo:
     nodes: Mapping[str, int]
     exporter: str
     notes: tuple[str, ...] = ()
+    data: Path | None = None
+    float32_nodes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values, for ``json.dumps``."""
-        return dataclasses.asdict(self) | {"path": str(self.path), "nodes": dict(self.nodes)}
+        data = None if self.data is None else str(self.data)
+        return dataclasses.asdict(self) | {"path": str(self.path), "data": data, "nodes": dict(self.nodes)}
 
 
 def export_onnx(
@@ -75,6 +83,10 @@ def export_onnx(
     *,
     opset: int = DEFAULT_OPSET,
     dynamic_batch: bool = True,
+    dynamic_size: bool = False,
+    fp16: bool = False,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> OnnxInfo:
     """Write ``model`` in eval mode to an ONNX file. The model itself is left as it was.
@@ -84,11 +96,15 @@ def export_onnx(
         example_inputs: a tensor (``N x ...``) or a tuple of call arguments; other values than tensors become constants.
         path: the file; its directory must exist. An existing file is replaced only by a complete and checked one.
         opset: version of ONNX's operator set, one of :data:`OPSETS`.
-        dynamic_batch: let the batch vary: the first dimension of every input that has the first input's batch size.
+        dynamic_batch: let the batch vary: the first dimension of every input that has the first input's batch size. Images
+            in a list, as detection models take them, are fixed in number and size.
+        dynamic_size: let height and width vary: the last two dimensions of every input of four or more.
+        fp16: compute in half precision; inputs and outputs stay in single precision.
+        input_names, output_names: names in the file, in order, instead of those of :mod:`pdc_fx.export.inputs`.
         metadata: strings to store in the file.
 
     Raises:
-        InputError: an opset out of range, or a path that cannot be written.
+        InputError: an opset out of range, names that clash, no image whose size could vary, or a path that cannot be written.
         TraceError: the model does not run on the example inputs.
         ExportError: the model cannot be expressed in ONNX; the message names operator and module where they are known.
 
@@ -101,59 +117,74 @@ def export_onnx(
     """
     if opset not in OPSETS:
         raise InputError(f"opset {opset} is out of range", hint=f"choose one from {OPSETS[0]} to {OPSETS[-1]}")
-    target = _writable(Path(path))
+    target = require_writable(Path(path))
     args = on_device_of(model, call_arguments(example_inputs))
     with evaluating(model):
-        call = prepare(model, args, opset, dynamic_batch)
+        call = prepare(model, args, opset, dynamic_batch, dynamic_size, (input_names, output_names))
         captured = capture(call)
         fold_batch_norms(captured.graph)
-    proto = _checked(captured.graph, call, metadata or {})
-    data = proto.SerializeToString(deterministic=True)
-    _write(target, data)
+    proto = _complete(captured.graph, call)
+    kept: tuple[str, ...] = ()
+    if fp16:
+        proto, kept = to_half(proto, _random_feed(call))
+    _set_metadata(proto, {**(metadata or {}), **({PRECISION: "float16"} if fp16 else {})})
+    nodes = Counter(node.op_type for node in proto.graph.node)
+    stored = store(proto, target)
     return OnnxInfo(
         path=target,
-        bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
+        bytes=stored.bytes,
+        sha256=stored.sha256,
         opset=opset,
         inputs=tuple(_spec(value) for value in proto.graph.input),
         outputs=tuple(_spec(value) for value in proto.graph.output),
-        nodes=dict(sorted(Counter(node.op_type for node in proto.graph.node).items())),
+        nodes=dict(sorted(nodes.items())),
         exporter=captured.exporter,
         notes=captured.notes,
+        data=stored.data,
+        float32_nodes=kept,
     )
 
 
-# --------------------------------------------------------------------------------------------- check and write
+# --------------------------------------------------------------------------------------------- the file's content
 
 
-def _checked(graph: Any, call: Call, metadata: Mapping[str, str]) -> Any:
-    """The ``onnx.ModelProto``, stripped of the exporter's stack traces, complete in its names, and valid."""
-    import onnx
+def _complete(graph: Any, call: Call) -> Any:
+    """The ``onnx.ModelProto``, stripped of the exporter's stack traces, with the names and dimensions asked for."""
     import onnx_ir
 
-    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values())
-    if size > onnx.checker.MAXIMUM_PROTOBUF:
-        raise ExportError("the model is larger than the 2 GiB one ONNX file may hold", where=f"{size} bytes of weights")
     proto = onnx_ir.to_proto(graph)
     _strip(proto)
-    onnx.helper.set_model_props(proto, dict(metadata))
-    try:
-        onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the exported model is not valid ONNX: {str(error).splitlines()[0]}") from error
     versions = {entry.domain: entry.version for entry in proto.opset_import}
     if versions.get("") != call.opset:
         raise ExportError(f"the exporter wrote opset {versions.get('')}, not {call.opset}", hint="choose another opset")
     _require_names("inputs", call.inputs, proto.graph.input)
     _require_names("outputs", call.outputs, proto.graph.output)
-    fixed = [
-        value.name
-        for value in proto.graph.input
-        if is_batched(call.inputs[value.name], call.batch) and not value.type.tensor_type.shape.dim[0].dim_param
-    ]
-    if fixed:
-        raise ExportError("the model fixes its batch size", where=", ".join(fixed), hint=FIXED_BATCH_HINT)
+    clash = {*call.inputs, *call.outputs} & {tensor.name for tensor in proto.graph.initializer}
+    if clash:
+        raise InputError(
+            "an input or output has the name of a weight", where=", ".join(clash), hint="name it otherwise"
+        )
+    for value in proto.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        for axis, name in call.axes[value.name].items():
+            if not dims[axis].dim_param:
+                raise ExportError(
+                    f"the model fixes its {name}{' size' if name == BATCH else ''}",
+                    where=value.name,
+                    hint=fixed_hint(call.axes),
+                )
     return proto
+
+
+def _random_feed(call: Call) -> dict[str, Any]:
+    tensors = named_tensors("input", random_inputs(call.args, 0)).values()
+    return {name: tensor.cpu().numpy() for name, tensor in zip(call.inputs, tensors, strict=True)}
+
+
+def _set_metadata(proto: Any, metadata: Mapping[str, str]) -> None:
+    import onnx
+
+    onnx.helper.set_model_props(proto, dict(metadata))
 
 
 def _require_names(kind: str, expected: Mapping[str, Tensor], values: Sequence[Any]) -> None:
@@ -189,26 +220,3 @@ def _spec(value: Any) -> TensorSpec:
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim)
     return TensorSpec(value.name, onnx.TensorProto.DataType.Name(tensor.elem_type), shape)
-
-
-def _writable(path: Path) -> Path:
-    if not path.parent.is_dir():
-        raise InputError("the directory of the ONNX file does not exist", where=str(path.parent), hint="create it")
-    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InputError("the ONNX file cannot be written", where=str(path), hint="choose another path")
-    return path
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write beside, then rename: whoever looks sees the old file or the whole new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise InputError(f"the ONNX file cannot be written: {error.strerror}", where=str(path)) from error
-    finally:
-        beside.unlink(missing_ok=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +14,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pdc_fx.errors import ArtifactError, InputError, VerificationError
+from pdc_fx.export.call import BATCH, WIDTH
 from pdc_fx.export.difference import first_difference, relative_error
+from pdc_fx.export.half import PRECISION
 from pdc_fx.export.inputs import (
     batch_size,
     call_arguments,
     input_tensors,
+    larger_images,
     on_device_of,
     output_tensors,
+    renamed,
     resized,
     run_model,
 )
+from pdc_fx.export.rows import in_order
 from pdc_fx.export.session import make_session, run_session
+from pdc_fx.export.store import EXTERNAL_ABOVE
 from pdc_fx.passes.compare import random_inputs
 from pdc_fx.trace import Inputs, evaluating
+
+TOLERANCES = {"float32": 1e-4, "float16": 2e-2}
+"""Largest relative error by the precision the file computes in; half precision has 11 bits, and errors add up over layers."""
 
 _NODE_TOLERANCE = 0.1
 """Part of the tolerance a single node may use up: a deviation is caught where it starts, not where it has grown."""
@@ -33,7 +43,10 @@ _NODE_TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class OutputComparison:
-    """One output at one batch size. Errors are infinite where the two cannot be subtracted; ``problem`` says why."""
+    """One output of one batch. Errors are infinite where the two cannot be subtracted; ``problem`` says why.
+
+    ``moved`` counts the rows that stand elsewhere than in PyTorch, since their scores tie (:mod:`pdc_fx.export.rows`).
+    """
 
     name: str
     batch: int
@@ -41,6 +54,7 @@ class OutputComparison:
     max_abs_error: float
     max_rel_error: float
     problem: str | None = None
+    moved: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,8 @@ class OnnxComparison:
     """PyTorch in float32 and eval mode against ONNX Runtime on random inputs.
 
     ``max_rel_error`` is the largest absolute error of an output over the largest absolute value of the reference, the
-    worst over all outputs and batches; ``first_difference`` names the node where the two part.
+    worst over all outputs and batches; ``first_difference`` names the node where the two part. ``precision`` is that of the
+    file; ``notes`` say what limits the comparison.
     """
 
     passed: bool
@@ -59,6 +74,8 @@ class OnnxComparison:
     providers: tuple[str, ...]
     first_difference: str | None
     outputs: tuple[OutputComparison, ...]
+    precision: str = "float32"
+    notes: tuple[str, ...] = ()
 
     def ensure(self) -> OnnxComparison:
         """This comparison, if it passed.
@@ -89,9 +106,12 @@ def verify_onnx(
     example_inputs: Inputs,
     *,
     batch_sizes: Sequence[int] = (1, 3),
+    rounds: int = 2,
     seed: int = 0,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
     provider: str = "cpu",
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
 ) -> OnnxComparison:
     """Compare a model with its ONNX file on random inputs.
 
@@ -99,14 +119,18 @@ def verify_onnx(
         model: the PyTorch model; it runs in eval mode and is left as it was.
         path: the ONNX file, its inputs and outputs named as :func:`~pdc_fx.export.onnx.export_onnx` names them.
         example_inputs: as for the export. Floating-point values are replaced by standard normal numbers.
-        batch_sizes: sizes of the batches to run; for a file with a fixed batch size give that one alone.
-        seed: of the random inputs.
-        tolerance: largest relative error to pass: largest absolute error over largest absolute value of an output.
+        batch_sizes: sizes of the batches to run; for a file with a fixed batch size give that one alone. Images in a list
+            are as many as in ``example_inputs``.
+        rounds: batches of each size. Where the file takes images of any size, every second is of larger images.
+        seed: of the random inputs, which are others in every batch.
+        tolerance: largest relative error to pass: largest absolute error over largest absolute value of an output; that of
+            :data:`TOLERANCES` by default.
         provider: a key of :data:`~pdc_fx.export.session.PROVIDERS`.
+        input_names, output_names: names in the file, if others were given to the export.
 
     Raises:
         ArtifactError: the file is missing, damaged or not ONNX.
-        InputError: no batch sizes, or one below 1; a negative tolerance.
+        InputError: no batch sizes, or one below 1; no rounds; a negative tolerance; names that do not fit.
         TraceError: the model does not run on the example inputs.
 
     >>> import tempfile, torch
@@ -121,60 +145,118 @@ def verify_onnx(
     >>> right.passed, wrong.passed, "Conv node" in wrong.first_difference
     (True, False, True)
     """
-    if not batch_sizes or min(batch_sizes) < 1 or not tolerance >= 0:
+    if not batch_sizes or min(batch_sizes) < 1 or rounds < 1 or not (tolerance is None or tolerance >= 0):
         raise InputError(
-            "batch sizes must be positive, the tolerance not negative", where=f"{batch_sizes}, {tolerance}"
+            "batch sizes and rounds must be positive, the tolerance not negative",
+            where=f"{batch_sizes}, {rounds}, {tolerance}",
         )
     example = on_device_of(model, call_arguments(example_inputs))
     session = make_session(path, provider=provider)
-    example_batch = batch_size(input_tensors(model, example))
+    precision = session.get_modelmeta().custom_metadata_map.get(PRECISION, "float32")
+    allowed = TOLERANCES.get(precision, TOLERANCES["float32"]) if tolerance is None else tolerance
+    pair = _Pair(model, session, input_names, output_names)
     results: list[OutputComparison] = []
     difference: str | None = None
-    for batch in batch_sizes:
-        args = random_inputs(resized(example, batch, example_batch), seed)
-        compared = _compare(model, session, args, batch)
+    for number, (batch, args) in enumerate(_batches(session, model, example, batch_sizes, rounds)):
+        args = random_inputs(args, seed + number)
+        compared = pair.compare(args, batch, allowed)
         results += compared
-        if difference is None and not all(_passes(result, tolerance) for result in compared):
-            difference = _explain(model, path, args, compared, tolerance)
+        if difference is None and not all(_passes(result, allowed) for result in compared):
+            difference = _explain(pair, path, args, compared, allowed)
     return OnnxComparison(
-        passed=all(_passes(result, tolerance) for result in results),
+        passed=all(_passes(result, allowed) for result in results),
         max_abs_error=max(result.max_abs_error for result in results),
         max_rel_error=max(result.max_rel_error for result in results),
-        tolerance=tolerance,
-        batches=tuple(batch_sizes),
+        tolerance=allowed,
+        batches=tuple(dict.fromkeys(result.batch for result in results)),
         providers=tuple(session.get_providers()),
         first_difference=difference,
         outputs=tuple(results),
+        precision=precision,
+        notes=tuple(_notes(results)),
     )
+
+
+def _batches(
+    session: Any, model: nn.Module, example: tuple[Any, ...], batch_sizes: Sequence[int], rounds: int
+) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """Size and arguments of every batch to run."""
+    inputs = input_tensors(model, example)
+    example_batch = batch_size(example, inputs)
+    any_size = any(value.shape and value.shape[-1] == WIDTH for value in session.get_inputs())
+    for batch in batch_sizes:
+        args = example if example_batch is None else resized(example, batch, example_batch)
+        for number in range(rounds):
+            count = batch if example_batch is not None else len(inputs)
+            yield count, larger_images(args) if any_size and number % 2 else args
+
+
+def _notes(results: Sequence[OutputComparison]) -> Iterator[str]:
+    if not any(math.prod(result.shape) for result in results):
+        yield "every output was empty on random inputs, so that no values were compared"
+    if moved := max(result.moved for result in results):
+        yield f"up to {moved} rows of equal score stand in another order than in PyTorch"
 
 
 def _passes(result: OutputComparison, tolerance: float) -> bool:
     return result.problem is None and result.max_rel_error <= tolerance
 
 
-def _compare(model: nn.Module, session: Any, args: tuple[Any, ...], batch: int) -> list[OutputComparison]:
-    """All outputs at one batch size; an output that only one side has is a result with a problem."""
-    inputs = input_tensors(model, args)
-    with evaluating(model):
-        expected = {name: _array(value) for name, value in output_tensors(run_model(model, args), inputs).items()}
-    try:
-        actual = run_session(session, {name: _array(value) for name, value in inputs.items()})
-    except InputError as error:
-        return [_failed(name, batch, value, str(error)) for name, value in expected.items()]
-    missing = [_failed(name, batch, expected[name], "not in the ONNX file") for name in expected.keys() - actual.keys()]
-    extra = [_failed(name, batch, actual[name], "not in the model") for name in actual.keys() - expected.keys()]
-    shared = [_output(name, batch, expected[name], actual[name]) for name in expected if name in actual]
-    return [*shared, *missing, *extra]
+@dataclass(frozen=True)
+class _Pair:
+    """Both sides of the comparison."""
+
+    model: nn.Module
+    session: Any
+    input_names: Sequence[str] | None
+    output_names: Sequence[str] | None
+
+    def feed(self, args: tuple[Any, ...]) -> dict[str, NDArray[Any]]:
+        """The tensors of one call by the names of the file."""
+        tensors = renamed(input_tensors(self.model, args), self.input_names, "input")
+        return {name: _array(value) for name, value in tensors.items()}
+
+    def compare(self, args: tuple[Any, ...], batch: int, tolerance: float) -> list[OutputComparison]:
+        """All outputs of one batch; an output that only one side has is a result with a problem."""
+        feed = self.feed(args)
+        with evaluating(self.model):
+            tensors = output_tensors(run_model(self.model, args), input_tensors(self.model, args))
+        expected = {name: _array(value) for name, value in renamed(tensors, self.output_names, "output").items()}
+        try:
+            actual = run_session(self.session, feed)
+        except InputError as error:
+            return [_failed(name, batch, value, str(error)) for name, value in expected.items()]
+        rows = [name for name in self._rows() if name in expected]
+        placed, moved = (
+            in_order({name: expected[name] for name in rows}, {name: actual[name] for name in rows}, tolerance)
+            if rows
+            else ({}, 0)
+        )
+        missing = [
+            _failed(name, batch, expected[name], "not in the ONNX file") for name in expected.keys() - actual.keys()
+        ]
+        extra = [_failed(name, batch, actual[name], "not in the model") for name in actual.keys() - expected.keys()]
+        shared = [
+            _output(name, batch, expected[name], placed.get(name, actual[name]), moved if name in placed else 0)
+            for name in expected
+            if name in actual
+        ]
+        return [*shared, *missing, *extra]
+
+    def _rows(self) -> list[str]:
+        """Outputs with as many rows as the model finds objects: that dimension is open, and is not the batch."""
+        shapes = {output.name: output.shape for output in self.session.get_outputs()}
+        return [name for name, shape in shapes.items() if shape and not isinstance(shape[0], int) and shape[0] != BATCH]
 
 
-def _output(name: str, batch: int, expected: NDArray[Any], actual: NDArray[Any]) -> OutputComparison:
+def _output(name: str, batch: int, expected: NDArray[Any], actual: NDArray[Any], moved: int = 0) -> OutputComparison:
     if expected.shape != actual.shape:
         return _failed(name, batch, actual, f"shape {actual.shape}, expected {expected.shape}")
     for side, value in (("PyTorch", expected), ("ONNX Runtime", actual)):
         if not np.isfinite(value).all():
             return _failed(name, batch, actual, f"{side} returns values that are not finite")
     error = float(np.max(np.abs(actual.astype(np.float64) - expected))) if actual.size else 0.0
-    return OutputComparison(name, batch, actual.shape, error, relative_error(actual, expected))
+    return OutputComparison(name, batch, actual.shape, error, relative_error(actual, expected), moved=moved)
 
 
 def _failed(name: str, batch: int, value: NDArray[Any], problem: str) -> OutputComparison:
@@ -187,7 +269,7 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 
 
 def _explain(
-    model: nn.Module,
+    pair: _Pair,
     path: str | os.PathLike[str],
     args: tuple[Any, ...],
     compared: Sequence[OutputComparison],
@@ -197,9 +279,11 @@ def _explain(
     import onnx
 
     problems = [f"output {result.name!r}: {result.problem}" for result in compared if result.problem is not None]
-    feed = {name: _array(value) for name, value in input_tensors(model, args).items()}
+    proto = onnx.load(os.fspath(path))
+    if proto.ByteSize() > EXTERNAL_ABOVE:
+        return "; ".join([*problems, "the file is too large to look for the first node"])
     try:
-        difference = first_difference(model, onnx.load(os.fspath(path)), args, feed, tolerance * _NODE_TOLERANCE)
+        difference = first_difference(pair.model, proto, args, pair.feed(args), tolerance * _NODE_TOLERANCE)
     except InputError as error:
         return "; ".join(problems) or str(error)
     return "; ".join([*([str(difference)] if difference is not None else []), *problems]) or (

@@ -147,14 +147,18 @@ def write_text(path: Path, text: str) -> None:
 
 def write_model(compressed: Compressed, directory: Path) -> None:
     """Write weights and recipe into ``directory``."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_model
 
-    (directory / WEIGHTS).touch()
-    permissions = (
-        (directory / WEIGHTS).stat().st_mode
-    )  # of any file made here; safetensors puts a private one in its place
-    save_model(compressed.model, str(directory / WEIGHTS), metadata={"format": "pt", "pdc_fx": package_version()})
-    (directory / WEIGHTS).chmod(permissions)
+    try:
+        (directory / WEIGHTS).touch()
+        permissions = (directory / WEIGHTS).stat().st_mode  # of any file made here; safetensors makes a private one
+        save_model(compressed.model, str(directory / WEIGHTS), metadata={"format": "pt", "pdc_fx": package_version()})
+        (directory / WEIGHTS).chmod(permissions)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"the weights cannot be written: {error}", where=str(directory / WEIGHTS), hint="make room there"
+        ) from error
     recipe = {
         "format": FORMAT,
         "pdc_fx": package_version(),
@@ -163,6 +167,34 @@ def write_model(compressed: Compressed, directory: Path) -> None:
         "plan": compressed.plan.to_dict(),
     }
     write_text(directory / RECIPE, json.dumps(recipe, indent=1))
+
+
+def onnx_metadata(
+    plan: ClusterPlan, source: Mapping[str, Any], recipe_sha256: str, certificate: Mapping[str, Any]
+) -> dict[str, str]:
+    """What an ONNX file says about itself: strings by key, JSON where they hold more than a word.
+
+    Args:
+        source: a recipe, or what goes into one: ``mean``, ``std`` and ``classes``, by which a consumer prepares images and
+            names what it finds.
+        certificate: a certificate as far as it is known when the file is written.
+    """
+    comparisons = ("dtype", "precision", "passed", "max_rel_error", "tolerance")
+    summary = {
+        name: {key: part[key] for key in comparisons if key in part}
+        for name in ("tied_vs_compact", "compact_vs_onnx")
+        if isinstance(part := certificate.get(name), Mapping)
+    }
+    if certificate.get("accuracy"):
+        summary["accuracy"] = dict(certificate["accuracy"])
+    return {
+        "pdc_fx.version": package_version(),
+        "pdc_fx.recipe_sha256": recipe_sha256,
+        "pdc_fx.macs": str(plan.macs_after),
+        "pdc_fx.dense_macs": str(plan.macs_before),
+        "pdc_fx.certificate": json.dumps(summary),
+        **{f"pdc_fx.{key}": json.dumps(list(source[key])) for key in ("mean", "std", "classes") if source.get(key)},
+    }
 
 
 def deliver(
@@ -178,12 +210,8 @@ def deliver(
     from pdc_fx.export.verify import verify_onnx
 
     write_model(compressed, directory)
-    metadata = {
-        "pdc_fx_version": package_version(),
-        "recipe_sha256": sha256(directory / RECIPE),
-        "macs": str(compressed.plan.macs_after),
-        "tied_vs_compact": f"{compressed.exactness.max_rel_error:.3g} relative, float64",
-    }
+    exact = {"tied_vs_compact": {"dtype": "float64", **asdict(compressed.exactness)}}
+    metadata = onnx_metadata(compressed.plan, compressed.source, sha256(directory / RECIPE), exact)
     info = export_onnx(compressed.model, compressed.example_inputs, directory / ONNX, metadata=metadata)
     onnx = verify_onnx(compressed.model, directory / ONNX, compressed.example_inputs)
     accuracy = dict(compressed.accuracy)
@@ -192,7 +220,7 @@ def deliver(
     plan = compressed.plan
     certificate = {
         "passed": compressed.exactness.passed and onnx.passed,
-        "tied_vs_compact": {"dtype": "float64", **asdict(compressed.exactness)},
+        **exact,
         "compact_vs_onnx": {"dtype": "float32", "exporter": info.exporter, "notes": list(info.notes), **onnx.to_json()},
         "accuracy": accuracy,
         "macs_before": plan.macs_before,
@@ -201,7 +229,9 @@ def deliver(
         "params_after": sum(p.numel() for p in compressed.model.parameters()),
         "result_type": describe(compressed.model),
         "versions": {"pdc_fx": package_version(), "torch": torch.__version__},
-        "files": {name: sha256(directory / name) for name in (WEIGHTS, RECIPE, ONNX)},
+        "files": {
+            name: sha256(directory / name) for name in (WEIGHTS, RECIPE, ONNX, *([info.data.name] if info.data else []))
+        },
     }
     if "latency" in plan.options:
         keys = ("latency_reduction", "predicted_reduction", "measured_reduction")
@@ -291,10 +321,13 @@ def changed_files(directory: Path) -> list[str]:
         ArtifactError: one is missing.
     """
     recorded = read_json(directory, CERTIFICATE).get("files", {})
-    for name in (WEIGHTS, RECIPE, ONNX):
+    if not isinstance(recorded, dict):
+        raise ArtifactError("the certificate lists no files", where=str(directory / CERTIFICATE))
+    names = list(dict.fromkeys([WEIGHTS, RECIPE, ONNX, *map(str, recorded)]))  # and weights beside the ONNX file
+    for name in names:
         if not (directory / name).is_file():
             raise ArtifactError("a file is missing", where=str(directory / name))
-    return [name for name in (WEIGHTS, RECIPE, ONNX) if recorded.get(name) != sha256(directory / name)]
+    return [name for name in names if recorded.get(name) != sha256(directory / name)]
 
 
 def load(

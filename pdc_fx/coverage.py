@@ -31,6 +31,8 @@ Result = Literal["passed", "refused", "failed", "timeout"]
 
 RESULTS: tuple[Result, ...] = ("passed", "refused", "failed", "timeout")
 DATA, PAGE = "coverage.json", "coverage.md"
+KEPT = "<!-- from here on not written by 'pdc-fx check --all' -->"
+"""Line of the page from which on it stays as it is: other tables stand there."""
 HERE = str(Path(__file__).resolve().parent.parent)
 REFUSALS = (2, 3)
 """Exit codes of ``check`` that say that a model cannot be checked or has nothing to merge."""
@@ -125,7 +127,7 @@ def cover(
 
         def write() -> Coverage:
             coverage = Coverage(settings, {spec: known[spec] for spec in order if spec in known})
-            replace_file(output / PAGE, page(coverage).encode())
+            replace_file(output / PAGE, (page(coverage) + _kept(output / PAGE)).encode())
             replace_file(output / DATA, coverage.to_json().encode())
             return coverage
 
@@ -151,6 +153,12 @@ def versions(family: str) -> dict[str, str]:
         except PackageNotFoundError:  # a clone on the path that was never installed
             found[package] = "unknown"
     return found
+
+
+def _kept(path: Path) -> str:
+    """What stands at the end of the page that was not written here."""
+    _, mark, rest = path.read_text(encoding="utf-8").partition(KEPT) if path.exists() else ("", "", "")
+    return f"\n{mark}{rest}" if mark else ""
 
 
 def _read(path: Path, settings: dict[str, Any], *, fresh: bool) -> dict[str, Checked]:

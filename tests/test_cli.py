@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from pdc_fx.artifacts import CERTIFICATE, ONNX, RECIPE, REPORT, WEIGHTS, load
+from pdc_fx.artifacts import CERTIFICATE, ONNX, RECIPE, REPORT, WEIGHTS, load, sha256
 from pdc_fx.cli import app
 from pdc_fx.cli.config import CONFIG
 from pdc_fx.errors import ArtifactError
@@ -203,10 +203,57 @@ def test_load_rebuilds_the_compact_model(compressed: Path, spec: str) -> None:
 def test_export_of_a_directory(compressed: Path, tmp_path: Path) -> None:
     result = run("export", compressed, "-o", tmp_path / "m.onnx", "--json")
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["verification"]["passed"]
+    found = json.loads(result.stdout)
+    assert found["verification"]["passed"]
+    assert found["path"] == str(tmp_path / "m.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    metadata = {prop.key: prop.value for prop in onnx.load(tmp_path / "m.onnx").metadata_props}
+    plan = json.loads((compressed / RECIPE).read_text())["plan"]
+    assert metadata["pdc_fx.recipe_sha256"] == sha256(compressed / RECIPE)
+    assert (metadata["pdc_fx.macs"], metadata["pdc_fx.dense_macs"]) == (
+        str(plan["macs_after"]),
+        str(plan["macs_before"]),
+    )
+    assert json.loads(metadata["pdc_fx.classes"]) == [str(digit) for digit in range(10)]
+    assert len(json.loads(metadata["pdc_fx.mean"])) == len(json.loads(metadata["pdc_fx.std"])) == 1
+    summary = json.loads(metadata["pdc_fx.certificate"])
+    assert summary["tied_vs_compact"]["passed"]
+    assert summary["compact_vs_onnx"]["passed"]
+    assert set(metadata) == set(delivered(compressed))
+    assert summary["accuracy"].keys() >= {"compact", "onnx"}
     again = run("export", compressed, "-o", tmp_path / "m.onnx")
     assert again.exit_code == 2
     assert "the file exists" in again.stderr
+
+
+def delivered(directory: Path) -> dict[str, str]:
+    return {prop.key: prop.value for prop in onnx.load(directory / ONNX).metadata_props}
+
+
+def test_files_of_two_runs_are_refused(compressed: Path, tmp_path: Path) -> None:
+    copy = damaged(compressed, tmp_path)
+    proto = onnx.load(copy / ONNX)
+    proto.producer_name = "another run"  # the same function, not the same file
+    onnx.save(proto, copy / ONNX)
+    for arguments in (("verify", copy), ("export", copy, "-o", tmp_path / "m.onnx")):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert "changed since" in result.stderr
+    (copy / ONNX).write_bytes((compressed / ONNX).read_bytes()[:1000])
+    result = run("verify", copy)
+    assert result.exit_code == 2
+    assert "cannot load" in result.stderr
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_what_does_not_agree_is_not_written(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdc_fx.export.verify.TOLERANCES", {"float32": 0.0, "float16": 0.0})
+    (tmp_path / "m.onnx").write_bytes(b"the file before")
+    result = run("export", spec, "-o", tmp_path / "m.onnx", "--overwrite")
+    assert result.exit_code == 1
+    assert "does not compute" in result.stderr
+    assert (tmp_path / "m.onnx").read_bytes() == b"the file before"
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
 def test_inspect_and_check(spec: str) -> None:
@@ -238,12 +285,11 @@ def test_a_model_that_makes_float32_tensors_is_checked_in_float64(folder: Path) 
 
 
 BAD = [
-    (
-        ["export", "{f}/net.py:Pair", "--input", "1x1x8x8", "--input", "1x2x8x8", "-o", "{f}/p.onnx"],
-        2,
-        "one tensor only",
-    ),
-    (["export", "torchvision:ssdlite320_mobilenet_v3_large", "-o", "{f}/p.onnx"], 2, "takes a list of images"),
+    (["export", "{f}/net.py:net", "-o", "{f}/n.onnx", "--input-name", "x", "--output-name", "x"], 2, "name of two"),
+    (["export", "{f}/net.py:net", "-o", "{f}/n.onnx", "--input-name", "x", "--input-name", "y"], 2, "the model has 1"),
+    (["export", "{f}/net.py:net", "-o", "{f}/n.onnx", "--opset", "0"], 2, "out of range"),
+    (["export", "{f}/net.py:Pair", "-o", "{f}/n.onnx", "--input", "1x1x8x8"], 2, "does not run"),
+    (["export", "{f}", "-o", "{f}/n.onnx", "--input", "1x1x8x8"], 2, "is for a MODEL"),
     (["check", "{f}/gone.py:net"], 2, "no such file"),
     (["check", "{f}/net.py:missing"], 2, "missing"),
     (["check", "{f}/net.py:broken"], 2, "no such luck"),

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from pdc_fx import coverage as module
 from pdc_fx.cli import app
-from pdc_fx.coverage import DATA, PAGE, Checked, Coverage, cover, frozen_summary, judge, page, run_one
+from pdc_fx.coverage import DATA, KEPT, PAGE, Checked, Coverage, cover, frozen_summary, judge, page, run_one
 from pdc_fx.errors import InputError
 from pdc_fx.models import collection
 
@@ -140,6 +140,19 @@ def test_page(tmp_path: Path) -> None:
     assert {row.count(" | ") for row in rows} == {7}
     assert "- `crash` failed: crashed: KeyError: 'shape'" in text
     assert sys.prefix not in text
+
+
+def test_other_tables_on_the_page_stay(played: list[str], tmp_path: Path) -> None:
+    cover("any", tmp_path, only="good")
+    path = tmp_path / PAGE
+    before = path.read_text()
+    path.write_text(f"{before}\n{KEPT}\n\n## Another table\n")
+    cover("any", tmp_path, only="nothing")
+    text = path.read_text()
+    assert text.count(KEPT) == 1
+    assert text.endswith(f"\n{KEPT}\n\n## Another table\n")
+    assert "`nothing`" in text.partition(KEPT)[0]
+    assert KEPT not in before
 
 
 def test_float32_is_said() -> None:

@@ -267,7 +267,12 @@ def test_fixed_batch(tmp_path: Path) -> None:
 
 
 def test_older_exporter_where_only_it_knows_the_operator(tmp_path: Path) -> None:
-    distances = nn.Sequential(nn.Conv2d(3, 4, 3), Function(lambda x: torch.cdist(x.flatten(2), x.flatten(2) + 1)))
+    def distance(x: Tensor) -> Tensor:
+        return torch.cdist(
+            x.flatten(2), sum((x.flatten(2) for _ in range(x.shape[1])), x.flatten(2))
+        )  # a loop over a size
+
+    distances = nn.Sequential(nn.Conv2d(3, 4, 3), Function(distance))
     info = export_onnx(distances, image(), tmp_path / "model.onnx")
     assert info.exporter == "torchscript"
     assert "cdist" in info.notes[0]

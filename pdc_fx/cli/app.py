@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,17 +13,16 @@ import typer
 from pdc_fx.cli.bench import bench
 from pdc_fx.cli.check import check
 from pdc_fx.cli.config import Config
+from pdc_fx.cli.deploy import export, fitted, onnx_accuracy, verify
 from pdc_fx.cli.inspect import inspect
 from pdc_fx.cli.options import (
     Classes,
-    DataOption,
     Download,
     Frozen,
     Json,
     Model,
     Overwrite,
     Provider,
-    ProviderOption,
     RoundTo,
     Seed,
     Shapes,
@@ -209,6 +208,7 @@ def compress(
         "command": "pdc-fx " + " ".join(sys.argv[1:]),
         "mean": list(images.mean),
         "std": list(images.std),
+        "classes": list(images.classes),
     }
     first = Processes.of_environment().first
     staging = Staging(output, overwrite=overwrite, resume=resume, write=first)
@@ -247,7 +247,7 @@ def compress(
             what = "maps were not matched" if record["kind"] == "features" else "all filters were trained, tied"
             err.print(f"{what}: {record['reason']}", soft_wrap=True, markup=False)
     with _removed_on_error(staging):
-        certificate = deliver(compressed, staging.path, _onnx_accuracy(images))
+        certificate = deliver(compressed, staging.path, onnx_accuracy(images))
         if not certificate["passed"]:
             raise VerificationError(
                 "the verification failed", where=str(certificate["compact_vs_onnx"]["first_difference"])
@@ -287,145 +287,12 @@ def _open_data(spec: str, loaded: Any, example: Any, download: bool) -> Any:
     shape = tuple(example.shape[1:])
     if len(shape) != 3:
         raise InputError("training needs a model of images", where=f"input {tuple(example.shape)}")
-    images = open_data(spec, input_shape=_fitted(spec, shape), download=download)
+    images = open_data(spec, input_shape=fitted(spec, shape), download=download)
     return images.with_normalization(*loaded.normalization) if loaded.normalization else images
 
 
-def _fitted(spec: str, shape: tuple[int, ...]) -> Any:
-    """The shape that images are brought to where a set may hold several."""
-    return shape if spec.startswith(("folder:", "parquet:")) else None
-
-
-def _onnx_accuracy(images: Any, provider: str = "cpu") -> Callable[[Path], float]:
-    from pdc_fx.data import evaluation_batches
-    from pdc_fx.export.verify import accuracy_onnx
-
-    return lambda path: accuracy_onnx(
-        path, ((x.numpy(), y.numpy()) for x, y in evaluation_batches(images.test, images, 500)), provider=provider
-    )
-
-
-@app.command()
-@reported
-def export(
-    source: Annotated[str, typer.Argument(metavar="DIR|MODEL", help="An output directory of 'compress', or a MODEL.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The ONNX file to write.")],
-    weights: Weights = None,
-    num_classes: Classes = None,
-    input: Shapes = None,
-    opset: Annotated[int | None, typer.Option(help="Version of ONNX's operator set.")] = None,
-    static: Annotated[bool, typer.Option("--static", help="Fix the batch size.")] = False,
-    provider: ProviderOption = "cpu",
-    overwrite: Overwrite = False,
-    json: Json = False,
-) -> None:
-    """Write an ONNX file with batch norms folded, and verify it against PyTorch."""
-    from pdc_fx.cli.render import out, print_json, quantity
-    from pdc_fx.export.onnx import DEFAULT_OPSET, export_onnx
-    from pdc_fx.export.session import choose_provider
-    from pdc_fx.export.verify import verify_onnx
-
-    choose_provider(provider)
-    if output.exists() and not overwrite:
-        raise InputError("the file exists", where=str(output), hint="choose another, or pass --overwrite")
-    if Path(source).is_dir():
-        module, example = _open_directory(Path(source), None)
-    else:
-        loaded, tensor = open_image_model(source, weights, num_classes, input)
-        module, example = loaded.model, (tensor,)
-    info = export_onnx(module, example, output, opset=opset or DEFAULT_OPSET, dynamic_batch=not static)
-    found = verify_onnx(
-        module, output, example, batch_sizes=(example[0].shape[0],) if static else (1, 3), provider=provider
-    )
-    if json:
-        print_json({**info.to_json(), "verification": found.to_json()})
-    else:
-        out.print(
-            f"{output}: {quantity(info.bytes)}B, opset {info.opset}, {sum(info.nodes.values())} nodes, {info.exporter}"
-        )
-        out.print(
-            f"against PyTorch: {'passed' if found.passed else 'FAILED'}, relative error {found.max_rel_error:.2g}"
-        )
-    found.ensure()
-
-
-def _open_directory(directory: Path, model: str | None, *, check_files: bool = True) -> tuple[Any, Any]:
-    """The compact model of an output directory, and example inputs."""
-    from pdc_fx.artifacts import RECIPE, example_inputs, load, read_json, read_plan
-    from pdc_fx.models import factory
-
-    recipe = read_json(directory, RECIPE)
-    spec = model or recipe.get("model")
-    if not spec:
-        raise InputError(
-            "the recipe does not say which model it belongs to", where=str(directory / RECIPE), hint="pass --model"
-        )
-    plan = read_plan(recipe, directory)
-    return load(factory(spec, recipe.get("num_classes")), directory, check_files=check_files), example_inputs(plan)
-
-
-@app.command()
-@reported
-def verify(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An output directory of 'compress'.")],
-    model: Annotated[
-        str | None, typer.Option("--model", help="The original MODEL, where the recipe's path no longer holds.")
-    ] = None,
-    data: DataOption = None,
-    no_data: Annotated[bool, typer.Option("--no-data", help="Leave the accuracy on the test images out.")] = False,
-    provider: ProviderOption = "cpu",
-    json: Json = False,
-) -> None:
-    """Check an output directory again, from disk: hashes, compact against ONNX Runtime, accuracy on the test images."""
-    from pdc_fx.artifacts import CERTIFICATE, ONNX, RECIPE, changed_files, read_json
-    from pdc_fx.cli.render import out, percent, print_json
-    from pdc_fx.data import open_data
-    from pdc_fx.distill import accuracy
-    from pdc_fx.export.verify import verify_onnx
-
-    if not directory.is_dir():
-        raise InputError("there is no such directory", where=str(directory))
-    recipe, certificate = read_json(directory, RECIPE), read_json(directory, CERTIFICATE)
-    changed = changed_files(directory)
-    compact, example = _open_directory(directory, model, check_files=False)
-    found = verify_onnx(compact, directory / ONNX, example, provider=provider)
-    measured: dict[str, float] = {}
-    spec = data or recipe.get("data")
-    if found.passed and spec and not no_data:
-        images = open_data(spec, input_shape=_fitted(spec, tuple(example[0].shape[1:])))
-        if recipe.get("mean"):
-            images = images.with_normalization(recipe["mean"], recipe["std"])
-        measured = {
-            "compact": accuracy(compact, images.test, images),
-            "onnx": _onnx_accuracy(images, provider)(directory / ONNX),
-        }
-    passed = found.passed and not changed
-    result = {
-        "directory": str(directory),
-        "passed": passed,
-        "changed": changed,
-        "compact_vs_onnx": found.to_json(),
-        "accuracy": measured,
-    }
-    if json:
-        print_json(result)
-    else:
-        out.print(
-            f"compact against ONNX Runtime: relative error {found.max_rel_error:.2g} (allowed {found.tolerance:g}, float32)"
-        )
-        for name, value in measured.items():
-            out.print(
-                f"test accuracy, {name}: {percent(value)} (certified: {percent(certificate.get('accuracy', {}).get(name))})"
-            )
-    found.ensure()
-    if changed:
-        raise VerificationError(
-            f"changed since the directory was certified: {', '.join(changed)}", where=str(directory)
-        )
-    if not json:
-        out.print("[bold green]passed[/]")
-
-
+app.command()(export)
+app.command()(verify)
 app.command()(bench)
 
 

@@ -1,0 +1,226 @@
+"""``export`` and ``verify``: an ONNX file, and whether it computes what the model does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pdc_fx.cli.options import (
+    Classes,
+    DataOption,
+    Json,
+    Overwrite,
+    ProviderOption,
+    Shapes,
+    Weights,
+    open_model,
+    reported,
+)
+from pdc_fx.errors import ArtifactError, InputError
+
+Names = list[str] | None
+
+
+@reported
+def export(
+    source: Annotated[str, typer.Argument(metavar="DIR|MODEL", help="An output directory of 'compress', or a MODEL.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The ONNX file to write.")],
+    weights: Weights = None,
+    num_classes: Classes = None,
+    input: Shapes = None,
+    opset: Annotated[int | None, typer.Option(help="Version of ONNX's operator set, 18 to 25.  [default: 18]")] = None,
+    static: Annotated[bool, typer.Option("--static", help="Fix the batch size.")] = False,
+    dynamic_size: Annotated[
+        bool, typer.Option("--dynamic-size", help="Let height and width vary, where the model allows it.")
+    ] = False,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", help="Compute in half precision; inputs and outputs stay in float32.")
+    ] = False,
+    input_name: Annotated[
+        Names, typer.Option("--input-name", help="Name of the input in the file. Repeat it for several, in order.")
+    ] = None,
+    output_name: Annotated[
+        Names, typer.Option("--output-name", help="Name of the output in the file. Repeat it for several, in order.")
+    ] = None,
+    provider: ProviderOption = "cpu",
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Write an ONNX file with batch norms folded, verified against PyTorch first: what does not agree is not written."""
+    from pdc_fx.cli.render import print_json
+    from pdc_fx.export.onnx import DEFAULT_OPSET, export_onnx
+    from pdc_fx.export.session import choose_provider
+    from pdc_fx.export.store import publish, staging_beside
+    from pdc_fx.export.verify import verify_onnx
+
+    choose_provider(provider)
+    if output.exists() and not overwrite:
+        raise InputError("the file exists", where=str(output), hint="choose another, or pass --overwrite")
+    module, example, metadata = _open_source(source, weights, num_classes, input)
+    names: dict[str, Any] = {"input_names": input_name, "output_names": output_name}
+    with staging_beside(output) as folder:
+        info = export_onnx(
+            module,
+            example,
+            folder / output.name,
+            opset=DEFAULT_OPSET if opset is None else opset,
+            dynamic_batch=not static,
+            dynamic_size=dynamic_size,
+            fp16=fp16,
+            metadata=metadata,
+            **names,
+        )
+        sizes = (example[0].shape[0],) if static and hasattr(example[0], "shape") else (1, 3)
+        found = verify_onnx(module, info.path, example, batch_sizes=sizes, provider=provider, **names)
+        if found.passed:
+            publish(folder, output)
+    info = dataclasses.replace(info, path=output, data=info.data and output.with_name(info.data.name))
+    if json:
+        print_json({**info.to_json(), "verification": found.to_json()})
+    else:
+        _print_export(info, found)
+    found.ensure()
+
+
+def _print_export(info: Any, found: Any) -> None:
+    from rich.markup import escape
+
+    from pdc_fx.cli.render import err, out, quantity
+
+    out.print(
+        f"{escape(str(info.path))}: {quantity(info.bytes)}B, opset {info.opset}, {sum(info.nodes.values())} nodes, "
+        f"{info.exporter}, {found.precision}"
+    )
+    if info.data is not None:
+        out.print(f"weights: {escape(str(info.data))}")
+    if info.float32_nodes:
+        out.print(f"kept in float32, since they may overflow: {len(info.float32_nodes)} nodes")
+    for note in (*info.notes, *found.notes):
+        err.print(f"note: {note}", soft_wrap=True, markup=False)
+    verdict = "passed" if found.passed else "FAILED"
+    out.print(
+        f"against PyTorch: {verdict}, relative error {found.max_rel_error:.2g} (allowed {found.tolerance:g}, {found.precision})"
+    )
+
+
+def _open_source(
+    source: str, weights: Path | None, classes: int | None, shapes: list[str] | None
+) -> tuple[Any, tuple[Any, ...], dict[str, str]]:
+    """What to export: the module, example inputs and what the file should say about itself."""
+    from pdc_fx.artifacts import CERTIFICATE, RECIPE, onnx_metadata, package_version, read_json, read_plan, sha256
+
+    if not Path(source).is_dir():
+        loaded, example = open_model(source, weights, classes, shapes)
+        return loaded.model, example, {"pdc_fx.version": package_version()}
+    given = {"--weights": weights, "--num-classes": classes, "--input": shapes}
+    if wrong := [name for name, value in given.items() if value]:
+        raise InputError(
+            f"{wrong[0]} is for a MODEL, and {source} is a directory", hint="its recipe says what it needs"
+        )
+    directory = Path(source)
+    module, example = _open_directory(directory, None)
+    recipe, certificate = read_json(directory, RECIPE), read_json(directory, CERTIFICATE)
+    metadata = onnx_metadata(read_plan(recipe, directory), recipe, sha256(directory / RECIPE), certificate)
+    return module, example, metadata
+
+
+def _open_directory(directory: Path, model: str | None, *, check_files: bool = True) -> tuple[Any, Any]:
+    """The compact model of an output directory, and example inputs."""
+    from pdc_fx.artifacts import RECIPE, example_inputs, load, read_json, read_plan
+    from pdc_fx.models import factory
+
+    recipe = read_json(directory, RECIPE)
+    spec = model or recipe.get("model")
+    if not spec:
+        raise InputError(
+            "the recipe does not say which model it belongs to", where=str(directory / RECIPE), hint="pass --model"
+        )
+    plan = read_plan(recipe, directory)
+    return load(factory(spec, recipe.get("num_classes")), directory, check_files=check_files), example_inputs(plan)
+
+
+@reported
+def verify(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="An output directory of 'compress'.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="The original MODEL, where the recipe's path no longer holds.")
+    ] = None,
+    data: DataOption = None,
+    no_data: Annotated[bool, typer.Option("--no-data", help="Leave the accuracy on the test images out.")] = False,
+    provider: ProviderOption = "cpu",
+    json: Json = False,
+) -> None:
+    """Check an output directory again, from disk: hashes, compact against ONNX Runtime, accuracy on the test images."""
+    from pdc_fx.artifacts import CERTIFICATE, ONNX, RECIPE, changed_files, read_json
+    from pdc_fx.cli.render import out, percent, print_json
+    from pdc_fx.export.verify import verify_onnx
+
+    if not directory.is_dir():
+        raise InputError("there is no such directory", where=str(directory))
+    recipe, certificate = read_json(directory, RECIPE), read_json(directory, CERTIFICATE)
+    changed = changed_files(directory)
+    compact, example = _open_directory(directory, model, check_files=False)
+    found = verify_onnx(compact, directory / ONNX, example, provider=provider)
+    spec = data or recipe.get("data")
+    measured: dict[str, float] = {}
+    if found.passed and spec and not no_data:
+        measured = _accuracies(spec, recipe, compact, tuple(example[0].shape[1:]), directory / ONNX, provider)
+    result = {
+        "directory": str(directory),
+        "passed": found.passed and not changed,
+        "changed": changed,
+        "compact_vs_onnx": found.to_json(),
+        "accuracy": measured,
+    }
+    if json:
+        print_json(result)
+    else:
+        out.print(
+            f"compact against ONNX Runtime: relative error {found.max_rel_error:.2g} "
+            f"(allowed {found.tolerance:g}, {found.precision})"
+        )
+        for name, value in measured.items():
+            out.print(
+                f"test accuracy, {name}: {percent(value)} (certified: {percent(certificate.get('accuracy', {}).get(name))})"
+            )
+    found.ensure()
+    if changed:
+        raise ArtifactError(
+            f"changed since the directory was certified: {', '.join(changed)}",
+            where=str(directory),
+            hint="take the files of one run, or compress again",
+        )
+    if not json:
+        out.print("[bold green]passed[/]")
+
+
+def _accuracies(
+    spec: str, recipe: dict[str, Any], compact: Any, shape: tuple[int, ...], onnx: Path, provider: str
+) -> dict[str, float]:
+    """Top-1 on the test images, in PyTorch and in ONNX Runtime."""
+    from pdc_fx.data import open_data
+    from pdc_fx.distill import accuracy
+
+    images = open_data(spec, input_shape=fitted(spec, shape))
+    if recipe.get("mean"):
+        images = images.with_normalization(recipe["mean"], recipe["std"])
+    return {"compact": accuracy(compact, images.test, images), "onnx": onnx_accuracy(images, provider)(onnx)}
+
+
+def fitted(spec: str, shape: tuple[int, ...]) -> Any:
+    """The shape that images are brought to where a set may hold several."""
+    return shape if spec.startswith(("folder:", "parquet:")) else None
+
+
+def onnx_accuracy(images: Any, provider: str = "cpu") -> Callable[[Path], float]:
+    """A function that measures an ONNX file on the test images."""
+    from pdc_fx.data import evaluation_batches
+    from pdc_fx.export.verify import accuracy_onnx
+
+    return lambda path: accuracy_onnx(
+        path, ((x.numpy(), y.numpy()) for x, y in evaluation_batches(images.test, images, 500)), provider=provider
+    )
