@@ -1,0 +1,314 @@
+"""The tables of the documentation, as Markdown, from the files that the benchmarks and ``pdc-fx`` left.
+
+Each function takes what is in its file and returns Markdown. Where a file is not there, or holds nothing, the table says that it was
+not measured: a figure is never typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+ARTIFACT = ROOT / "benchmarks" / "artifacts" / "resnet20-cifar10"
+NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "resnet50": "ResNet-50", "mobilenet_v2": "MobileNet-v2"}
+ARMS = {
+    "calibrate": "`calibrate`",
+    "fold": "`fold`, no data at all",
+    "fold, batch norm re-estimated": "`fold`, batch norms estimated from the images",
+}
+PEER = "Torch-Pruning, its best arm"
+Data = dict[str, Any]
+
+
+def read(path: Path) -> Data | None:
+    """What a file of results holds, or None where it is not there."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def name_of(model: str) -> str:
+    """How a model is called in print."""
+    short = model.rpartition(":")[2]
+    return NAMES.get(short, f"`{short}`")
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """A share in percent."""
+    return f"{100 * share:.{digits}f}%"
+
+
+def quantity(number: float) -> str:
+    """Three significant digits: ``40.6 M``."""
+    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= factor:
+            return f"{number / factor:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
+    """A Markdown table; all but the first ``left`` columns are set to the right."""
+    lines = [head, ["---"] * left + ["---:"] * (len(head) - left), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def source(file: str, command: str) -> str:
+    """Where the figures come from."""
+    return f"Source: `{file}`, written by `{command}`."
+
+
+# -------------------------------------------------------------------------------------------------------------- accuracy
+def certificate(data: Data) -> str:
+    """Teacher, tied, compact and ONNX of the committed artifact."""
+    accuracy = data["accuracy"]
+    rows = [
+        ("ResNet-20, as downloaded (the teacher)", "macs_before", "teacher"),
+        ("tied at full width", "macs_before", "tied"),
+        ("compact network in PyTorch", "macs_after", "compact"),
+        ("compact network in ONNX Runtime", "macs_after", "onnx"),
+    ]
+    body = table(
+        ("CIFAR-10, all 10,000 test images", "MACs", "top-1"),
+        [(words, quantity(data[macs]), percent(accuracy[key])) for words, macs, key in rows],
+    )
+    lost = 100 * (accuracy["teacher"] - accuracy["tied"])
+    return (
+        f"{body}\n\nTied and compact network differ by {data['tied_vs_compact']['max_rel_error']:.1e} (relative, float64), compact "
+        f"network and ONNX Runtime by {data['compact_vs_onnx']['max_rel_error']:.1e} (float32): the merge costs nothing. What comes "
+        f"before it cost {lost:.2f} points. One run; the networks and the certificate lie in `benchmarks/artifacts/resnet20-cifar10`, and "
+        "`python benchmarks/evaluate.py benchmarks/artifacts/resnet20-cifar10 --data DIR` measures them again, without pdc-fx."
+    )
+
+
+def accuracy(data: Data) -> str:
+    """Trained networks at one budget: the mean over seeds, and the spread where there are several."""
+    runs: dict[tuple[str, str, int], list[Data]] = {}
+    for row in data["rows"]:
+        runs.setdefault((row["model"], row["arm"], row["epochs"]), []).append(row)
+
+    def scores(rows: list[Data]) -> str:
+        values = [100 * row["test"] for row in rows]
+        return f"{mean(values):.2f}%" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+    body = [
+        (
+            name_of(model),
+            f"`{arm}`",
+            epochs,
+            percent(rows[0]["teacher_test"]),
+            quantity(rows[0]["macs_after"]),
+            scores(rows),
+            len(rows),
+        )
+        for (model, arm, epochs), rows in runs.items()
+    ]
+    arms = (
+        "`tp-l1` prunes with Torch-Pruning by L1 norms and fine-tunes; `calibrate` is pdc-fx with its default start. Teacher, "
+        "distillation of the logits, images (with CutMix where the name says so) and schedule are the same; `match` also compares "
+        "maps with the teacher's."
+    )
+    head = ("model", "arm", "epochs", "teacher", "MACs", "test top-1", "seeds")
+    return f"{table(head, body, 2)}\n\n{arms} {source('benchmarks/results/accuracy.json', 'python benchmarks/accuracy.py')}"
+
+
+def one_shot_rows(data: Data) -> list[tuple[str, dict[tuple[str, float], float]]]:
+    """Accuracy by (model, share removed): our three arms, then the best of the peer's, with and without data."""
+    rows = [row for row in data["rows"] if row["arm"] != "dense"]
+    found = [
+        (words, {(row["model"], row["target"]): row["accuracy"] for row in rows if row["arm"] == arm})
+        for arm, words in ARMS.items()
+    ]
+    for words, estimated in ((PEER, True), (f"{PEER} without data", False)):
+        best: dict[tuple[str, float], float] = {}
+        for row in rows:
+            if row["arm"].startswith("Torch-Pruning") and (estimated or "re-estimated" not in row["arm"]):
+                key = row["model"], row["target"]
+                best[key] = max(best.get(key, 0.0), row["accuracy"])
+        found.append((words, best))
+    return found
+
+
+def one_shot(data: Data) -> str:
+    """Without training, one column for each network and share of the MACs removed."""
+    dense = {row["model"]: row["accuracy"] for row in data["rows"] if row["arm"] == "dense"}
+    keys = [(model, share) for model in data["options"]["models"] for share in data["options"]["reductions"]]
+    head = [f"{name_of(model)} ({percent(dense[model])}), {share:.0%}" for model, share in keys]
+    body = [(words, *(percent(cells[key]) for key in keys)) for words, cells in one_shot_rows(data)]
+    where = source("benchmarks/results/one-shot.json", "python benchmarks/one_shot.py --weights DIR --data DIR")
+    return f"{table(('MACs removed', *head), body)}\n\n{where}"
+
+
+# --------------------------------------------------------------------------------------------------------------- coverage
+def coverage(data: Data) -> str:
+    """How many models of a family passed, and the worst error."""
+    counts, models = data["counts"], data["models"]
+    certificates = [row["certificate"] for row in models if row.get("certificate")]
+    worst = {
+        kind: max((c["max_rel_error"] for c in certificates if c["dtype"] == kind), default=0.0)
+        for kind in ("float64", "float32")
+    }
+    whole = sum(c["result_type"] != "GraphModule" for c in certificates)
+    said = ", ".join(f"{count} {word}" for word, count in counts.items())
+    return (
+        f"{len(models)} models of {data['family']} {data['versions'][data['family']]}: {said}. The largest relative error is "
+        f"{worst['float64']:.1e} in float64 and {worst['float32']:.1e} for the models that ran in float32. {whole} keep their class; the "
+        "others become a `GraphModule`, since a size in their forward pass had to be edited."
+    )
+
+
+def export_coverage(data: Data) -> str:
+    """How many compact models went through ONNX."""
+    results = [row["result"] for row in data["models"]]
+    said = ", ".join(f"{results.count(word)} {word}" for word in dict.fromkeys(results))
+    errors = [row["max_rel_error"] for row in data["models"] if row["result"] == "passed"]
+    return (
+        f"{len(results)} compact forms exported and compared with ONNX Runtime at two batch sizes: {said}; largest relative error "
+        f"{max(errors):.1e}. {len(data.get('left_out', ()))} of the models that were meant to be tried were left out for their size. "
+        + source("benchmarks/results/export-coverage.json", "python benchmarks/export_coverage.py")
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------ speed
+def compile_time(data: Data) -> str:
+    """Seconds to trace, analyse and rewrite, beside the peer."""
+    models = data["models"]
+    rows = [
+        (f"`{row['model']}`", f"{row['ours']['total']:.2f}", f"{row['peer']['total']:.2f}", f"{row['ratio']:.2f}")
+        for row in models["rows"]
+        if row.get("ratio") is not None
+    ]
+    versions = data["machine"]["versions"]
+    peer = f"Torch-Pruning {versions['torch-pruning']}"
+    return (
+        f"{table(('model', 'pdc-fx, s', f'{peer}, s', 'ratio'), rows)}\n\n"
+        f"Geometric mean of the ratios over {models['compared']} models: {models['geometric_mean_ratio']:.2f}. pdc-fx traces, analyses and "
+        f"rewrites, its verification switched off; the peer builds its graph and prunes. {data['machine']['threads']} thread, "
+        f"{data['machine']['cpu']}. "
+        + source("benchmarks/results/compile-time.json", "python benchmarks/compile_time.py")
+    )
+
+
+def tying(data: Data) -> str:
+    """What tying adds to a step of training."""
+    rows = []
+    for row in data["rows"]:
+        for threads, time in row["time"].items():
+            low, high = (f"{100 * (q - 1):+.1f}" for q in time["quartiles"])
+            rows.append(
+                (
+                    name_of(row["model"]),
+                    row["batch"],
+                    threads,
+                    f"{time['tied']:.3f}",
+                    f"{100 * (time['ratio'] - 1):+.1f}%",
+                    f"{low} to {high}",
+                )
+            )
+    head = ("model", "batch", "threads", "s per step", "added, median", "quartiles, %")
+    return f"{table(head, rows)}\n\n" + source(
+        "benchmarks/results/tying-overhead.json", "python benchmarks/tying_overhead.py"
+    )
+
+
+def latency(data: Data) -> str:
+    """Times in ONNX Runtime by rounding, and plans by a budget of time."""
+    parts = [f"{data['device']}, {data['threads']} threads, {data['runtime']}; random weights."]
+    if data["rounding"]:
+        rows = [
+            (
+                name_of(row["model"]),
+                row["round_to"],
+                row["batch"],
+                f"{row['dense_ms']:.1f}",
+                f"{row['compact_ms']:.1f}",
+                f"{row['speedup']:.2f}",
+                f"{row['efficiency']:.2f}",
+            )
+            for row in data["rounding"]
+        ]
+        head = (
+            "half of the MACs removed",
+            "widths rounded to",
+            "batch",
+            "dense, ms",
+            "compact, ms",
+            "speed-up",
+            "efficiency",
+        )
+        parts += [table(head, rows, 2), *(f"- {note}" for note in data.get("notes", ()))]
+    if data["latency"]:
+        rows = [
+            (
+                name_of(row["model"]),
+                row["batch"],
+                percent(row["latency_reduction"], 0) if "error" not in row else "",
+                percent(row["foretold"], 1) if "error" not in row else "refused",
+                percent(row["measured"], 1) if "error" not in row else row["error"],
+            )
+            for row in data["latency"]
+        ]
+        parts.append(table(("model", "batch", "time to remove", "foretold", "measured"), rows))
+    if not data.get("complete", True):
+        parts.append("The run was not finished.")
+    parts.append(source("benchmarks/results/latency.json", "python benchmarks/latency.py"))
+    return "\n\n".join(parts)
+
+
+def gpu(data: Data) -> str:
+    """Times on a GPU, one row for each engine and batch."""
+    rows = [
+        (
+            name_of(row["model"]),
+            row["engine"],
+            t["batch"],
+            f"{t['dense']['median_ms']:.2f}",
+            f"{t['compact']['median_ms']:.2f}",
+            f"{t['speedup']:.2f}",
+        )
+        for row in data["rows"]
+        for t in row["timings"]
+    ]
+    if not rows:
+        reasons = "; ".join(dict.fromkeys(row["problem"] for row in data["rows"] if row.get("problem")))
+        return f"Not measured: {reasons}. `python benchmarks/gpu.py` measures it where there is one."
+    head = ("model", "engine", "batch", "dense, ms", "compact, ms", "speed-up")
+    return f"{data['gpu']}.\n\n{table(head, rows, 2)}\n\n" + source(
+        "benchmarks/results/gpu.json", "python benchmarks/gpu.py"
+    )
+
+
+def report_page(data: Data) -> str:
+    """Size and time of the report's pages."""
+    rows = [
+        (f"`{row['model']}`", row["operators"], row["groups"], f"{row['bytes'] / 1e6:.1f}", f"{row['open_s']:.1f}")
+        for row in data["pages"]
+    ]
+    head = ("model", "operators", "groups", "MB", "s to open in Chromium")
+    return f"{table(head, rows)}\n\n" + source(
+        "benchmarks/results/report-page.json", "python benchmarks/report_page.py"
+    )
+
+
+BLOCKS: dict[str, tuple[Path, Callable[[Data], str]]] = {
+    "certificate": (ARTIFACT / "certificate.json", certificate),
+    "accuracy": (RESULTS / "accuracy.json", accuracy),
+    "one-shot": (RESULTS / "one-shot.json", one_shot),
+    "coverage": (ROOT / "docs" / "coverage.json", coverage),
+    "export-coverage": (RESULTS / "export-coverage.json", export_coverage),
+    "compile-time": (RESULTS / "compile-time.json", compile_time),
+    "tying-overhead": (RESULTS / "tying-overhead.json", tying),
+    "latency": (RESULTS / "latency.json", latency),
+    "gpu": (RESULTS / "gpu.json", gpu),
+    "report-page": (RESULTS / "report-page.json", report_page),
+}
+"""Name of a generated block -> its file, and what makes Markdown of it."""
+
+
+def block(name: str) -> str:
+    """The Markdown of one block."""
+    path, render = BLOCKS[name]
+    data = read(path)
+    return render(data) if data else f"Not measured yet: `{path.relative_to(ROOT).as_posix()}` is not there."
