@@ -234,12 +234,12 @@ class TrainingProgress:
             BarColumn(bar_width=32),
             TextColumn("{task.fields[count]}"),
             TimeRemainingColumn(),
-            TextColumn("left"),
+            TextColumn("{task.fields[left]}"),
             console=err,
         )
-        self._run = self._progress.add_task("epoch", total=None, count=f"1/{epochs}")
-        self._epoch = self._progress.add_task("step", total=None, count="")
-        self._status = Text("starting", style="dim")
+        self._run = self._progress.add_task("epoch", total=None, count=f"0/{epochs}", left="")
+        self._epoch = self._progress.add_task("step", total=None, count="", left="")
+        self._status = Text("preparing", style="dim")
         self._residual: float | None = None
         self._display = Live(Group(self._progress, self._status), console=err, transient=True)
 
@@ -267,9 +267,10 @@ class TrainingProgress:
             total=self.epochs * report.steps,
             completed=report.epoch * report.steps + report.step,
             count=f"{report.epoch + 1}/{self.epochs}",
+            left="left",
         )
         self._progress.update(
-            self._epoch, total=report.steps, completed=report.step, count=f"{report.step}/{report.steps}"
+            self._epoch, total=report.steps, completed=report.step, count=f"{report.step}/{report.steps}", left="left"
         )
 
     def on_epoch(self, record: dict[str, Any]) -> None:
