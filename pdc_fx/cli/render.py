@@ -223,12 +223,11 @@ def print_comparisons(certificate: Mapping[str, Any]) -> None:
 class TrainingProgress:
     """Bars of epochs and steps on a terminal, one plain line per epoch elsewhere; always on standard error.
 
-    Rich leaves colours out where ``NO_COLOR`` is set.
+    Rich shows no bars where they cannot move, and leaves colours out where ``NO_COLOR`` is set.
     """
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
-        self._live = err.is_terminal and not err.is_dumb_terminal
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=32),
@@ -244,13 +243,11 @@ class TrainingProgress:
         self._display = Live(Group(self._progress, self._status), console=err, transient=True)
 
     def __enter__(self) -> TrainingProgress:
-        if self._live:
-            self._display.start()
+        self._display.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._display.stop()
+        self._display.stop()
 
     def on_step(self, report: StepReport) -> None:
         if report.residual is not None:  # measured at the end of an epoch
