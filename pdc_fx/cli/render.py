@@ -230,34 +230,31 @@ def print_comparisons(certificate: Mapping[str, Any]) -> None:
 class TrainingProgress:
     """Bars of epochs and steps on a terminal, one plain line per epoch elsewhere; always on standard error.
 
-    Rich leaves colours out where ``NO_COLOR`` is set.
+    Rich shows no bars where they cannot move, and leaves colours out where ``NO_COLOR`` is set.
     """
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
-        self._live = err.is_terminal and not err.is_dumb_terminal
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=32),
             TextColumn("{task.fields[count]}"),
             TimeRemainingColumn(),
-            TextColumn("left"),
+            TextColumn("{task.fields[left]}"),
             console=err,
         )
-        self._run = self._progress.add_task("epoch", total=None, count=f"1/{epochs}")
-        self._epoch = self._progress.add_task("step", total=None, count="")
-        self._status = Text("starting", style="dim")
+        self._run = self._progress.add_task("epoch", total=None, count=f"0/{epochs}", left="")
+        self._epoch = self._progress.add_task("step", total=None, count="", left="")
+        self._status = Text("preparing", style="dim")
         self._residual: float | None = None
         self._display = Live(Group(self._progress, self._status), console=err, transient=True)
 
     def __enter__(self) -> TrainingProgress:
-        if self._live:
-            self._display.start()
+        self._display.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._display.stop()
+        self._display.stop()
 
     def on_step(self, report: StepReport) -> None:
         if report.residual is not None:  # measured at the end of an epoch
@@ -274,9 +271,10 @@ class TrainingProgress:
             total=self.epochs * report.steps,
             completed=report.epoch * report.steps + report.step,
             count=f"{report.epoch + 1}/{self.epochs}",
+            left="left",
         )
         self._progress.update(
-            self._epoch, total=report.steps, completed=report.step, count=f"{report.step}/{report.steps}"
+            self._epoch, total=report.steps, completed=report.step, count=f"{report.step}/{report.steps}", left="left"
         )
 
     def on_epoch(self, record: dict[str, Any]) -> None:
