@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pdc_fx.export.layout import NODE_WIDTH, Layout
@@ -12,6 +12,9 @@ from pdc_fx.ir import ChannelGroups
 
 _STRIPES = 12
 """A value of many groups shows the largest ones as stripes."""
+
+_LETTERS = 16
+"""So many letters and digits fit into a node."""
 
 _SPOKEN = 3
 """A screen reader names so many groups of a value and counts the others."""
@@ -32,7 +35,7 @@ class Box:
 
     Attributes:
         label: its function, with the size of its kernel.
-        channels: how many channels its value holds, as a text.
+        channels: how many channels its value holds, as a text; ``64→36`` where they become fewer.
         classes: ``call``, ``input`` or ``output``; ``stream``, ``frozen``, ``plain`` for what it carries.
         spoken: what a screen reader says.
     """
@@ -71,40 +74,51 @@ def hues(graph: ModelGraph) -> tuple[int, ...]:
     return tuple(round(250 + 137.508 * turn) % 360 for turn in turns)
 
 
-def boxes(graph: ModelGraph, placed: Layout) -> list[Box]:
-    """Every node with its place and looks."""
+def boxes(graph: ModelGraph, placed: Layout, widths: Mapping[int, int] | None = None) -> list[Box]:
+    """Every node with its place and looks; ``widths`` are the channels that each group keeps, where some were merged."""
     streams, hue = set(graph.streams), hues(graph)
     found = []
     for index, node in enumerate(graph.nodes):
-        main, held = node.main_group, sum(node.groups.values()) + sum(node.frozen.values())
+        main, held = node.main_group, channels_of(graph, node, widths)
         kind = "plain" if not held else "frozen" if main is None else "stream" if main in streams else "inner"
         found.append(
             Box(
                 placed.x[index],
                 placed.y[index],
-                label_of(node, graph.groups),
-                str(held or ""),
+                label_of(node, graph.groups, held),
+                held,
                 f"{node.kind} {kind}",
                 None if main is None else hue[main],
-                stripes(node, hue),
-                spoken(node),
+                stripes(graph, node, hue, widths),
+                spoken(node, widths),
             )
         )
     return found
 
 
-def label_of(node: Operator, groups: ChannelGroups) -> str:
-    """The function, and the size of its kernel where it has one."""
+def channels_of(graph: ModelGraph, node: Operator, widths: Mapping[int, int] | None) -> str:
+    """The number in a node: its channels, before and after where that differs and is known; nothing where it has none."""
+    held = sum(node.groups.values()) + sum(node.frozen.values())
+    kept = held if widths is None else graph.kept(node, widths)
+    return f"{held}→{kept}" if kept not in (held, None) else str(held or "")
+
+
+def label_of(node: Operator, groups: ChannelGroups, channels: str) -> str:
+    """The function, and the size of its kernel where it has one and there is room beside the channels."""
     kernels = [groups.shapes[t][2:] for t in node.tensors if len(groups.shapes[t]) > 2 and "conv" in node.name]
-    label = (node.name.strip("_") or node.name) + (" " + "×".join(map(str, kernels[0])) if kernels else "")
-    longest = 15 - len(str(sum(node.groups.values()) + sum(node.frozen.values()) or ""))
+    name = node.name.strip("_") or node.name
+    label = name + (" " + "×".join(map(str, kernels[0])) if kernels else "")
+    longest = _LETTERS - len(channels) + ("→" in channels)  # the text of two numbers is smaller
+    label = name if "→" in channels and len(label) > longest else label
     return label if len(label) <= longest else label[: longest - 1] + "…"
 
 
-def spoken(node: Operator) -> str:
+def spoken(node: Operator, widths: Mapping[int, int] | None = None) -> str:
     """A node in words."""
     parts = [f"{node.name} {node.module}".strip()]
-    parts += [f"{number(n, 'channel')} of group {g}" for g, n in list(node.groups.items())[:_SPOKEN]]
+    for group, count in list(node.groups.items())[:_SPOKEN]:
+        kept = "" if widths is None else f" that keeps {widths[group]}"
+        parts.append(f"{number(count, 'channel')} of group {group}{kept}")
     if len(node.groups) > _SPOKEN:
         parts.append(f"{len(node.groups) - _SPOKEN} more groups")
     if node.frozen:
@@ -112,19 +126,25 @@ def spoken(node: Operator) -> str:
     return ", ".join(parts)
 
 
-def stripes(node: Operator, hue: Sequence[int]) -> tuple[Stripe, ...]:
-    """The parts of a value of several groups, in proportion; nothing where it is all of one kind."""
+def stripes(
+    graph: ModelGraph, node: Operator, hue: Sequence[int], widths: Mapping[int, int] | None = None
+) -> tuple[Stripe, ...]:
+    """The parts of a value of several groups, in proportion; nothing where it is all of one kind.
+
+    With ``widths`` a stripe is as long as the part of the channels that is kept, and a value of one group has one, too.
+    """
     parts: list[tuple[int | None, int]] = list(node.groups.items())
     if node.frozen:
         parts.append((None, sum(node.frozen.values())))
-    if len(parts) < 2:
+    if len(parts) < (2 if widths is None or not node.groups else 1):
         return ()
     if len(parts) > _STRIPES:
         parts = sorted(parts, key=lambda part: -part[1])[:_STRIPES]
     total, x, found = sum(count for _, count in parts), 0.0, []
     for group, count in parts:
         width = NODE_WIDTH * count / total
-        found.append(Stripe(round(x, 1), round(width, 1), None if group is None else hue[group]))
+        kept = 1.0 if widths is None or group is None else widths[group] / graph.groups.groups[group].channels
+        found.append(Stripe(round(x, 1), round(kept * width, 1), None if group is None else hue[group]))
         x += width
     return tuple(found)
 

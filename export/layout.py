@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-NODE_WIDTH, NODE_HEIGHT = 126.0, 21.0
+NODE_WIDTH, NODE_HEIGHT = 138.0, 21.0
 ROW = 25.0
 LANE = NODE_WIDTH + 12.0
 TITLE = 21.0

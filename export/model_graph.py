@@ -158,22 +158,34 @@ class ModelGraph:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """The modules that hold parameters, in the order in which they run; those that never do come last."""
-        macs: Counter[str] = Counter()
-        for site in self.groups.sites:
-            macs[_owner(site.tensor)] += site.uses * prod(self.groups.shapes[site.tensor])
+        costs = self.costs()
         members: dict[str, set[int]] = defaultdict(set)
         for index, group in enumerate(self.groups.groups):
             for member in group.members:
                 members[_owner(member.tensor)].add(index)
-        params: Counter[str] = Counter()
         first: dict[str, int] = {}
         for tensor in self.groups.parameters:
             module = _owner(tensor)
-            params[module] += prod(self.groups.shapes[tensor])
             for at in self.readers.get(tensor, ()):
                 first[module] = min(at, first.get(module, at))
-        found = [Layer(m, macs[m], params[m], tuple(sorted(members[m])), first.get(m)) for m in params]
+        found = [Layer(m, *costs[m], tuple(sorted(members[m])), first.get(m)) for m in costs]
         return tuple(sorted(found, key=lambda layer: len(self.nodes) if layer.at is None else layer.at))
+
+    def costs(self, widths: Mapping[int, int] | None = None) -> dict[str, tuple[int, int]]:
+        """Module -> its multiply-accumulates and parameters, where group ``g`` keeps ``widths[g]`` channels (all if not named)."""
+        macs: Counter[str] = Counter()
+        for site in self.groups.sites:
+            macs[_owner(site.tensor)] += site.uses * prod(self.groups.compact_shape(site.tensor, widths))
+        params: Counter[str] = Counter()
+        for tensor in self.groups.parameters:
+            params[_owner(tensor)] += prod(self.groups.compact_shape(tensor, widths))
+        return {module: (macs[module], count) for module, count in params.items()}
+
+    def kept(self, node: Operator, widths: Mapping[int, int]) -> int | None:
+        """How many channels a value holds once group ``g`` has ``widths[g]``; None where it holds a part of a group (after a split)."""
+        if any(count != self.groups.groups[group].channels for group, count in node.groups.items()):
+            return None
+        return sum(widths.get(group, count) for group, count in node.groups.items()) + sum(node.frozen.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Nodes, edges and reasons as JSON takes them; :meth:`ChannelGroups.to_dict` gives the groups."""

@@ -1,34 +1,46 @@
-"""``report.html``: what was merged and what was measured, on one self-contained page.
+"""``report.html`` of an output directory: what was merged, what it did to each layer, and what was measured.
 
-The page holds no script. What was not measured is said to be so: it is never shown as passed, or as zero.
+The network and the tables are those of the dependency report (:mod:`pdc_fx.export.inspection`), with widths before and after. Curves
+are inline SVG (:mod:`pdc_fx.export.charts` says why), heat maps are drawn by the page's own script from :mod:`pdc_fx.export.similarity`.
+What was not measured is said to be so: it is never shown as passed, or as zero.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
 
 from pdc_fx.errors import InputError
-from pdc_fx.export.page import render
-from pdc_fx.ir import ChannelGroup, ClusterPlan
+from pdc_fx.export.charts import BOX, charts, table
+from pdc_fx.export.drawing import boxes, curves
+from pdc_fx.export.inspection import GroupRow, frozen_rows, group_rows, page_data
+from pdc_fx.export.layout import NODE_HEIGHT, NODE_WIDTH, layout
+from pdc_fx.export.model_graph import ModelGraph
+from pdc_fx.export.page import number, percent, quantity, render
+from pdc_fx.export.similarity import LARGEST, similarities
+from pdc_fx.ir import ClusterPlan, Integers
+
+if TYPE_CHECKING:
+    from pdc_fx.export.benchmark import BenchmarkReport
+
+SCRIPTS = ("page.js", "tables.js", "graph.js", "similarity.js")
 
 STAGES = ("teacher", "tied", "compact", "onnx")
 """The accuracies that every report speaks of, whether they were measured or not."""
 
+COMPARISONS = {
+    "tied_vs_compact": ("Tied and compact network", "float64"),
+    "compact_vs_onnx": ("Compact network and ONNX file", "float32"),
+}
+"""The parts of a certificate that compare two forms of the model: what they are, and the precision where it is not given."""
+
 NOT_MEASURED = "not measured"
-
-# The charts are drawn in a box of WIDTH x HEIGHT units, the curves in what these margins leave of it.
-WIDTH, HEIGHT = 380.0, 224.0
-LEFT, RIGHT, TOP, BOTTOM = 58.0, 14.0, 12.0, 40.0
-
-_LOG_SPAN = 100.0
-"""A residual that spans at least this factor is drawn on a logarithmic axis."""
-
-_FLAT = 1e-4
-"""A curve that varies by less than this part of its size is drawn flat: six digits could not label its axis."""
 
 
 @dataclass(frozen=True)
@@ -41,120 +53,264 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class GroupRow:
-    """One channel group with the channels that remain; ``kept`` is their share in percent."""
+class MergedRow:
+    """A group in the table.
 
-    group: ChannelGroup
+    Attributes:
+        width: channels that remain; ``kept`` is their share in percent.
+        clusters: how many clusters of which size there are.
+    """
+
+    row: GroupRow
     width: int
-    roles: str
-
-    @property
-    def kept(self) -> float:
-        return 100.0 * self.width / self.group.channels
+    kept: float
+    clusters: str
 
 
 @dataclass(frozen=True)
-class Tick:
-    """A labelled place on an axis."""
+class Cost:
+    """A count before and after, and the lengths of its bars in percent of the largest layer's."""
 
-    at: float
-    label: str
-
-
-@dataclass(frozen=True)
-class Point:
-    """One measured value; ``label`` is what a pointer resting on it shows."""
-
-    x: float
-    y: float
-    label: str
+    before: int
+    after: int
+    before_bar: float
+    after_bar: float
 
 
 @dataclass(frozen=True)
-class Chart:
-    """One line chart; ``note`` says what is not drawn."""
+class LayerRow:
+    """A layer in the chart; ``shapes`` are those of its largest weight, ``at`` is the first node that reads one of its tensors."""
 
-    title: str
-    unit: str
-    points: tuple[Point, ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-    last: str
-    note: str
-
-    @property
-    def line(self) -> str:
-        """The ``points`` attribute of an SVG polyline."""
-        return " ".join(f"{p.x:.1f},{p.y:.1f}" for p in self.points)
+    module: str
+    at: int | None
+    shapes: tuple[str, str]
+    macs: Cost
+    params: Cost
 
 
 @dataclass(frozen=True)
-class Quantity:
-    """A curve of the training: its key in the records, its title, the name of its axis, and how a value is written."""
+class Verdict:
+    """One comparison of the certificate; ``passed`` is None where there is no verdict."""
 
-    key: str
-    title: str
-    unit: str
-    write: Callable[[float], str]
-    factor: float = 1.0
-    may_be_logarithmic: bool = False
+    name: str
+    passed: bool | None
+    error: str
+    allowed: str
+    precision: str
+    where: str
 
 
 def render_report(
     plan: ClusterPlan,
+    graph: ModelGraph,
     *,
     title: str,
     accuracy: Mapping[str, float],
     metrics: Sequence[Mapping[str, Any]],
     certificate: Mapping[str, Any],
     command: str,
+    original: Mapping[str, Tensor] | None = None,
+    timing: BenchmarkReport | None = None,
 ) -> str:
     """The page as text; every name in it is escaped.
 
     Args:
         plan: what was merged.
+        graph: the network at full width, analysed: its groups are those of the plan.
         title: name of the model.
         accuracy: top-1, 0 to 1, of ``teacher``, ``tied``, ``compact`` and ``onnx``, as far as they were measured; others
             are shown after these.
         metrics: records as ``metrics.jsonl`` holds them; only those of kind ``epoch`` are drawn.
         certificate: nested mapping of plain values; its ``passed`` is the verdict, and no verdict where it is missing.
         command: how to repeat it; may be empty.
+        original: state dict of the network before compression, to compare its filters.
+        timing: what a benchmark has measured, if one ran.
 
     Raises:
         InputError: an accuracy outside 0 to 1, or an epoch record without its number.
     """
+    placed = layout([node.module for node in graph.nodes], graph.edges)
+    rows = merged_rows(plan, graph)
+    stages, parts = measured(accuracy), verdicts(certificate)
+    drawn, steady = charts(metrics)
+    shown, left_out = ([], 0) if original is None else similarities(plan, original, graph.stakes)
+    data = page_data(graph, placed, [row.row for row in rows])
+    kept = [{**group, "kept": plan.widths[i]} for i, group in enumerate(data["groups"])]
     return render(
         "report.html.j2",
+        scripts=SCRIPTS,
+        data={**data, "groups": kept, "similarity": [one.to_dict() for one in shown]},
         title=title,
-        plan=plan,
-        params_reduction=1.0 - plan.params_after / max(plan.params_before, 1),
-        rows=group_rows(plan),
-        inputs=" and ".join("×".join(map(str, shape)) or "a number" for shape, _ in plan.groups.inputs),
-        measured=measured(accuracy),
-        verdict=verdict(certificate),
-        disagreements=disagreements(plan, certificate),
-        charts=charts(metrics),
-        box={
-            "width": WIDTH,
-            "height": HEIGHT,
-            "left": LEFT,
-            "right": WIDTH - RIGHT,
-            "top": TOP,
-            "bottom": HEIGHT - BOTTOM,
-        },
-        certificate=list(flattened(certificate)),
         command=command,
+        passed=verdict(certificate),
+        sentences=summary(plan, stages, parts),
+        figures=figures(plan, stages, parts),
+        measured=stages,
+        verdicts=parts,
+        disagreements=disagreements(plan, certificate),
+        certificate=list(flattened(certificate)),
+        inputs=" and ".join("×".join(map(str, shape)) or "a number" for shape, _ in plan.groups.inputs),
+        boxes=boxes(graph, placed, plan.widths),
+        curves=curves(graph, placed),
+        placed=placed,
+        size={"width": NODE_WIDTH, "height": NODE_HEIGHT},
+        widths=plan.widths,
+        rows=rows,
+        layers=layer_rows(plan, graph),
+        charts=drawn,
+        steady=steady,
+        values=table(metrics),
+        box=BOX,
+        similar=[(one.group, plan.groups.groups[one.group].name) for one in shown],
+        left_out=number(left_out, "other group") if left_out else "",
+        largest=LARGEST,
+        timing=timing,
+        frozen=frozen_rows(graph),
+        unreached=plan.groups.unreached,
     )
 
 
-def group_rows(plan: ClusterPlan) -> list[GroupRow]:
-    """The groups of a plan with the width each keeps, and how many tensors play which role."""
-    rows = []
-    for index, group in enumerate(plan.groups.groups):
-        count = Counter(member.role for member in group.members)
-        roles = ", ".join(f"{n} {role}{'s' * (n > 1 and role != 'channelwise')}" for role, n in count.items())
-        rows.append(GroupRow(group, plan.widths[index], roles))
-    return rows
+def share_gone(before: int, after: int) -> float:
+    """What was removed, 0 to 1."""
+    return 1.0 - after / before if before else 0.0
+
+
+def summary(plan: ClusterPlan, stages: Sequence[Measured], parts: Sequence[Verdict]) -> list[str]:
+    """What a person should know first, one sentence each."""
+    macs, params = (
+        percent(share_gone(*counts))
+        for counts in ((plan.macs_before, plan.macs_after), (plan.params_before, plan.params_after))
+    )
+    found = [
+        f"{macs} of the multiply-accumulates (MACs) and {params} of the parameters are gone."
+        if plan.macs_after < plan.macs_before
+        else "Nothing was removed from this network: the plan keeps every multiply-accumulate (MAC)."
+    ]
+    teacher, compact = stages[STAGES.index("teacher")], stages[STAGES.index("compact")]
+    if compact.change:
+        found.append(
+            f"The teacher classifies {teacher.value} of the test images correctly, the compact network "
+            f"{compact.value} ({compact.change})."
+        )
+    for part in parts:
+        if part.passed:
+            to = {NOT_MEASURED: "", "0": " bit for bit"}.get(part.error, f" to {part.error}")
+            found.append(f"{part.name} agree{to} in {part.precision}.")
+        elif part.passed is False:
+            found.append(f"{part.name} do not agree: relative error {part.error}, allowed {part.allowed}.")
+    return found
+
+
+def figures(plan: ClusterPlan, stages: Sequence[Measured], parts: Sequence[Verdict]) -> list[tuple[str, str, str]]:
+    """The figures at the top: a value, what it is, and what it was."""
+    compact = stages[STAGES.index("compact")]
+    channels, kept = plan.groups.mergeable_channels, sum(plan.widths.values())
+    found = [
+        (percent(share_gone(before, after)), f"of the {what} removed", f"{quantity(before)} → {quantity(after)}")
+        for what, before, after in (
+            ("MACs", plan.macs_before, plan.macs_after),
+            ("parameters", plan.params_before, plan.params_after),
+        )
+    ]
+    found.append((f"{channels - kept:,}", "channels merged away", f"{channels:,} → {kept:,}"))
+    found.append(
+        ("–" if compact.value == NOT_MEASURED else compact.value, "test accuracy", compact.change or NOT_MEASURED)
+    )
+    first = parts[0]
+    found.append(
+        ("–", "tied against compact", NOT_MEASURED)
+        if first.passed is None
+        else (first.error, "tied against compact", f"relative error, {first.precision}")
+    )
+    return found
+
+
+def scientific(value: float | None) -> str:
+    """An error as a person writes it, with two digits; None is what is not finite.
+
+    >>> scientific(2.34e-16), scientific(0.0), scientific(0.25), scientific(None)
+    ('2.3×10⁻¹⁶', '0', '0.25', 'not finite')
+    """
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    if value == 0 or -3 < int(exponent) < 3:
+        return f"{value:.2g}"
+    digits = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    mantissa = mantissa.removesuffix(".0")
+    return f"10{digits}" if mantissa == "1" else f"{mantissa}×10{digits}"
+
+
+def verdicts(certificate: Mapping[str, Any]) -> list[Verdict]:
+    """The comparisons, those that were not made included.
+
+    >>> [(part.passed, part.error) for part in verdicts({"tied_vs_compact": {"passed": True, "max_rel_error": 2e-16}})]
+    [(True, '2×10⁻¹⁶'), (None, 'not measured')]
+    """
+    found = []
+    for key, (name, precision) in COMPARISONS.items():
+        part = certificate.get(key)
+        if not isinstance(part, Mapping) or not isinstance(part.get("passed"), bool):
+            found.append(Verdict(name, None, NOT_MEASURED, "", precision, ""))
+            continue
+        error = scientific(part["max_rel_error"]) if "max_rel_error" in part else NOT_MEASURED
+        allowed = scientific(part["tolerance"]) if "tolerance" in part else ""
+        where = str(part.get("first_difference") or "")
+        found.append(Verdict(name, part["passed"], error, allowed, str(part.get("dtype", precision)), where))
+    return found
+
+
+def merged_rows(plan: ClusterPlan, graph: ModelGraph) -> list[MergedRow]:
+    """The groups in the order in which they are made."""
+    return [
+        MergedRow(row, plan.widths[i], round(100 * plan.widths[i] / row.group.channels, 2), clusters(plan.clusters[i]))
+        for i, row in enumerate(group_rows(graph))
+    ]
+
+
+def clusters(labels: Integers) -> str:
+    """How large the clusters of a group are, in words.
+
+    >>> clusters(np.array([0, 1, 0, 2, 0, 1])), clusters(np.array([0, 1])), clusters(np.array([0, 0]))
+    ('2 of 2 to 3 channels, 1 alone', 'all alone', '1 of 2 channels')
+    """
+    sizes = np.bincount(labels)
+    merged, alone = sizes[sizes > 1], int((sizes == 1).sum())
+    if not len(merged):
+        return "all alone"
+    low, high = int(merged.min()), int(merged.max())
+    several = f"{len(merged)} of {low} channels" if low == high else f"{len(merged)} of {low} to {high} channels"
+    return f"{several}, {alone} alone" if alone else several
+
+
+def layer_rows(plan: ClusterPlan, graph: ModelGraph) -> list[LayerRow]:
+    """The layers that multiply, as they run."""
+    groups, after = plan.groups, graph.costs(plan.widths)
+    shown = [layer for layer in graph.layers if layer.macs]
+    most = max((layer.macs for layer in shown), default=1)
+    largest = max((layer.params for layer in shown), default=1) or 1
+    weights: dict[str, str] = {}
+    for site in groups.sites:
+        module = site.tensor.rpartition(".")[0]
+        if prod(groups.shapes[site.tensor]) > prod(groups.shapes.get(weights.get(module, ""), (0,))):
+            weights[module] = site.tensor
+
+    def cost(before: int, now: int, of: int) -> Cost:
+        return Cost(before, now, round(100 * before / of, 2), round(100 * now / of, 2))
+
+    return [
+        LayerRow(
+            layer.module,
+            layer.at,
+            (
+                "×".join(map(str, groups.shapes[weights[layer.module]])),
+                "×".join(map(str, groups.compact_shape(weights[layer.module], plan.widths))),
+            ),
+            cost(layer.macs, after[layer.module][0], most),
+            cost(layer.params, after[layer.module][1], largest),
+        )
+        for layer in shown
+    ]
 
 
 def measured(accuracy: Mapping[str, float]) -> list[Measured]:
@@ -240,100 +396,3 @@ def plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return ", ".join(map(plain, value)) if isinstance(value, list | tuple) else str(value)
-
-
-QUANTITIES = (
-    Quantity("loss", "Training loss", "loss", lambda v: f"{v:.4g}"),
-    Quantity("accuracy", "Held-out accuracy", "accuracy, %", lambda v: f"{v:.2f}%", factor=100.0),
-    Quantity("residual", "Tie residual", "residual", lambda v: f"{v:.2g}", may_be_logarithmic=True),
-)
-
-
-def charts(metrics: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """One chart for each quantity that was measured at least once; an epoch that was run again counts as run last.
-
-    Raises:
-        InputError: a record of kind ``epoch`` without its number.
-    """
-    epochs: dict[int, Mapping[str, Any]] = {}
-    for index, record in enumerate(metrics):
-        if record.get("kind") == "epoch":
-            if not isinstance(record.get("epoch"), int):
-                raise InputError("an epoch record does not say which epoch it is", where=f"metrics, record {index}")
-            epochs[record["epoch"]] = record
-    found = []
-    for wanted in QUANTITIES:
-        values = [(e, float(epochs[e][wanted.key])) for e in sorted(epochs) if epochs[e].get(wanted.key) is not None]
-        if any(math.isfinite(value) for _, value in values):
-            found.append(chart(wanted, values))
-    return found
-
-
-def chart(wanted: Quantity, values: Sequence[tuple[int, float]]) -> Chart:
-    """Place the finite ones of ``values``, pairs of epoch and value, in the box; there must be one at least."""
-    finite = [(epoch, value * wanted.factor) for epoch, value in values if math.isfinite(value)]
-    low, high = min(v for _, v in finite), max(v for _, v in finite)
-    logarithmic = wanted.may_be_logarithmic and low > 0 and high >= _LOG_SPAN * low
-    ticks = decades(low, high) if logarithmic else round_steps(low, high)
-    scale = math.log10 if logarithmic else float
-    bottom, top = scale(min(low, ticks[0])), scale(max(high, ticks[-1]))
-    first, last = finite[0][0], finite[-1][0]
-
-    def x(epoch: float) -> float:
-        share = (epoch - first) / (last - first) if last > first else 0.5
-        return LEFT + (WIDTH - LEFT - RIGHT) * share
-
-    def y(value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (scale(value) - bottom) / (top - bottom)
-
-    lost = len(values) - len(finite)
-    return Chart(
-        title=wanted.title,
-        unit=f"{wanted.unit} (log scale)" if logarithmic else wanted.unit,
-        points=tuple(Point(x(e), y(v), f"epoch {e}: {wanted.write(v)}") for e, v in finite),
-        x_ticks=tuple(Tick(x(e), f"{e:g}") for e in round_steps(first, last, whole=True) if first <= e <= last),
-        y_ticks=tuple(Tick(y(v), power_of_ten(v) if logarithmic else f"{v:.6g}") for v in ticks),
-        last=wanted.write(values[-1][1] * wanted.factor),
-        note=f"{lost} value{'s' * (lost > 1)} not drawn: not finite" if lost else "",
-    )
-
-
-def round_steps(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """About five round numbers that enclose ``low`` to ``high``; never fewer than two.
-
-    >>> round_steps(0.31, 1.9), round_steps(0.0, 0.0), round_steps(1, 30, whole=True)
-    ([0.0, 0.5, 1.0, 1.5, 2.0], [0.0, 0.25, 0.5, 0.75, 1.0], [0.0, 10.0, 20.0, 30.0])
-    """
-    size = max(abs(low), abs(high))
-    if not whole and high - low <= _FLAT * size + 1e-280:  # on the lowest line if it is zero, else in the middle
-        low, high = (0.0, 1.0) if size <= 1e-280 else (low - size / 2, high + size / 2)
-    rough = max((high - low) / 4, 1e-300)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
-    if whole:
-        step = float(max(1, round(step)))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [float(f"{index * step:.12g}") for index in range(first, max(last, first) + 1)]
-
-
-def decades(low: float, high: float) -> list[float]:
-    """Powers of ten that enclose ``low`` to ``high``, at most six of them.
-
-    >>> decades(3e-7, 0.4)
-    [1e-07, 1e-05, 0.001, 0.1, 10.0]
-    """
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    step = max(1, math.ceil((last - first) / 5))
-    return [10.0**exponent for exponent in range(first, last + step, step)]
-
-
-def power_of_ten(value: float) -> str:
-    """How an axis names a decade.
-
-    >>> power_of_ten(1e-07), power_of_ten(1.0), power_of_ten(10.0)
-    ('10⁻⁷', '1', '10')
-    """
-    exponent = round(math.log10(value))
-    if exponent in (0, 1):
-        return f"{value:g}"
-    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

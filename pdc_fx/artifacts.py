@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,11 @@ from pdc_fx.errors import ArtifactError, InputError, VerificationError
 from pdc_fx.files import replace_file
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.compare import Comparison
-from pdc_fx.passes.rewrite import describe, merge_channels
+from pdc_fx.passes.rewrite import analysis_for, describe, merge_channels
 from pdc_fx.trace import Inputs, as_arguments
+
+if TYPE_CHECKING:
+    from pdc_fx.export.benchmark import BenchmarkReport
 
 FORMAT = 1
 WEIGHTS, RECIPE, ONNX, CERTIFICATE, METRICS, REPORT = (
@@ -56,6 +59,7 @@ class Compressed:
         accuracy: top-1, 0 to 1, by name (``teacher``, ``tied``, ``compact``; ``onnx`` in a certificate); empty without data.
         metrics: one record per epoch, below those of kind ``features`` (maps that were compared) and ``network`` (what was trained).
         source: the model spec, the number of classes, the data and the command line, as far as known.
+        original: the network before compression, whose filters the report compares; None where it is not at hand.
     """
 
     model: nn.Module
@@ -66,6 +70,7 @@ class Compressed:
     accuracy: Mapping[str, float] = field(default_factory=dict)
     metrics: Sequence[Mapping[str, Any]] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
+    original: nn.Module | None = None
 
 
 def package_version() -> str:
@@ -198,13 +203,17 @@ def onnx_metadata(
 
 
 def deliver(
-    compressed: Compressed, directory: Path, onnx_accuracy: Callable[[Path], float] | None = None
+    compressed: Compressed,
+    directory: Path,
+    onnx_accuracy: Callable[[Path], float] | None = None,
+    timed: Callable[[Path], BenchmarkReport] | None = None,
 ) -> dict[str, Any]:
     """Write every file of an output directory into ``directory``, which exists, and give the certificate.
 
-    ``onnx_accuracy`` measures the ONNX file on the task's data. The certificate tells whether all comparisons passed; nothing is
-    raised where one did not, so that the caller can keep the evidence.
+    ``onnx_accuracy`` measures the ONNX file on the task's data, ``timed`` its speed, for the report. The certificate tells whether all
+    comparisons passed; nothing is raised where one did not, so that the caller can keep the evidence.
     """
+    from pdc_fx.export.model_graph import model_graph
     from pdc_fx.export.onnx import export_onnx
     from pdc_fx.export.report import render_report
     from pdc_fx.export.verify import verify_onnx
@@ -239,11 +248,14 @@ def deliver(
     write_text(directory / CERTIFICATE, json.dumps(certificate, indent=1))
     page = render_report(
         plan,
+        model_graph(analysis_for(compressed.tied, plan, compressed.example_inputs).solution),
         title=str(compressed.source.get("model") or type(compressed.tied).__name__),
         accuracy=accuracy,
         metrics=list(compressed.metrics),
         certificate=certificate,
         command=str(compressed.source.get("command", "")),
+        original=None if compressed.original is None else compressed.original.state_dict(),
+        timing=None if timed is None else timed(directory / ONNX),
     )
     write_text(directory / REPORT, page)
     if not (directory / METRICS).exists():

@@ -405,6 +405,7 @@ def compress(
         },
         metrics=metrics,
         source=source or {},
+        original=model,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,3 +61,16 @@ def opened(
         yield found
     finally:
         context.close()
+
+
+def lit(page: Any) -> set[int]:
+    """The nodes that are lit up."""
+    return set(
+        page.eval_on_selector_all("#view .n", "all => all.flatMap((n, i) => n.classList.contains('on') ? [i] : [])")
+    )
+
+
+def lightness(page: Any) -> float:
+    """Of the page's ground, 0 to 255."""
+    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 3

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from browser import Opened, installed_browser, opened, running_browser
-from torch import nn
+from browser import Opened, installed_browser, lightness, lit, opened, running_browser
+from odd_names import SHOWN, Odd
 
 from pdc_fx.export.inspection import render_inspection
 from pdc_fx.export.model_graph import ModelGraph
@@ -45,13 +45,6 @@ def at(browser: Any, path: Path) -> Iterator[Opened]:
         yield found
         assert found.messages == []
         assert found.requests == [path.as_uri()]
-
-
-def lit(page: Any) -> set[int]:
-    """The nodes that are lit up."""
-    return set(
-        page.eval_on_selector_all("#view .n", "all => all.flatMap((n, i) => n.classList.contains('on') ? [i] : [])")
-    )
 
 
 def expected(graph: ModelGraph, group: int) -> set[int]:
@@ -137,11 +130,6 @@ def test_tables_filter_and_sort(at: Opened, graph: ModelGraph) -> None:
     assert page.locator("#layers tbody tr:not([hidden])").count() == 3
 
 
-def lightness(page: Any) -> float:
-    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 3
-
-
 def test_dark_and_light(browser: Any, path: Path) -> None:
     with opened(browser, path, scheme="dark") as found:
         assert lightness(found.page) < 40
@@ -211,28 +199,6 @@ def test_nothing_is_wider_than_the_screen(browser: Any, path: Path, width: int) 
         assert small >= 11
 
 
-NAMES = (
-    "<script>document['title']='taken'</script>",
-    "\"onload='x' &amp; </script",
-    "层\u202eünï\ud800😀",
-    "{{ 7 * 7 }}",
-)
-
-
-class Odd(nn.Module):
-    """Modules of every name but a plain one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for number, name in enumerate(NAMES):
-            self.add_module(name, nn.Conv2d(3 if number == 0 else 8, 8, 1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for module in self.children():
-            x = module(x)
-        return x
-
-
 def test_no_name_becomes_markup(browser: Any, tmp_path: Path) -> None:
     graph = inspect(Odd(), torch.zeros(1, 3, 4, 4))
     title = "<img src=x onerror=document.title='taken'>"
@@ -242,9 +208,8 @@ def test_no_name_becomes_markup(browser: Any, tmp_path: Path) -> None:
         assert found.page.title() == f"{title} · pdc-fx dependency report"
         assert found.page.text_content("h1") == title
         names = found.page.eval_on_selector_all("#groups tbody th", "all => all.map(th => th.textContent)")
-        shown = ["层\\u202eünï\\ud800😀" if name.startswith("层") else name for name in NAMES]
-        assert names == shown[:3]
-        for number, name in enumerate(shown[:3]):
+        assert names == list(SHOWN[:3])
+        for number, name in enumerate(SHOWN[:3]):
             found.page.click(f"[data-select='{number}']")
             assert name in found.page.text_content("#details h3")
             assert f"{name}.weight" in found.page.text_content("#details")

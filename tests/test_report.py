@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,9 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pdc_fx.errors import InputError
-from pdc_fx.export.report import charts, disagreements, render_report, round_steps, verdict
+from pdc_fx.export.benchmark import BenchmarkReport
+from pdc_fx.export.model_graph import ModelGraph, Operator
+from pdc_fx.export.report import clusters, disagreements, layer_rows, render_report, verdict
+from pdc_fx.export.similarity import LARGEST, similarities, similarity
+from pdc_fx.export.timing import BatchTiming, Timing
 from pdc_fx.ir import ChannelGroup, ChannelGroups, ClusterPlan, FrozenChannels, MacSite, Member, first_appearance
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -21,7 +27,13 @@ NAMES = ("<script>alert(1)</script>", "a\" onload='x' &amp;", "层.ünï\u202eco
 CERTIFICATE: dict[str, Any] = {
     "passed": True,
     "tied_vs_compact": {"passed": True, "max_rel_error": 4.4e-15, "first_difference": None},
-    "compact_vs_onnx": {"passed": True, "notes": [], "batches": [1, 3], "outputs": [{"name": "<logits>", "batch": 1}]},
+    "compact_vs_onnx": {
+        "passed": True,
+        "max_rel_error": 0.0,
+        "notes": [],
+        "batches": [1, 3],
+        "outputs": [{"name": "<logits>", "batch": 1}],
+    },
 }
 ACCURACY = {"teacher": 0.931, "tied": 0.928, "compact": 0.928, "onnx": 0.9279}
 
@@ -52,7 +64,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> closes another tag"
 
     def handle_data(self, data: str) -> None:
-        if data.strip() and self.open[-1:] != ["style"]:
+        if data.strip() and self.open[-1:] not in (["style"], ["script"]):
             self.texts.append((self.open[-1] if self.open else "", " ".join(data.split())))
 
     def tags(self, name: str) -> list[dict[str, str | None]]:
@@ -96,19 +108,22 @@ def make_plan(names: tuple[str, ...] = NAMES, *, divisor: int = 2) -> ClusterPla
     return ClusterPlan(found, tuple(first_appearance(np.arange(g.channels) % (g.channels // divisor)) for g in groups))
 
 
-def epoch(number: int, **values: Any) -> dict[str, Any]:
-    plain = {
-        "loss": 1.0 / number,
-        "accuracy": 0.5 + number / 100,
-        "residual": 10.0**-number,
-        "lr": 0.1,
-        "macs": 5,
-        "seconds": 1.0,
-    }
-    return {"kind": "epoch", "epoch": number, **plain, **values}
+def graph_of(plan: ClusterPlan) -> ModelGraph:
+    """Each group is made by one operator, one after the other."""
+    made = [
+        Operator("call", "torch.conv2d", "conv2d", g.name, tensors=(f"{g.name}.weight",), groups={i: g.channels})
+        for i, g in enumerate(plan.groups.groups)
+    ]
+    nodes = (Operator("input", "", "input"), *made, Operator("output", "", "output", frozen={0: 1000}))
+    return ModelGraph(plan.groups, nodes, tuple((i, i + 1) for i in range(len(nodes) - 1)), ("is an output",))
+
+
+def epoch(number: int) -> dict[str, Any]:
+    return {"kind": "epoch", "epoch": number, "loss": 1 / number, "accuracy": 0.5, "residual": 0.0, "lr": 0.1 / number}
 
 
 def render(plan: ClusterPlan | None = None, **changes: Any) -> str:
+    plan = plan or make_plan()
     arguments: dict[str, Any] = {
         "title": "resnet<18>",
         "accuracy": ACCURACY,
@@ -116,91 +131,118 @@ def render(plan: ClusterPlan | None = None, **changes: Any) -> str:
         "certificate": CERTIFICATE,
         "command": "pdc-fx compress '<script>' && true\n  --epochs 5",
     }
-    return render_report(plan or make_plan(), **(arguments | changes))
+    return render_report(plan, graph_of(plan), **(arguments | changes))
+
+
+def weights(plan: ClusterPlan) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator) for name, shape in plan.groups.shapes.items()}
 
 
 def test_the_page_is_well_formed_and_asks_for_nothing() -> None:
-    html = render()
+    plan = make_plan()
+    html = render(plan, original=weights(plan))
     page = Page(html)
-    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form", "a"} & {
-        t for t, _ in page.elements
-    }
+    assert not {"link", "img", "iframe", "object", "embed", "base", "form", "a"} & {t for t, _ in page.elements}
+    assert page.tags("script") == [{"type": "application/json", "id": "data"}, {}]
     for tag, attributes in page.elements:
         assert not {"src", "href", "srcset", "action"} & set(attributes), tag
         assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
-    for forbidden in ("http:", "https:", "//", "@import", "url("):
+    for forbidden in ("https:", "@import", "url(http"):
         assert forbidden not in html, forbidden
-    policy = [m["content"] for m in page.tags("meta") if m.get("http-equiv") == "Content-Security-Policy"]
-    assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
-
-
-def test_light_dark_and_narrow_are_provided_for() -> None:
-    html = render()
-    assert "prefers-color-scheme: dark" in html
-    assert "max-width: 640px" in html
-    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in Page(html).tags("meta")
+    (policy,) = [m["content"] for m in page.tags("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_shown_as_it_is_and_never_as_markup(name: str) -> None:
-    page = Page(render(make_plan((name,)), title=name))
+    plan = make_plan((name,))
+    page = Page(render(plan, title=name, original=weights(plan)))
     shown = name.replace("\u202e", r"\u202e").replace("\ud800", r"\ud800")
     assert shown in page.of("h1")
-    assert [shown, f"{shown}.weight", f"{shown}.bias", f"{shown}.next"] == [
-        t for t in page.of("code") if t.startswith(shown)
-    ]
+    assert page.of("button").count(shown) == 2  # of the group and of the layer
+    assert page.of("option") == [shown]
+    assert len(page.tags("script")) == 2
 
 
-def test_hostile_text_anywhere_stays_text(tmp_path: Path) -> None:
+def test_hostile_text_anywhere_stays_text() -> None:
     evil = "</td></style><script>x()</script>\x00\r\u2028\u2066"
     plan = make_plan((evil,))
     plan = replace(plan, groups=replace(plan.groups, frozen=(FrozenChannels(1, evil, evil),), unreached=(evil,)))
-    html = render(
-        plan, title=evil, accuracy={evil: 0.5}, certificate={evil: {evil: [evil, {evil: evil}]}}, command=evil
-    )
-    page = Page(html)
-    assert not page.tags("script")
+    certificate = {evil: {evil: [evil, {evil: evil}]}, "tied_vs_compact": {"passed": False, "first_difference": evil}}
+    html = render(plan, title=evil, accuracy={evil: 0.5}, certificate=certificate, command=evil, original=weights(plan))
+    assert len(Page(html).tags("script")) == 2
     assert html.count("</style>") == 1
     assert not {"\x00", "\r", "\u2066"} & set(html)
-    (tmp_path / "report.html").write_text(html, encoding="utf-8")
 
 
-def test_all_groups_members_frozen_channels_and_unreached_modules_are_there() -> None:
+def test_all_groups_frozen_channels_and_unreached_modules_are_there() -> None:
     plan = make_plan(("layer1.0.conv1", "<script>"))
     page = Page(render(plan))
-    codes = page.of("code")
-    assert len(page.tags("details")) == len(plan.groups.groups) == 2
     for g in plan.groups.groups:
-        assert {g.name, *(m.tensor for m in g.members)} <= set(codes)
+        assert g.name in page.of("button")
         assert f"{g.channels} → {g.channels // 2}" in page.text
-    assert {"<b>fc</b>", "aux.<i>"} <= set(codes)
-    assert "softmax over <channels> & more" in page.of("td")
-    assert "axis 1 · consumer · 4 places per channel" in page.of("span")
-    assert [bar["style"] for bar in page.tags("i")][2:] == ["width: 50.0%"] * 2
+        assert f"{g.channels}→{g.channels // 2}" in page.of("text")
+    assert "8 channels of group 0 that keeps 4" in page.tags("g")[3]["aria-label"]
+    assert {"<b>fc</b>", "softmax over <channels> & more"} <= set(page.of("td")) | set(page.of("th"))
+    assert "Not reached by the example inputs: aux.<i>" in page.text
+    assert page.of("td").count("4 of 2 channels") == 1
 
 
-def test_the_summary_counts_as_by_hand() -> None:
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0, 1, 2], "all alone"),
+        ([0, 0, 1, 1], "2 of 2 channels"),
+        ([0, 0, 0, 1, 1, 2], "2 of 2 to 3 channels, 1 alone"),
+    ],
+)
+def test_clusters_in_words(labels: list[int], words: str) -> None:
+    assert clusters(np.array(labels)) == words
+
+
+def test_the_summary_and_the_layers_count_as_by_hand() -> None:
     # 8 channels: weight 8*27, bias 8, reader 5*32, head 40 -> 424 parameters; MACs 64 * (216 + 160 + 40) = 26,624.
     # 4 channels: 4*27 + 4 + 5*16 + 40 = 232 parameters; MACs 64 * (108 + 80 + 40) = 14,592.
-    page = Page(render(make_plan(("conv",))))
-    assert page.of("strong")[:2] == ["45.2%", "45.3%"]
-    assert [a["title"] for a in page.tags("span") if "title" in a] == ["26,624", "14,592", "424", "232"]
+    plan = make_plan(("conv",))
+    page = Page(render(plan))
+    assert page.of("dd")[:4] == ["45.2%", "26.6 k → 14.6 k", "45.3%", "424 → 232"]
+    assert "45.2% of the multiply-accumulates (MACs) and 45.3% of the parameters are gone." in page.text
     assert "one forward pass on 1×3×8×8" in page.text
     assert "One fused multiply-add counts as one MAC" in page.text
+    rows = {row.module: row for row in layer_rows(plan, graph_of(plan))}
+    conv, head = rows["conv"], rows["head"]
+    assert (conv.macs.before, conv.macs.after, conv.params.before, conv.params.after) == (24_064, 12_032, 384, 192)
+    assert conv.shapes == ("8×3×3×3", "4×3×3×3")
+    assert (head.macs.before, head.macs.after, head.shapes) == (2560, 2560, ("10×4", "10×4"))
+    assert (conv.macs.before_bar, conv.macs.after_bar) == (100.0, 50.0)
+    assert sum(row.macs.after for row in rows.values()) == plan.macs_after
+
+
+def test_a_value_that_holds_a_part_of_a_group_says_no_number_it_does_not_know() -> None:
+    plan = make_plan(("conv",))
+    graph = graph_of(plan)
+    part = replace(graph.nodes[1], groups={0: 3})
+    assert graph.kept(part, plan.widths) is None
+    assert graph.kept(graph.nodes[1], plan.widths) == 4
+    assert graph.kept(replace(graph.nodes[1], frozen={0: 2}), plan.widths) == 6
 
 
 def test_accuracies_are_shown_with_their_distance_from_the_teacher() -> None:
     page = Page(render())
-    assert page.of("dd") == ["93.10%", "92.80%", "92.80%", "92.79%"]
-    assert page.of("small") == ["−0.30 points", "−0.30 points", "−0.31 points"]
+    assert [t for t in page.of("td") if t.endswith("%")][:4] == ["93.10%", "92.80%", "92.80%", "92.79%"]
+    assert [t for t in page.of("td") if t.endswith("points")] == ["−0.30 points", "−0.30 points", "−0.31 points"]
+    words = "classifies 93.10% of the test images correctly, the compact network 92.80% (−0.30 points)."
+    assert words in page.text
 
 
 @pytest.mark.parametrize("accuracy", [{}, {"compact": 0.9}, {"teacher": math.nan}])
 def test_what_was_not_measured_is_said_to_be_so(accuracy: dict[str, float]) -> None:
     page = Page(render(accuracy=accuracy))
-    assert page.of("dd").count("not measured") == 4 - (accuracy == {"compact": 0.9})
-    assert not page.of("small")
+    assert page.of("td").count("not measured") == 4 - (accuracy == {"compact": 0.9})
     assert "classifies" not in page.text
+    assert "Not measured when this page was written." in page.of("p")
 
 
 @pytest.mark.parametrize("value", [93.1, -0.1, math.inf])
@@ -209,23 +251,43 @@ def test_an_accuracy_in_percent_is_refused(value: float) -> None:
         render(accuracy={"teacher": value})
 
 
+def test_a_benchmark_that_ran_is_shown() -> None:
+    times = BatchTiming(8, Timing(3.0, 2.9, 3.3, 1.0), Timing(2.0, 1.9, 2.1, 1.0), 1.5, 0.75)
+    path = Path("model.onnx")
+    timing = BenchmarkReport(path, path, 1, 1, 1.0, (times,), 30, 5, 2, ("cpu",), "onnxruntime <1>")
+    text = Page(render(timing=timing)).text
+    for part in ("3.000 ms", "2.000 ms", "1.50×", "efficiency 0.75", "Medians of 30 calls", "onnxruntime <1>"):
+        assert part in text
+    assert "Not measured when" not in text
+
+
 @pytest.mark.parametrize(
-    ("certificate", "badge"),
+    ("certificate", "badge", "sentence"),
     [
-        (CERTIFICATE, "✓ Verified: every comparison of the certificate passed"),
-        (CERTIFICATE | {"passed": False}, "✗ Not verified: a comparison of the certificate failed"),
+        (CERTIFICATE, "✓ Verified: every comparison of the certificate passed", "agree to 4.4×10⁻¹⁵ in float64."),
+        (CERTIFICATE | {"passed": False}, "✗ Not verified: a comparison of the certificate failed", ""),
         (
             CERTIFICATE | {"deep": {"list": [{"passed": False}]}},
             "✗ Not verified: a comparison of the certificate failed",
+            "",
         ),
-        (CERTIFICATE | {"passed": None}, "? Not verified: the certificate holds no verdict"),
-        ({}, "? Not verified: the certificate holds no verdict"),
+        (
+            {"compact_vs_onnx": {"passed": False, "max_rel_error": None, "tolerance": 1e-4}},
+            "✗ Not verified: a comparison of the certificate failed",
+            "Compact network and ONNX file do not agree: relative error not finite, allowed 10⁻⁴.",
+        ),
+        (CERTIFICATE | {"passed": None}, "? Not verified: the certificate holds no verdict", ""),
+        ({}, "? Not verified: the certificate holds no verdict", "There is no certificate: nothing was verified."),
     ],
 )
-def test_nothing_but_a_passed_certificate_reads_as_verified(certificate: dict[str, Any], badge: str) -> None:
-    texts = Page(render(certificate=certificate)).of("p")
-    assert badge in texts
-    assert ("There is none: nothing was verified." in texts) == (not certificate)
+def test_nothing_but_a_passed_certificate_reads_as_verified(
+    certificate: dict[str, Any], badge: str, sentence: str
+) -> None:
+    page = Page(render(certificate=certificate))
+    assert badge in page.of("p")
+    assert sentence in page.text
+    assert ("nothing was verified" in page.text) == (not certificate)
+    assert page.of("td").count("FAILED") == ("do not agree" in sentence)
 
 
 @pytest.mark.parametrize("passed", [1, "true", [True], None])
@@ -251,93 +313,56 @@ def test_counts_that_disagree_are_pointed_out() -> None:
     )
 
 
-def test_every_measured_quantity_has_a_labelled_chart() -> None:
-    page = Page(render())
-    assert len(page.tags("svg")) == len(page.tags("polyline")) == 3
-    labels = page.of("text")
-    assert labels.count("epoch") == 3
-    assert {"loss", "accuracy, %", "residual (log scale)", "10⁻⁵"} <= set(labels)
-    assert "epoch 5: 55.00%" in page.of("title")
-
-
-@pytest.mark.parametrize(
-    "metrics", [[], [{"kind": "step", "loss": 1.0}], [epoch(1, loss=math.nan, accuracy=None, residual=math.inf)]]
-)
-def test_without_data_there_is_no_chart(metrics: list[dict[str, Any]]) -> None:
-    page = Page(render(metrics=metrics))
-    assert not page.tags("svg")
-    assert "Training" not in page.of("h2")
-
-
-def test_what_cannot_be_drawn_is_said() -> None:
-    (loss,) = charts(
-        [epoch(n, accuracy=None, residual=None, loss=value) for n, value in ((1, 2.0), (2, math.inf), (3, math.nan))]
-    )
-    assert (len(loss.points), loss.note, loss.last) == (1, "2 values not drawn: not finite", "nan")
-    page = Page(render(metrics=[epoch(1), epoch(2, loss=math.nan)]))
-    assert "1 value not drawn: not finite" in page.of("p")
-
-
-def test_an_epoch_that_was_run_again_counts_once() -> None:
-    loss = charts([epoch(2, loss=9.0), epoch(1), epoch(2, loss=0.25)])[0]
-    assert [point.label for point in loss.points] == ["epoch 1: 1", "epoch 2: 0.25"]
-
-
-def test_a_record_without_its_epoch_is_refused() -> None:
-    with pytest.raises(InputError, match="which epoch"):
-        charts([{"kind": "epoch", "loss": 1.0}])
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        (0.0, 0.0),
-        (1e-300, 1.0),
-        (5e-324, 5e-324),
-        (1e300, -1e300),
-        (0.0, 1.0),
-        (3.0, 3.0),
-        (-2.0, -2.0),
-        (1.0, 1.0 + 2e-16),
-    ],
-)
-@pytest.mark.parametrize("key", ["loss", "accuracy", "residual"])
-def test_points_and_ticks_stay_in_the_box(key: str, values: tuple[float, ...]) -> None:
-    for chart in charts([epoch(n, **{key: value}) for n, value in enumerate(values, 1)]):
-        assert 2 <= len(chart.y_ticks) <= 8
-        assert all(0 <= t.at <= 224 for t in chart.y_ticks)
-        assert all(0 <= p.x <= 380 and 0 <= p.y <= 224 for p in chart.points)
-
-
-@pytest.mark.parametrize("last", [1, 2, 3, 4, 5, 7, 11, 30, 164, 200, 1000])
-def test_epochs_are_named_by_few_whole_numbers(last: int) -> None:
-    ticks = round_steps(1, last, whole=True)
-    assert all(tick == int(tick) for tick in ticks)
-    assert 1 <= len([tick for tick in ticks if 1 <= tick <= last]) <= 7
-
-
 def test_a_plan_that_merges_nothing_says_so() -> None:
-    whole = Page(render(make_plan(("conv",), divisor=1)))
+    plan = make_plan(("conv",), divisor=1)
+    whole = Page(render(plan, original=weights(plan)))
     assert "Nothing was removed" in whole.text
-    assert [b for b in whole.of("b") if b] == ["0%", "0%"]
-    empty = Page(render(make_plan(())))
-    assert "No two channels of this network may be merged" in empty.text
-    assert not empty.tags("details")
+    assert [dd for dd in whole.of("dd") if dd.endswith("%")][:2] == ["0%", "0%"]
+    assert not whole.tags("canvas")
+    assert "No two channels of this network may be merged" in Page(render(make_plan(()))).text
 
 
 def test_sections_without_content_are_left_out() -> None:
     plan = make_plan(("conv",))
-    plan = replace(plan, groups=replace(plan.groups, frozen=(), unreached=()))
-    assert Page(render(plan, metrics=[], command="")).of("h2") == ["Channel groups", "Certificate"]
+    everything = ["Measured", "Network", "Channel groups", "Cost per layer", "Frozen"]
+    assert Page(render(plan, metrics=[], command="")).of("h2") == everything
+    extra = {"Training", "Filters and their clusters", "Repeat it"}
+    assert set(Page(render(plan, original=weights(plan))).of("h2")) == {*everything, *extra}
 
 
-def test_a_real_network(tmp_path: Path) -> None:
-    torch, torchvision = pytest.importorskip("torch"), pytest.importorskip("torchvision")
-    from pdc_fx import analyze
-    from pdc_fx.passes.check import random_halves
+def test_similarity_is_that_of_the_filters_ordered_by_cluster() -> None:
+    plan = make_plan(("conv",))
+    plan = plan.with_clusters([np.array([0, 1, 2, 1, 2, 3, 1, 4])])
+    tensors = weights(plan)
+    tensors["conv.weight"][3] = 2.5 * tensors["conv.weight"][1]
+    tensors["conv.weight"][5] = 0
+    found = similarity(plan, 0, tensors)
+    assert found.order.tolist() == [1, 3, 6, 2, 4, 0, 5, 7]
+    assert found.sizes.tolist() == [3, 2, 1, 1, 1]
+    assert found.cosines[0, 1] == pytest.approx(1.0)
+    assert not found.cosines[6].any()  # a filter of zeros is like no other
+    rows = tensors["conv.weight"].flatten(1).double().numpy()[found.order]
+    for a in (0, 2, 5):
+        for b in (1, 3, 7):
+            expected = rows[a] @ rows[b] / np.linalg.norm(rows[a]) / np.linalg.norm(rows[b])
+            assert found.cosines[a, b] == pytest.approx(expected)
+    inside, across = found.means()
+    pairs = [(0, 1), (0, 2), (1, 2), (3, 4)]
+    assert inside == pytest.approx(np.mean([found.cosines[pair] for pair in pairs]))
+    assert across is not None
+    packed = np.frombuffer(base64.b64decode(found.to_dict()["cosines"]), np.int8)
+    assert np.abs(packed / 127 - found.cosines[np.triu_indices(8)]).max() <= 0.5 / 127 + 1e-12
 
-    model = torchvision.models.resnet18(weights=None).eval()
-    plan = random_halves(analyze(model, (torch.zeros(1, 3, 64, 64),)), 0)
-    page = Page(render(plan))
-    assert {g.name for g in plan.groups.groups} <= set(page.of("code"))
-    assert {f.reason for f in plan.groups.frozen} <= set(page.of("td"))
+
+def test_what_is_too_large_for_the_page_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdc_fx.export.similarity.ROOM", 300_000)
+    plan = make_plan(tuple(f"conv{number}" for number in range(33)))  # 8 to 264 channels
+    tensors = weights(plan)
+    stakes = [(channels, 0) for channels in range(33)]
+    found, left_out = similarities(plan, tensors, stakes)
+    channels = [plan.groups.groups[one.group].channels for one in found]
+    assert max(channels) <= LARGEST < 264
+    assert left_out == 33 - len(found) > 1
+    assert channels == sorted(channels)
+    words = Page(render(plan, original=tensors)).text
+    assert f"Left out to keep the page small: {left_out} other group" in words

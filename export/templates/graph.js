@@ -270,11 +270,11 @@ function nodeDetails(number) {
 }
 
 function groupDetails(group) {
-  const { name, channels, hue, stream, macs, params, share, constraints, joins, members } = groups[group];
+  const { name, channels, kept, hue, stream, macs, params, share, constraints, joins, members } = groups[group];
   const parts = [
     make("h3", {}, swatch(hue, stream), name || "(the model itself)"),
     make("p", { className: "soft" }, stream ? "residual stream" : "channel group"),
-    terms([["Channels", String(channels)], ["At stake", `${macs} MACs (${share}), ${params} parameters`]]),
+    terms([["Channels", kept === undefined ? String(channels) : `${channels} → ${kept}`], ["At stake", `${macs} MACs (${share}), ${params} parameters`]]),
     ...listed("Constraints", constraints),
     ...listed("Coupled here", joins.map(nodeLink)),
   ];

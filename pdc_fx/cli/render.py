@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from pdc_fx.distill import StepReport
@@ -226,44 +228,74 @@ def print_comparisons(certificate: Mapping[str, Any]) -> None:
 
 
 class TrainingProgress:
-    """A bar on a terminal, plain lines elsewhere; always on standard error."""
+    """Bars of epochs and steps on a terminal, one plain line per epoch elsewhere; always on standard error.
+
+    Rich leaves colours out where ``NO_COLOR`` is set.
+    """
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
+        self._live = err.is_terminal and not err.is_dumb_terminal
         self._progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=12),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(compact=True),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=32),
+            TextColumn("{task.fields[count]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
             console=err,
-            transient=True,
         )
-        self._task = self._progress.add_task("", total=None, epoch=f"1/{epochs}", status="starting")
+        self._run = self._progress.add_task("epoch", total=None, count=f"1/{epochs}")
+        self._epoch = self._progress.add_task("step", total=None, count="")
+        self._status = Text("starting", style="dim")
+        self._residual: float | None = None
+        self._display = Live(Group(self._progress, self._status), console=err, transient=True)
 
     def __enter__(self) -> TrainingProgress:
-        if err.is_terminal:
-            self._progress.start()
+        if self._live:
+            self._display.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if err.is_terminal:
-            self._progress.stop()
+        if self._live:
+            self._display.stop()
 
     def on_step(self, report: StepReport) -> None:
-        status = f"loss {report.loss:.3f} acc {report.accuracy:.1%} MACs {quantity(report.macs)}"
-        if report.residual is not None:
-            status += f" residual {report.residual:.0e}"
+        if report.residual is not None:  # measured at the end of an epoch
+            self._residual = report.residual
+        residual = "" if self._residual is None else f"residual {self._residual:.1g}, "
+        self._status.plain = (
+            f"loss {report.loss:.3f}, accuracy {report.accuracy:.1%}, learning rate {report.lr:.2g}, {residual}"
+            f"MACs {quantity(report.macs)}"
+        )
+        if report.step < self._progress.tasks[self._epoch].completed:  # the next epoch: its time counts anew
+            self._progress.reset(self._epoch)
         self._progress.update(
-            self._task,
+            self._run,
             total=self.epochs * report.steps,
             completed=report.epoch * report.steps + report.step,
-            epoch=f"{report.epoch + 1}/{self.epochs}",
-            status=status,
+            count=f"{report.epoch + 1}/{self.epochs}",
+        )
+        self._progress.update(
+            self._epoch, total=report.steps, completed=report.step, count=f"{report.step}/{report.steps}"
         )
 
     def on_epoch(self, record: dict[str, Any]) -> None:
+        left = self.epochs - record["epoch"]
+        rest = f", about {duration(left * record['seconds'])} left" if left else ""
         err.print(
             f"epoch {record['epoch']}/{self.epochs}: loss {record['loss']:.4f}, held-out accuracy {percent(record['accuracy'])}, "
-            f"MACs {quantity(record['macs'])}, tie residual {record['residual']:.2g}, {record['seconds']:.0f} s",
+            f"learning rate {record['lr']:.2g}, MACs {quantity(record['macs'])}, tie residual {record['residual']:.2g}, "
+            f"{duration(record['seconds'])}{rest}",
             soft_wrap=True,
         )
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it.
+
+    >>> duration(0.4), duration(59), duration(600), duration(5400), duration(360000)
+    ('0 s', '59 s', '10 min', '1.5 h', '100 h')
+    """
+    if round(seconds) < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.3g} h"
