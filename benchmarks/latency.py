@@ -51,14 +51,18 @@ Row = dict[str, Any]
 
 
 def rows_of_roundings(name: str, folder: Path, runs: int) -> Iterator[Row]:
-    """One row for each rounding and batch size."""
+    """One row for each rounding and batch size; one in all for a rounding that cannot meet the budget."""
     spec, shape, batches = MODELS[name]
     torch.manual_seed(0)
     model, image = build_model(spec).model.eval(), torch.zeros(1, *shape)
     groups = pdc_fx.analyze(model, image)
     dense = pdc_fx.export_onnx(model, image, folder / f"{name}.onnx").path
     for label, round_to in ROUNDINGS.items():
-        plan = pdc_fx.plan(model, groups, flops_reduction=REMOVED, round_to=round_to)
+        try:
+            plan = pdc_fx.plan(model, groups, flops_reduction=REMOVED, round_to=round_to)
+        except PlanError as error:
+            yield {"model": name, "round_to": label, "refused": str(error).splitlines()[0]}
+            continue
         compact = exported(model, plan, image, folder / f"{name}-{label}.onnx")
         ratio = plan.macs_before / plan.macs_after
         macs = plan.macs_before, plan.macs_after
@@ -126,6 +130,7 @@ def main() -> int:
         "weights": "random",
         "allocation": "global",
         "rounding": [],
+        "notes": [],
         "latency": [],
         "complete": False,
     }
@@ -142,6 +147,11 @@ def main() -> int:
             print(f"{'model':14}{'round to':>9}{'batch':>6}{'dense':>11}{'compact':>11}{'faster':>8}{'efficiency':>12}")
             for name in arguments.models:
                 for row in rows_of_roundings(name, folder, arguments.runs):
+                    where = f"{name}, widths rounded to {row['round_to']}"
+                    if "refused" in row:
+                        result["notes"].append(f"{where}: {row['refused']}")
+                        continue
+                    result["notes"] += [f"{where}, batch {row['batch']}: {reason}" for reason in row.pop("reasons")]
                     save("rounding", row)
                     print(
                         f"{row['model']:14}{row['round_to']:>9}{row['batch']:6}{row['dense_ms']:8.2f} ms"
@@ -167,9 +177,8 @@ def main() -> int:
                 )
     result["complete"] = True
     replace_file(arguments.output, (json.dumps(result, indent=1) + "\n").encode())
-    for row in result["rounding"]:
-        for reason in row["reasons"]:
-            print(f"{row['model']}, round to {row['round_to']}, batch {row['batch']}: {reason}")
+    for note in result["notes"]:
+        print(note)
     failed = objections(result)
     for line in failed:
         print(f"does not hold: {line}")
