@@ -64,11 +64,10 @@ def rows_of_roundings(name: str, folder: Path, runs: int) -> Iterator[Row]:
             yield {"model": name, "round_to": label, "refused": str(error).splitlines()[0]}
             continue
         compact = exported(model, plan, image, folder / f"{name}-{label}.onnx")
-        ratio = plan.macs_before / plan.macs_after
         macs = plan.macs_before, plan.macs_after
         report = pdc_fx.benchmark(dense, compact, batch_sizes=batches, runs=runs, macs=macs, details=label == "default")
         for timing in report.timings:
-            row = {"model": name, "round_to": label, "batch": timing.batch, "mac_ratio": ratio}
+            row = {"model": name, "round_to": label, "batch": timing.batch, "mac_ratio": macs[0] / macs[1]}
             row |= {"dense_ms": timing.dense.median_ms, "compact_ms": timing.compact.median_ms}
             row |= {"speedup": timing.speedup, "efficiency": timing.efficiency, "reasons": timing.reasons}
             yield row

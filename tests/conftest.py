@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from browser import installed_browser
+from browser import installed_browser, running_browser
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -26,6 +28,13 @@ def absent_files() -> list[str]:
 def two_threads() -> None:
     """Two cores are what every machine has that these tests run on; times then mean the same everywhere."""
     torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """One Chromium for the tests of a file."""
+    with running_browser() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from browser import Opened, installed_browser, lightness, lit, opened, running_browser
+from browser import Opened, installed_browser, lightness, lit, opened
 from odd_names import SHOWN, Odd
 
 import pdc_fx
@@ -24,12 +24,6 @@ from pdc_fx.passes.check import random_halves
 from pdc_fx.pipeline import inspect
 
 pytestmark = pytest.mark.skipif(installed_browser() is None, reason="PAGES NOT TESTED: no Chromium is installed")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with running_browser() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from browser import Opened, installed_browser, lightness, lit, opened, running_browser
+from browser import Opened, installed_browser, lightness, lit, opened
 from odd_names import SHOWN, Odd
 
 from pdc_fx.export.inspection import render_inspection
@@ -18,12 +18,6 @@ from pdc_fx.export.model_graph import ModelGraph
 from pdc_fx.pipeline import inspect
 
 pytestmark = pytest.mark.skipif(installed_browser() is None, reason="PAGES NOT TESTED: no Chromium is installed")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with running_browser() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pdc_fx.cli.options import Json, Overwrite, ProviderOption, reported
+from pdc_fx.cli.options import Json, Overwrite, ProviderOption, open_recipe, reported
 from pdc_fx.errors import InputError
 
 
@@ -116,20 +116,13 @@ class _Pair:
     """The two networks of an output directory; the dense one gets the weights of the compact one, tied."""
 
     def __init__(self, directory: Path, model: str | None) -> None:
-        from pdc_fx.artifacts import ONNX, RECIPE, example_inputs, load, read_json, read_plan
-        from pdc_fx.models import factory
+        from pdc_fx.artifacts import ONNX, example_inputs, load
         from pdc_fx.passes.surgery import expand
 
-        recipe = read_json(directory, RECIPE)
-        spec = model or recipe.get("model")
-        if not spec:
-            raise InputError(
-                "the recipe does not say which model it belongs to", where=str(directory / RECIPE), hint="pass --model"
-            )
-        plan = read_plan(recipe, directory)
+        plan, make = open_recipe(directory, model)
         self.onnx, self.example = directory / ONNX, example_inputs(plan)
         self.macs = (plan.macs_before, plan.macs_after)
-        self.dense = factory(spec, recipe.get("num_classes"))().float().eval()
+        self.dense = make().float().eval()
         self.compact = load(self.dense, directory)
         expand(self.compact, self.dense, plan)
 

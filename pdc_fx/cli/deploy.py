@@ -18,6 +18,7 @@ from pdc_fx.cli.options import (
     Shapes,
     Weights,
     open_model,
+    open_recipe,
     reported,
 )
 from pdc_fx.errors import ArtifactError, InputError
@@ -130,17 +131,10 @@ def _open_source(
 
 def _open_directory(directory: Path, model: str | None, *, check_files: bool = True) -> tuple[Any, Any]:
     """The compact model of an output directory, and example inputs."""
-    from pdc_fx.artifacts import RECIPE, example_inputs, load, read_json, read_plan
-    from pdc_fx.models import factory
+    from pdc_fx.artifacts import example_inputs, load
 
-    recipe = read_json(directory, RECIPE)
-    spec = model or recipe.get("model")
-    if not spec:
-        raise InputError(
-            "the recipe does not say which model it belongs to", where=str(directory / RECIPE), hint="pass --model"
-        )
-    plan = read_plan(recipe, directory)
-    return load(factory(spec, recipe.get("num_classes")), directory, check_files=check_files), example_inputs(plan)
+    plan, make = open_recipe(directory, model)
+    return load(make, directory, check_files=check_files), example_inputs(plan)
 
 
 @reported

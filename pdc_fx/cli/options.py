@@ -111,6 +111,20 @@ def open_model(spec: str, weights: Path | None, classes: int | None, shapes: lis
     return loaded, example_inputs(loaded, sizes)
 
 
+def open_recipe(directory: Path, model: str | None) -> tuple[Any, Callable[[], Any]]:
+    """The plan of an output directory, and what makes the original model: ``model`` where one is named."""
+    from pdc_fx.artifacts import RECIPE, read_json, read_plan
+    from pdc_fx.models import factory
+
+    recipe = read_json(directory, RECIPE)
+    spec = model or recipe.get("model")
+    if not spec:
+        raise InputError(
+            "the recipe does not say which model it belongs to", where=str(directory / RECIPE), hint="pass --model"
+        )
+    return read_plan(recipe, directory), factory(spec, recipe.get("num_classes"))
+
+
 def open_image_model(spec: str, weights: Path | None, classes: int | None, shapes: list[str] | None) -> tuple[Any, Any]:
     """The model, and one tensor of zeros, for what works on models of one tensor only."""
     import torch
