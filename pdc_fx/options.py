@@ -11,6 +11,7 @@ from pdc_fx.errors import InputError
 
 Mode = Literal["pdc", "csgd", "hard", "progressive"]
 Start = Literal["model", "fold", "calibrate"]
+Amp = Literal["auto", "bf16", "fp16", "no"]
 Distill = Literal["kl", "zscore", "dkd", "dist"]
 Features = Literal["auto", "match", "attention", "none"]
 
@@ -35,7 +36,7 @@ class TrainOptions:
             ``match`` where student and teacher can be matched, else ``none``.
         features_weight: factor of that loss.
         amp: ``bf16`` or ``fp16`` runs convolutions and matrix products in half precision (autocast; ``fp16`` scales the loss and
-            needs a GPU), ``no`` all in float32.
+            needs a GPU), ``no`` all in float32; ``auto`` is ``bf16`` where the device has instructions for it, else ``no``.
         channels_last: memory format of the network and the images.
         compile: run network and teacher through ``torch.compile``.
         workers: processes that decode images ahead; 0 decodes on threads.
@@ -72,7 +73,7 @@ class TrainOptions:
     temperature: float = 4.0
     features: Features = "auto"
     features_weight: float = 20.0
-    amp: Literal["bf16", "fp16", "no"] = "bf16"
+    amp: Amp = "auto"
     channels_last: bool = True
     compile: bool = False
     workers: int = 0
@@ -110,7 +111,7 @@ class TrainOptions:
             < float("inf"),
             "features do not work with compile, which leaves no place for the hooks that take maps": not self.compile
             or self.features in ("auto", "none"),
-            "amp must be 'bf16', 'fp16' or 'no'": self.amp in ("bf16", "fp16", "no"),
+            f"amp must be one of {', '.join(get_args(Amp))}": self.amp in get_args(Amp),
             "workers must not be negative": self.workers >= 0,
             "mixup_alpha and cutmix_alpha must not be negative": min(self.mixup_alpha, self.cutmix_alpha) >= 0,
             "mixup_prob must be in [0, 1]": 0 <= self.mixup_prob <= 1,

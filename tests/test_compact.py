@@ -166,7 +166,7 @@ def test_the_tied_network_is_left_as_good_as_the_one_that_was_trained() -> None:
     training = TiedTraining(model, teacher, clusters, digits, held_out, options, "hard", processes=Processes())
     final, metrics = training.run()
     assert metrics[1] == {"kind": "network", "trained": "compact", "reason": ""}
-    assert {record["macs"] for record in metrics[2:]} == {clusters.macs_after}
+    assert {(record["macs"], record["precision"]) for record in metrics[2:]} == {(clusters.macs_after, "float32")}
     found = [accuracy(network.eval(), held_out, digits) for network in (model, rewrite(model, final, IMAGE))]
     assert found[0] == found[1] == pytest.approx(metrics[-1]["accuracy"], abs=0.02)
     assert found[0] > 0.8

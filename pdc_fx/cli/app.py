@@ -32,7 +32,7 @@ from pdc_fx.cli.options import (
     show_progress,
 )
 from pdc_fx.errors import InputError, PdcError, VerificationError
-from pdc_fx.options import Distill, Features, Mode, Start, TrainOptions
+from pdc_fx.options import Amp, Distill, Features, Mode, Start, TrainOptions
 
 DEFAULT = TrainOptions()
 
@@ -131,7 +131,8 @@ def compress(
     ] = DEFAULT.features,
     features_weight: Annotated[float, typer.Option(help="Factor of the loss of --features.")] = DEFAULT.features_weight,
     amp: Annotated[
-        Literal["bf16", "fp16", "no"], typer.Option(help="Autocast to this precision; fp16 needs a GPU.")
+        Amp,
+        typer.Option(help="Autocast to this precision; auto: bf16 where the device computes in it; fp16 needs a GPU."),
     ] = DEFAULT.amp,
     channels_last: Annotated[bool, typer.Option(help="Memory format while training.")] = DEFAULT.channels_last,
     compile: Annotated[

@@ -31,6 +31,7 @@ from pdc_fx.distill.features import captured, compared, feature_loss
 from pdc_fx.distill.interruption import Interruption
 from pdc_fx.distill.loss import distillation_loss, logits_of
 from pdc_fx.distill.optim import learning_rate, optimizer_for
+from pdc_fx.distill.precision import half_precision
 from pdc_fx.distill.processes import Processes
 from pdc_fx.errors import ArtifactError, InputError, Interrupted, PdcError
 from pdc_fx.files import replace_file
@@ -137,8 +138,7 @@ class _Run:
             torch.channels_last if options.channels_last and _has_maps(self.model) else torch.contiguous_format
         )
         device = self.processes.device
-        if options.amp == "fp16" and device.type == "cpu":
-            raise InputError("fp16 needs a GPU", hint="take --amp bf16 or --amp no on a CPU")
+        self.half = half_precision(options.amp, device)
         self.model.to(device)
         self.teacher = setting.teacher.to(device).eval()
         example = torch.zeros(1, *self.data.image_shape, device=device)
@@ -163,7 +163,7 @@ class _Run:
             )
         self.optimizer = optimizer_for(self.model, options)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate(options, self.steps))
-        self.scaler = torch.amp.GradScaler(device.type, enabled=options.amp == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
         average = get_ema_multi_avg_fn(options.model_ema_decay)  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if options.model_ema else None
         self.checkpoints = None if setting.directory is None else Checkpoints(setting.directory / "checkpoint")
@@ -242,11 +242,10 @@ class _Run:
         torch.manual_seed(seed_of(options.seed, position.epoch, position.step, self.processes.rank))
         batch = mixed(images, labels, options.mixup_alpha, options.cutmix_alpha, options.mixup_prob)
         images = batch.images.contiguous(memory_format=self.layout)
-        half = torch.float16 if options.amp == "fp16" else torch.bfloat16
         with (
             captured(self.model, [name for name, _, _ in self.pairs]) as ours,
             captured(self.teacher, [name for _, name, _ in self.pairs]) as theirs,
-            torch.autocast(images.device.type, half, enabled=options.amp != "no"),
+            torch.autocast(images.device.type, self.half, enabled=self.half is not None),
         ):
             with torch.inference_mode():
                 targets = logits_of(self.teacher(images)).float()
@@ -326,6 +325,7 @@ class _Run:
             "residual": float(self.tying.residual()),
             "lr": float(self.schedule.get_last_lr()[0]),
             "macs": self.tying.current.macs_after,
+            "precision": str(self.half or torch.float32).removeprefix("torch."),
             "seconds": seconds,
         }
 
