@@ -10,12 +10,17 @@ const { nodes, groups, reasons } = data;
 // ------------------------------------------------------------------------------------------------------- pan and zoom
 
 const FAR = 0.45; // below this zoom texts cannot be read
+const REST = 500; // milliseconds without a movement, after which the graph is drawn anew and sharp
 const camera = { x: 0, y: 0, zoom: 1 };
 let planned = false;
+let resting = 0;
 
 function draw() {
   planned = false;
-  view.setAttribute("transform", `translate(${camera.x} ${camera.y}) scale(${camera.zoom})`);
+  view.style.transform = `translate(${camera.x}px, ${camera.y}px) scale(${camera.zoom})`;
+  view.style.willChange = "transform"; // what is painted already is moved and scaled: a fraction of the work for a large graph
+  clearTimeout(resting);
+  resting = setTimeout(() => (view.style.willChange = ""), REST);
   svg.classList.toggle("far", camera.zoom < FAR);
 }
 
