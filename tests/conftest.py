@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,11 @@ def absent_files() -> list[str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def two_threads() -> None:
-    """Two cores are what every machine has that these tests run on; times then mean the same everywhere."""
-    torch.set_num_threads(2)
+    """Two cores are what every machine has that these tests run on; times then mean the same everywhere.
+
+    Where pytest-xdist runs several processes, each takes its share of the two.
+    """
+    torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
 @pytest.fixture(scope="module")
