@@ -117,7 +117,7 @@ def _require_unique(names: Sequence[str]) -> None:
     """Inputs and outputs are values of one graph."""
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice or not all(names):
-        what = f"is the name of two inputs or outputs: {twice[0]!r}" if twice else "an input or output has no name"
+        what = f"two inputs or outputs have one name: {twice[0]!r}" if twice else "an input or output has no name"
         raise InputError(what, where=", ".join(names), hint="give each a name of its own (--input-name, --output-name)")
 
 

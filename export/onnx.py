@@ -13,6 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ def export_onnx(
         call = prepare(model, args, opset, dynamic_batch, dynamic_size, (input_names, output_names))
         captured = capture(call)
         fold_batch_norms(captured.graph)
+        _free_names(captured.graph, {*call.inputs, *call.outputs})
     proto = _complete(captured.graph, call)
     kept: tuple[str, ...] = ()
     if fp16:
@@ -146,6 +148,16 @@ def export_onnx(
 
 
 # --------------------------------------------------------------------------------------------- the file's content
+
+
+def _free_names(graph: Any, names: set[str]) -> None:
+    """Rename values inside the graph that have a name the user chose for an input or output: theirs mean nothing."""
+    inner = [value for node in graph.graph.all_nodes() for value in node.outputs if not value.is_graph_output()]
+    taken = {value.name for value in inner} | names
+    for value in inner:
+        if value.name in names:
+            value.name = next(name for number in count() if (name := f"{value.name}.{number}") not in taken)
+            taken.add(value.name)
 
 
 def _complete(graph: Any, call: Call) -> Any:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pdc_fx.errors import ExportError, InputError
+from pdc_fx.files import is_replaceable
 
 EXTERNAL_ABOVE = 2**31 - 2**20
 """Bytes of weights above which they go into a file of their own; the graph needs the rest of the 2 GiB."""
@@ -43,7 +44,7 @@ def require_writable(path: Path) -> Path:
     """
     if not path.parent.is_dir():
         raise InputError("the directory of the ONNX file does not exist", where=str(path.parent), hint="create it")
-    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+    if not is_replaceable(path) or not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError("the ONNX file cannot be written", where=str(path), hint="choose another path")
     return path
 

@@ -11,12 +11,19 @@ from pathlib import Path
 from pdc_fx.errors import PdcError
 
 
+def is_replaceable(path: Path) -> bool:
+    """Whether a file may be renamed to this place: nothing stands there, or a regular file. A device or a folder would be lost."""
+    return path.is_file() or not path.exists()
+
+
 def replace_file(path: Path, *parts: bytes | memoryview) -> None:
     """Write ``parts`` beside ``path``, then rename: ``path`` is as it was, or complete. Its folder is made where it is missing.
 
     Raises:
         PdcError: it cannot be written; nothing is left beside.
     """
+    if not is_replaceable(path):
+        raise PdcError("what stands there is no regular file", where=str(path), hint="choose another path")
     beside = path.with_name(path.name + ".writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -414,6 +414,11 @@ def nudged(directory: Path) -> None:
     onnx.save(proto, directory / ONNX)
 
 
+def pipe(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
 BAD: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "nowhere": (lambda f, _: [f / "nowhere"], "no such directory"),
     "no output directory": (lambda f, _: [f], "no output directory"),
@@ -426,6 +431,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "other input": (lambda f, _: [f / "dense.onnx", f / "narrow.onnx"], "take different inputs"),
     "fixed batch": (lambda f, _: [f / "static.onnx", f / "static.onnx", "-b", 8], "does not take a batch of 8"),
     "output exists": (lambda f, _: [f / "out", "-o", f / "net.py"], "the file exists"),
+    "output is a pipe": (lambda f, t: [f / "out", "-o", pipe(t / "pipe"), "--overwrite"], "cannot be written"),
     "output folder": (lambda f, _: [f / "out", "-o", f / "no" / "such.json"], "cannot be written"),
     "changed": (lambda f, t: [copy_of(f, t / "c", nudged)], "changed since the directory was certified: model.onnx"),
     "no model": (lambda f, t: [copy_of(f, t / "c", lambda d: changed_recipe(d, model=None))], "pass --model"),

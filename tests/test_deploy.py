@@ -134,10 +134,21 @@ def test_names_chosen(tmp_path: Path) -> None:
     assert "not in the" in (verify_onnx(model, info.path, image(), input_names=["image"]).first_difference or "")
 
 
+def test_a_chosen_name_may_be_that_of_a_value_inside(tmp_path: Path) -> None:
+    """Without a choice the two activations are called ``relu`` and ``relu_1``."""
+    model = net(nn.Conv2d(16, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    inside = {name for node in onnx.load(export_onnx(model, image(), tmp_path / "m.onnx").path).graph.node for name in node.output}
+    assert {"relu", "relu_1"} <= inside
+    names: dict[str, Any] = {"input_names": ["relu"], "output_names": ["relu_1"]}
+    info = export_onnx(model, image(), tmp_path / "m.onnx", **names)
+    assert (info.inputs[0].name, info.outputs[0].name) == ("relu", "relu_1")
+    assert verify_onnx(model, info.path, image(), **names).passed
+
+
 @pytest.mark.parametrize(
     ("names", "text"),
     [
-        ({"input_names": ["x"], "output_names": ["x"]}, "name of two"),
+        ({"input_names": ["x"], "output_names": ["x"]}, "one name: 'x'"),
         ({"input_names": ["x", "y"]}, "the model has 1"),
         ({"output_names": [""]}, "has no name"),
         ({"input_names": ["0.weight"]}, "name of a weight"),

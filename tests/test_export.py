@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -331,8 +332,11 @@ def test_paths_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     for path in (tmp_path / "missing" / "model.onnx", tmp_path / "file" / "model.onnx"):
         with pytest.raises(InputError, match="does not exist"):
             export_onnx(small(), image(), path)
-    with pytest.raises(InputError, match="cannot be written"):
-        export_onnx(small(), image(), tmp_path)
+    os.mkfifo(tmp_path / "pipe")  # a rename would put a file in the place of a pipe or a device
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(InputError, match="cannot be written"):
+            export_onnx(small(), image(), path)
+    assert (tmp_path / "pipe").is_fifo()
     monkeypatch.setattr("os.access", lambda *_: False)  # the tests may run as root, who may write anywhere
     with pytest.raises(InputError, match="cannot be written"):
         export_onnx(small(), image(), tmp_path / "model.onnx")

@@ -105,10 +105,12 @@ def _require_pair(source: Path, compact: Path | None, model: str | None, torch: 
 
 def _require_writable(output: Path, overwrite: bool) -> None:
     """Asked before anything is timed."""
-    if output.is_dir() or (output.exists() and not overwrite):
+    from pdc_fx.files import is_replaceable
+
+    if output.exists() and not overwrite:
         raise InputError("the file exists", where=str(output), hint="choose another, or pass --overwrite")
     folder = output.absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+    if not is_replaceable(output) or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise InputError("the file cannot be written", where=str(output), hint="choose another with -o")
 
 
