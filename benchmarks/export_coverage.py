@@ -49,9 +49,9 @@ SIZES = (
 GAINS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """How much the last layers of an untrained detector are amplified, until it finds something.
 
-What is amplified more than needed, or from maps that hardly vary, tests the rounding of float32 and not the exporter: with a gain of 100
-on noise of 64 x 640 pixels, the scores of Faster R-CNN in PyTorch's own float32 are 5e-4 from those in float64. With a gain of 30 on 24 x 24
-pixels, which it enlarges to smooth images, they are 7e-6 from them.
+What is amplified more than needed, or from maps that hardly vary, tests the rounding of float32 and not the exporter: with a gain of
+100 on noise of 64 x 640 pixels, the scores of Faster R-CNN in PyTorch's own float32 are 5e-4 from those in float64. With a gain of 30
+on 24 x 24 pixels, which it enlarges to smooth images, they are 7e-6 from them.
 """
 
 
