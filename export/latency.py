@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
@@ -27,6 +26,7 @@ from pdc_fx.export.layer_times import time_layers, time_network
 from pdc_fx.export.onnx import export_onnx
 from pdc_fx.export.session import PROVIDERS, default_threads
 from pdc_fx.export.timing import BatchTiming
+from pdc_fx.files import scratch_folder
 from pdc_fx.ir import ChannelGroups, ClusterPlan
 from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies
 from pdc_fx.passes.axes import named_tensors
@@ -76,7 +76,7 @@ class Latency:
         self._stack = ExitStack()
 
     def __enter__(self) -> Latency:
-        self._folder = Path(self._stack.enter_context(TemporaryDirectory()))
+        self._folder = self._stack.enter_context(scratch_folder())
         return self
 
     def __exit__(

@@ -8,19 +8,19 @@ what a network takes is the sum over its nodes.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdc_fx.errors import InputError
+from pdc_fx.export.profiling import recorded
 from pdc_fx.export.session import make_session, run_session
+from pdc_fx.files import scratch_folder
 from pdc_fx.passes.latency import Layer, Shape
 
 RUNS, WARMUP = 12, 2
@@ -101,12 +101,12 @@ def _timed(layers: Mapping[str, Layer], provider: str, threads: int, runs: int) 
 def _profiled(model: Path | bytes, provider: str, threads: int, runs: int) -> dict[str, float]:
     """Node -> the least nanoseconds of all runs but those that warm up."""
     times: dict[str, list[float]] = {}
-    with TemporaryDirectory() as folder:
-        session = make_session(model, provider=provider, threads=threads, profile=Path(folder) / "profile")
+    with scratch_folder() as folder:
+        session = make_session(model, provider=provider, threads=threads, profile=folder / "profile")
         feed = {value.name: _noise(tuple(value.shape)) for value in session.get_inputs()}
         for _ in range(WARMUP + runs):
             run_session(session, feed)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        events = recorded(session)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             times.setdefault(f"{event['name']} {event['args']['node_index']}", []).append(1e3 * event["dur"])

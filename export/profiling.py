@@ -15,6 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from pdc_fx.errors import PdcError
 from pdc_fx.export.session import bind, make_session, random_feed
 from pdc_fx.files import scratch_folder
 
@@ -94,8 +95,26 @@ def profile(
         for run in range(warmup + runs):
             for call in calls if run % 2 == 0 else reversed(calls):
                 call()
-        records = [Path(session.end_profiling()).read_text(encoding="utf-8") for session in sessions]
-    return [node_times(json.loads(record), warmup) for record in records]
+        records = [recorded(session) for session in sessions]
+    return [node_times(record, warmup) for record in records]
+
+
+def recorded(session: Any) -> list[Mapping[str, Any]]:
+    """The events that a session has recorded until now; it ends its record.
+
+    Raises:
+        PdcError: the record is not whole.
+    """
+    path = Path(session.end_profiling())
+    try:
+        events: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # ONNX Runtime does not say that there was no room for it
+        raise PdcError(
+            "ONNX Runtime's record of times is not whole",
+            where=str(path),
+            hint="make room in the folder for temporary files, or set TMPDIR to another",
+        ) from error
+    return events
 
 
 def node_times(events: Sequence[Mapping[str, Any]], warmup: int = 0) -> tuple[NodeTime, ...]:
