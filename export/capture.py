@@ -23,6 +23,7 @@ from pdc_fx.export.silence import quiet
 
 FIXED_BATCH_HINT = "if the model works for one batch size only, pass dynamic_batch=False"
 FIXED_SIZE_HINT = "if the model works for one size of images only, leave dynamic_size (--dynamic-size) out"
+VALUES_HINT = "let tensors decide, with torch.where or torch.cond"
 
 _UNTRANSLATED = "No ONNX function found"
 _SIZES = re.compile("dynamic|constraint|speciali|one size")  # what varies is what stood in the way
@@ -60,7 +61,9 @@ def capture(call: Call) -> Captured:
     except expected as error:
         second = _reason(error)
         raise ExportError(
-            f"{failure}. The older exporter: {second}", where=origin, hint=_hint(second, call) or _hint(reason, call)
+            f"{failure}. The older exporter: {second}",
+            where=origin,
+            hint=_hint(second, call) or _hint(reason, call) or (VALUES_HINT if _on_values(cause) else ""),
         ) from cause
     why = "control flow on values" if _on_values(cause) else reason
     return Captured(graph, "torchscript", (f"{why} [{origin}]", *call.notes, *notes))

@@ -45,6 +45,11 @@ WEIGHTS, RECIPE, ONNX, CERTIFICATE, METRICS, REPORT = (
     "report.html",
 )
 
+RECIPE_HASH = "pdc_fx.recipe_sha256"
+"""Key of an ONNX file's metadata: the SHA-256 of the recipe it was made from."""
+OTHER_RUN = "take the files of one run, or compress again"
+"""The way out where the files of a directory do not belong together."""
+
 
 @dataclass(frozen=True)
 class Compressed:
@@ -194,7 +199,7 @@ def onnx_metadata(
         summary["accuracy"] = dict(certificate["accuracy"])
     return {
         "pdc_fx.version": package_version(),
-        "pdc_fx.recipe_sha256": recipe_sha256,
+        RECIPE_HASH: recipe_sha256,
         "pdc_fx.macs": str(plan.macs_after),
         "pdc_fx.dense_macs": str(plan.macs_before),
         "pdc_fx.certificate": json.dumps(summary),
@@ -374,11 +379,22 @@ def load(
     compact = merge_channels(model, plan, as_arguments(example_inputs(plan)))
     try:
         missing, unexpected = load_model(compact, str(folder / WEIGHTS), strict=False)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ArtifactError(f"the weights cannot be read: {error}", where=str(folder / WEIGHTS)) from error
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(
+            f"the weights cannot be read: {error}", where=str(folder / WEIGHTS), hint=OTHER_RUN
+        ) from error
+    except RuntimeError as error:  # of load_state_dict; below its first line each tensor that does not fit has one
+        lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
+        problem, others = lines[min(1, len(lines) - 1)], max(0, len(lines) - 2)
+        raise ArtifactError(
+            f"the weights do not fit the recipe: {problem}{f', and {others} more' if others else ''}",
+            where=str(folder / WEIGHTS),
+            hint=OTHER_RUN,
+        ) from error
     if missing or unexpected:
         raise ArtifactError(
-            f"the weights do not fit: missing {sorted(missing)[:3]}, unexpected {sorted(unexpected)[:3]}",
+            f"the weights do not fit the recipe: missing {sorted(missing)[:3]}, unexpected {sorted(unexpected)[:3]}",
             where=str(folder / WEIGHTS),
+            hint=OTHER_RUN,
         )
     return compact.eval()

@@ -246,6 +246,25 @@ def test_files_of_two_runs_are_refused(compressed: Path, tmp_path: Path) -> None
     assert not (tmp_path / "m.onnx").exists()
 
 
+def test_files_of_another_model_are_refused(compressed: Path, spec: str, tmp_path: Path) -> None:
+    """One ONNX file that computes something else and says of what recipe it is, one that says nothing, and weights."""
+    other = tmp_path / "other"
+    result = run("compress", spec, *options(other, **{"flops-reduction": 0.3, "epochs": 0, "start": "fold"}))
+    assert result.exit_code == 0, result.stderr
+    copy = damaged(compressed, tmp_path)
+    assert run("export", spec, "-o", tmp_path / "plain.onnx").exit_code == 0
+    for foreign in (other / ONNX, tmp_path / "plain.onnx"):
+        (copy / ONNX).write_bytes(foreign.read_bytes())
+        result = run("verify", copy)
+        assert result.exit_code == 2
+        assert result.stderr.startswith("error: the ONNX file was not made from this directory's recipe")
+    (copy / WEIGHTS).write_bytes((other / WEIGHTS).read_bytes())
+    result = run("verify", copy)
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert re.search(r"do not fit the recipe: size mismatch for .*, and \d+ more", result.stderr)
+
+
 def test_what_does_not_agree_is_not_written(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pdc_fx.export.verify.TOLERANCES", {"float32": 0.0, "float16": 0.0})
     (tmp_path / "m.onnx").write_bytes(b"the file before")
@@ -254,6 +273,17 @@ def test_what_does_not_agree_is_not_written(spec: str, tmp_path: Path, monkeypat
     assert "does not compute" in result.stderr
     assert (tmp_path / "m.onnx").read_bytes() == b"the file before"
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_the_older_exporter_is_named(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\n\nclass Net(torch.nn.Conv2d):\n    def forward(self, x):\n"
+        "        y = super().forward(x).flatten(2)\n        return torch.cdist(y, y + 1)\n\n"
+        "def net():\n    return Net(3, 4, 3)\n"
+    )
+    result = run("export", f"{tmp_path / 'net.py'}:net", "--input", "1x3x8x8", "-o", tmp_path / "m.onnx")
+    assert result.exit_code == 0, result.stderr
+    assert "note: torch.export does not take the model; the older exporter made the file\n" in result.stderr
 
 
 def test_inspect_and_check(spec: str) -> None:

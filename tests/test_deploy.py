@@ -137,7 +137,11 @@ def test_names_chosen(tmp_path: Path) -> None:
 def test_a_chosen_name_may_be_that_of_a_value_inside(tmp_path: Path) -> None:
     """Without a choice the two activations are called ``relu`` and ``relu_1``."""
     model = net(nn.Conv2d(16, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    inside = {name for node in onnx.load(export_onnx(model, image(), tmp_path / "m.onnx").path).graph.node for name in node.output}
+    inside = {
+        name
+        for node in onnx.load(export_onnx(model, image(), tmp_path / "m.onnx").path).graph.node
+        for name in node.output
+    }
     assert {"relu", "relu_1"} <= inside
     names: dict[str, Any] = {"input_names": ["relu"], "output_names": ["relu_1"]}
     info = export_onnx(model, image(), tmp_path / "m.onnx", **names)

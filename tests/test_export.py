@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from pdc_fx.errors import ArtifactError, ExportError, InputError, TraceError, VerificationError
 from pdc_fx.export import session as session_module
+from pdc_fx.export import verify as verify_module
 from pdc_fx.export.benchmark import benchmark
 from pdc_fx.export.difference import closest, first_difference, relative_error
 from pdc_fx.export.onnx import OnnxInfo, export_onnx
@@ -290,7 +293,7 @@ def test_older_exporter_where_only_it_knows_the_operator(tmp_path: Path) -> None
         (lambda x: torch.linalg.qr(x)[0], r"aten\.linalg_qr.* in 1\]"),  # no translation, in either exporter
         (
             lambda x: x if x.sum() > 0 else -x,
-            r"data-dependent.*forward of 1\]",
+            r"data-dependent.*forward of 1\]; let tensors decide",
         ),  # the older exporter would fix one branch
         (lambda x: x if x.shape[0] == 2 else -x, "dynamic_batch=False"),
     ],
@@ -408,6 +411,24 @@ def test_a_changed_batch_norm_is_named_by_the_convolution_it_was_folded_into(
         mean[7] = original
     assert "Conv node" in (comparison.first_difference or "")
     assert "layer3.0.conv2 + layer3.0.bn2" in (comparison.first_difference or "")
+
+
+def test_a_failure_tells_how_exact_float32_itself_is(exported: Callable[[str], Exported], tmp_path: Path) -> None:
+    """1e4 takes 3 of the 7 digits that float32 has."""
+    small_model = exported("small")
+    damaged = nudge(small_model.info.path, "9.bias", tmp_path / "nudged.onnx")
+    assert verify_onnx(small_model.model, damaged, image()).notes == ()
+    lossy = nn.Sequential(small_model.model, Function(lambda y: (y + 1e4) - 1e4))
+    (note,) = verify_onnx(lossy, damaged, image()).notes
+    assert 1e-5 < float(re.findall(r"relative ([\d.e-]+) from its float64", note)[0]) < 1e-1
+
+
+def test_what_only_another_provider_computes_is_said(exported: Callable[[str], Exported]) -> None:
+    case = exported("small")
+    session = SimpleNamespace(get_providers=lambda: ["CUDAExecutionProvider"])
+    pair = verify_module._Pair(case.model, session, None, None)
+    told = verify_module._explain(pair, case.info.path, (torch.randn(2, 3, 16, 16),), [], 1e-4)
+    assert told == "every node agrees on the CPU: it is the CUDAExecutionProvider that computes something else"
 
 
 def test_double_precision_is_refused_with_the_way_out(tmp_path: Path) -> None:

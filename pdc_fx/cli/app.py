@@ -27,6 +27,7 @@ from pdc_fx.cli.options import (
     Seed,
     Shapes,
     Weights,
+    choose,
     open_image_model,
     reported,
     show_progress,
@@ -195,6 +196,7 @@ def compress(
         )
     if latency_reduction is not None:
         show_progress()
+    chosen_provider = choose(provider) if provider == "auto" else provider  # one that is not here may be planned for
     if teacher_weights is not None and teacher_model is None:
         teacher_model = model
     loaded, example = open_image_model(model, weights, num_classes, input)
@@ -228,7 +230,7 @@ def compress(
             latency_reduction=latency_reduction,
             allocation=allocation,
             round_to=round_to,
-            provider=provider,
+            provider=chosen_provider,
             latency_table=latency_table,
             frozen=freeze or (),
             mode=mode,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pdc_fx.cli.options import Json, Overwrite, ProviderOption, open_recipe, reported
+from pdc_fx.cli.options import Json, Overwrite, ProviderOption, choose, open_recipe, reported
 from pdc_fx.errors import InputError
 
 
@@ -40,13 +40,12 @@ def bench(
     from pdc_fx.cli.render import err, print_json
     from pdc_fx.cli.render_bench import print_benchmark
     from pdc_fx.export.benchmark import benchmark
-    from pdc_fx.export.session import choose_provider
     from pdc_fx.files import replace_file, scratch_folder
 
     _require_pair(source, compact, model, torch)
     if output is not None:
         _require_writable(output, overwrite)
-    chosen = choose_provider(provider)
+    choose(provider)
 
     def progress(what: str) -> None:
         err.print(f"timing: {what} ...", markup=False)
@@ -57,7 +56,6 @@ def bench(
         "warmup": warmup,
         "threads": threads,
     }
-    err.print(f"provider: {chosen.name} ({chosen.why})", soft_wrap=True, markup=False)
     engines = []
     with scratch_folder() as scratch:
         pair = None
@@ -68,14 +66,13 @@ def bench(
         else:
             files = source, compact
         report = benchmark(
-            *files, **counts, provider=chosen.name, macs=pair.macs if pair else None, details=True, progress=progress
+            *files, **counts, provider=provider, macs=pair.macs if pair else None, details=True, progress=progress
         )
     if torch and pair is not None:
-        engines = pair.in_torch(chosen.name, counts, progress)
+        engines = pair.in_torch(report.provider, counts, progress)
     result = {
         **report.to_json(),
         "dense": "exported from the recipe" if pair else str(source),
-        "provider_reason": chosen.why,
         "torch": [engine.to_json() for engine in engines],
     }
     if json:

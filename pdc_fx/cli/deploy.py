@@ -17,6 +17,7 @@ from pdc_fx.cli.options import (
     ProviderOption,
     Shapes,
     Weights,
+    choose,
     open_model,
     open_recipe,
     reported,
@@ -54,11 +55,10 @@ def export(
     """Write an ONNX file with batch norms folded, verified against PyTorch first: what does not agree is not written."""
     from pdc_fx.cli.render import print_json
     from pdc_fx.export.onnx import DEFAULT_OPSET, export_onnx
-    from pdc_fx.export.session import choose_provider
     from pdc_fx.export.store import publish, staging_beside
     from pdc_fx.export.verify import verify_onnx
 
-    choose_provider(provider)
+    choose(provider)
     if output.exists() and not overwrite:
         raise InputError("the file exists", where=str(output), hint="choose another, or pass --overwrite")
     module, example, metadata = _open_source(source, weights, num_classes, input)
@@ -100,7 +100,12 @@ def _print_export(info: Any, found: Any) -> None:
         out.print(f"weights: {escape(str(info.data))}")
     if info.float32_nodes:
         out.print(f"kept in float32, since they may overflow: {len(info.float32_nodes)} nodes")
-    for note in (*info.notes, *found.notes):
+    older = (
+        ["torch.export does not take the model; the older exporter made the file"]
+        if info.exporter != "torch.export"
+        else []
+    )
+    for note in (*older, *info.notes, *found.notes):
         err.print(f"note: {note}", soft_wrap=True, markup=False)
     verdict = "passed" if found.passed else "FAILED"
     out.print(
@@ -149,15 +154,18 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check an output directory again, from disk: hashes, compact against ONNX Runtime, accuracy on the test images."""
-    from pdc_fx.artifacts import CERTIFICATE, ONNX, RECIPE, changed_files, read_json
-    from pdc_fx.cli.render import out, percent, print_json
+    from pdc_fx.artifacts import CERTIFICATE, ONNX, OTHER_RUN, RECIPE, changed_files, read_json
+    from pdc_fx.cli.render import err, out, percent, print_json
     from pdc_fx.export.verify import verify_onnx
 
     if not directory.is_dir():
         raise InputError("there is no such directory", where=str(directory))
+    choose(provider)
     recipe, certificate = read_json(directory, RECIPE), read_json(directory, CERTIFICATE)
     changed = changed_files(directory)
     compact, example = _open_directory(directory, model, check_files=False)
+    if ONNX in changed:
+        _require_own(directory)
     found = verify_onnx(compact, directory / ONNX, example, provider=provider)
     spec = data or recipe.get("data")
     measured: dict[str, float] = {}
@@ -177,6 +185,8 @@ def verify(
             f"compact against ONNX Runtime: relative error {found.max_rel_error:.2g} "
             f"(allowed {found.tolerance:g}, {found.precision})"
         )
+        for note in found.notes:
+            err.print(f"note: {note}", soft_wrap=True, markup=False)
         for name, value in measured.items():
             out.print(
                 f"test accuracy, {name}: {percent(value)} (certified: {percent(certificate.get('accuracy', {}).get(name))})"
@@ -186,10 +196,24 @@ def verify(
         raise ArtifactError(
             f"changed since the directory was certified: {', '.join(changed)}",
             where=str(directory),
-            hint="take the files of one run, or compress again",
+            hint=OTHER_RUN,
         )
     if not json:
         out.print("[bold green]passed[/]")
+
+
+def _require_own(directory: Path) -> None:
+    """Refuse a changed ONNX file of another run. One of this run is compared, so that it can be said where it differs."""
+    from pdc_fx.artifacts import ONNX, OTHER_RUN, RECIPE, RECIPE_HASH, sha256
+    from pdc_fx.export.session import make_session
+
+    path = directory / ONNX
+    try:
+        recipe = make_session(path).get_modelmeta().custom_metadata_map.get(RECIPE_HASH)
+    except ArtifactError as error:
+        raise ArtifactError(error.what, where=error.where, hint=OTHER_RUN) from error
+    if recipe != sha256(directory / RECIPE):
+        raise ArtifactError("the ONNX file was not made from this directory's recipe", where=str(path), hint=OTHER_RUN)
 
 
 def _accuracies(

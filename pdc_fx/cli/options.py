@@ -102,6 +102,17 @@ def show_progress() -> None:
     logger.setLevel(logging.INFO)
 
 
+def choose(provider: str) -> str:
+    """The provider to use, which works here; where ``auto`` left the choice to us, a line on standard error says what was taken and why."""
+    from pdc_fx.cli.render import err
+    from pdc_fx.export.session import AUTO, choose_provider
+
+    chosen = choose_provider(provider)
+    if provider == AUTO:
+        err.print(f"provider: {chosen.name} ({chosen.why})", soft_wrap=True, markup=False)
+    return chosen.name
+
+
 def open_model(spec: str, weights: Path | None, classes: int | None, shapes: list[str] | None) -> tuple[Any, Any]:
     """The model, and call arguments of zeros: several tensors or a list of images where it wants them."""
     from pdc_fx.models import build_model, example_inputs, parse_shape
