@@ -190,6 +190,18 @@ def test_large_weights_go_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_what_the_full_check_finds_is_not_written(tmp_path: Path) -> None:
+    """An output whose declared shape is not the inferred one: only the check with shape inference sees it."""
+    info = export_onnx(head(nn.AdaptiveAvgPool2d(1)), image(), tmp_path / "m.onnx")
+    proto, before = onnx.load(info.path), info.path.read_bytes()
+    proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
+    onnx.checker.check_model(proto)
+    with pytest.raises(ExportError, match="not valid ONNX"):
+        store.store(proto, info.path)
+    assert info.path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [info.path]
+
+
 # -------------------------------------------------------------------------------------------------------------- detections
 def test_a_detector_that_takes_a_list_of_images(tmp_path: Path) -> None:
     torch.manual_seed(0)
