@@ -7,13 +7,16 @@ Each page is opened from its file in headless Chromium, 1280 x 900, without a ne
 of the navigation until the second frame after the load event, the median of three fresh contexts; *zoom* is the time between
 frames while the wheel zooms into the middle of the graph and out again, forty steps, median and worst. Both are given as the
 clock has them, which counts whatever else the machine does, and as processor time of all of Chromium's processes; for *zoom*
-that is per step. Fails (exit code 1) above 3 s to open or 8 MB.
+that is per step. Fails (exit code 1) above 8 MB, or above 3 s of processor time to open: seconds of the clock are written down beside
+it, but on a busy machine they say how busy it is. While the wheel turns, a page of 500 operators or more leaves out texts.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import os
 import platform
 import shutil
 import statistics
@@ -24,13 +27,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from playwright.sync_api import sync_playwright
+from torchvision.models import efficientnet
 
 from pdc_fx.export.inspection import render_inspection
 from pdc_fx.models import build_model, example_inputs
 from pdc_fx.pipeline import inspect
 
-MODELS = ("resnet50", "densenet201", "efficientnet_v2_l")
+MODELS = ("resnet50", "densenet201", "efficientnet_v2_l", "efficientnet_v2_l_twice")
+"""The last one is built here, with every stage twice as deep, since the largest of torchvision's have 1,000 operators. So is
+``densenet_218``, of 218 layers in its blocks and 11,751 edges, which is more than a page opens within the allowed time."""
+
 ALLOWED_SECONDS, ALLOWED_BYTES = 3.0, 8e6
 DEFAULT_OUTPUT = Path(__file__).resolve().parent / "results" / "report-page.json"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -54,13 +62,26 @@ ZOOMED = """async () => {
 }"""
 
 
-def made(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The page of a model of torchvision, and what it took."""
+def network(name: str) -> tuple[torch.nn.Module, Any]:
+    """A model without its weights, and what it is called with."""
+    example = torch.zeros(1, 3, 224, 224)
+    if name == "densenet_218":
+        return torchvision.models.DenseNet(32, (6, 12, 100, 100), 64), example
+    if name == "efficientnet_v2_l_twice":
+        stages, last = efficientnet._efficientnet_conf("efficientnet_v2_l")
+        deeper = [dataclasses.replace(stage, num_layers=2 * stage.num_layers) for stage in stages]
+        return efficientnet.EfficientNet(deeper, dropout=0.4, last_channel=last), example
     loaded = build_model(f"torchvision:{name}")
+    return loaded.model, example_inputs(loaded, [])
+
+
+def made(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The page of a model, and what it took."""
+    model, example = network(name)
     start = time.perf_counter()
-    graph = inspect(loaded.model, example_inputs(loaded, []))
+    graph = inspect(model, example)
     analysed = time.perf_counter()
-    page = render_inspection(graph, title=f"torchvision:{name}")
+    page = render_inspection(graph, title=name)
     rendered = time.perf_counter()
     path = folder / f"{name}.html"
     path.write_text(page, encoding="utf-8")
@@ -81,7 +102,7 @@ def shown(browser: Any, path: Path) -> dict[str, Any]:
         context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
         page = context.new_page()
         before = processor_time()
-        page.goto(path.as_uri())
+        page.goto(path.as_uri(), timeout=300_000)
         opened.append(page.evaluate(OPENED))
         opening.append(processor_time() - before)
         page.evaluate("document.getElementById('graph').scrollIntoView()")
@@ -120,14 +141,17 @@ def main() -> int:
             print(json.dumps(rows[-1]), flush=True)
         version = browser.version
         browser.close()
+    load = os.getloadavg()[0]
     machine = {
         "chromium": version,
         "cpu_threads": 1,
         "machine": platform.machine(),
         "python": platform.python_version(),
+        "load": round(load, 1),
+        "cores": os.cpu_count(),
     }
     options.output.write_text(json.dumps({"environment": machine, "pages": rows}, indent=1) + "\n")
-    return int(any(row["open_s"] > ALLOWED_SECONDS or row["bytes"] > ALLOWED_BYTES for row in rows))
+    return int(any(row["open_cpu_s"] > ALLOWED_SECONDS or row["bytes"] > ALLOWED_BYTES for row in rows))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,13 @@ from typing import Any
 
 from pdc_fx.export.drawing import boxes, curves, hues
 from pdc_fx.export.layout import NODE_HEIGHT, NODE_WIDTH, Layout, layout
-from pdc_fx.export.model_graph import ModelGraph, shortened
+from pdc_fx.export.model_graph import ModelGraph
 from pdc_fx.export.page import number, percent, quantity, render
 from pdc_fx.ir import ChannelGroup
 
 SCRIPTS = ("page.js", "tables.js", "graph.js")
+
+ROLES = ("producer", "channelwise", "consumer")
 
 _NAMED = 3
 """A sentence names so many modules and counts the others."""
@@ -237,7 +239,7 @@ def frozen_rows(graph: ModelGraph) -> list[FrozenRow]:
     channels: Counter[str] = Counter()
     modules: dict[str, Counter[str]] = defaultdict(Counter)
     for entry in graph.groups.frozen:
-        reason = general(shortened(entry.reason))
+        reason = general(entry.reason)
         channels[reason] += entry.channels
         modules[reason][entry.module] += entry.channels
     return [
@@ -261,8 +263,16 @@ def general(reason: str) -> str:
 
 
 def page_data(graph: ModelGraph, placed: Layout, rows: Sequence[GroupRow]) -> Mapping[str, Any]:
-    """What the page's script shows of a node or a group."""
+    """What the page's script shows of a node or a group.
+
+    Roles and tensors are numbers into ``roles`` and ``tensors``, since the name of a tensor is there once for each group it belongs to:
+    in a DenseNet dozens of times.
+    """
+    shapes = graph.groups.shapes
+    number = {tensor: index for index, tensor in enumerate(shapes)}
     return {
+        "roles": ROLES,
+        "tensors": [[tensor, "×".join(map(str, shape)) or "1"] for tensor, shape in shapes.items()],
         "size": [placed.width, placed.height, NODE_WIDTH, NODE_HEIGHT],
         "reasons": graph.reasons,
         "nodes": [
@@ -273,7 +283,7 @@ def page_data(graph: ModelGraph, placed: Layout, rows: Sequence[GroupRow]) -> Ma
                 "source": node.source,
                 "shape": "×".join(map(str, node.shape)) if node.shape is not None else "",
                 "macs": quantity(node.macs) if node.macs else "",
-                "tensors": [[t, "×".join(map(str, graph.groups.shapes[t])) or "1"] for t in node.tensors],
+                "tensors": [number[tensor] for tensor in node.tensors],
                 "groups": list(node.groups.items()),
                 "frozen": list(node.frozen.items()),
                 "at": [placed.x[index], placed.y[index]],
@@ -292,7 +302,7 @@ def page_data(graph: ModelGraph, placed: Layout, rows: Sequence[GroupRow]) -> Ma
                 "constraints": row.constraints,
                 "joins": graph.joins.get(row.number, ()),
                 "members": [
-                    [m.role, m.tensor, m.dim, int(m.positions.size), graph.groups.shapes[m.tensor][m.dim]]
+                    [ROLES.index(m.role), number[m.tensor], m.dim, int(m.positions.size), shapes[m.tensor][m.dim]]
                     for m in row.group.members
                 ],
             }

@@ -7,13 +7,11 @@ belong to which group and how many must stay for which reason, so that pages and
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import prod
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -259,7 +257,7 @@ def model_graph(solution: Solution) -> ModelGraph:
     used = sorted({reason for operator in nodes for reason in operator.frozen})
     number = {reason: index for index, reason in enumerate(used)}
     renumbered = (replace(o, frozen={number[r]: n for r, n in o.frozen.items()}) for o in nodes)
-    reasons = tuple(shortened(solution.reasons[reason]) for reason in used)
+    reasons = tuple(solution.reasons[reason] for reason in used)
     return ModelGraph(solution.groups, tuple(renumbered), tuple(sorted(edges)), reasons)
 
 
@@ -275,7 +273,7 @@ def _operator(node: fx.Node, solution: Solution, tensors: tuple[str, ...], macs:
         function,
         function.removesuffix(".__get__").rpartition(".")[2],
         module=str(node.meta.get("module", "")),
-        source=_short(str(node.meta.get("source") or "")),
+        source=str(node.meta.get("source") or ""),
         shape=node.meta.get("shape"),
         tensors=tensors,
         groups=_counted(group),
@@ -301,21 +299,3 @@ def _counted(numbers: Iterable[int]) -> dict[int, int]:
 
 def _owner(tensor: str) -> str:
     return tensor.rpartition(".")[0]
-
-
-def _short(source: str) -> str:
-    """The end of a path, which tells a person enough and nothing of the machine.
-
-    >>> _short("/usr/lib/python3/site-packages/torchvision/models/resnet.py:92")
-    'torchvision/models/resnet.py:92'
-    """
-    return "/".join(PurePath(source).parts[-3:]).lstrip("/")
-
-
-def shortened(reason: str) -> str:
-    """A reason with the paths in it shortened.
-
-    >>> shortened("sizes are written out (/usr/lib/site-packages/timm/models/swin.py:12)")
-    'sizes are written out (timm/models/swin.py:12)'
-    """
-    return re.sub(r"(?:/|[A-Z]:\\)[^()']*\.py:\d+", lambda found: _short(found.group()), reason)

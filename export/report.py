@@ -165,6 +165,7 @@ def render_report(
         left_out=number(left_out, "other group") if left_out else "",
         largest=LARGEST,
         timing=timing,
+        engines=(),
         frozen=frozen_rows(graph),
         unreached=plan.groups.unreached,
     )

@@ -6,6 +6,7 @@
     certificate.json    what was measured, and the SHA-256 of the files
     metrics.jsonl       one line per epoch, below what was trained and whose maps were compared
     report.html         all of it for people
+    benchmark.json      what ``pdc-fx bench`` measured last, if it ran; the page shows it, too
 
 A directory is made complete beside its place and then renamed, so that under its name there is either nothing or all of it.
 """
@@ -36,13 +37,14 @@ if TYPE_CHECKING:
     from pdc_fx.export.benchmark import BenchmarkReport
 
 FORMAT = 1
-WEIGHTS, RECIPE, ONNX, CERTIFICATE, METRICS, REPORT = (
+WEIGHTS, RECIPE, ONNX, CERTIFICATE, METRICS, REPORT, BENCHMARK = (
     "model.safetensors",
     "recipe.json",
     "model.onnx",
     "certificate.json",
     "metrics.jsonl",
     "report.html",
+    "benchmark.json",
 )
 
 RECIPE_HASH = "pdc_fx.recipe_sha256"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pdc_fx.errors import PdcError
@@ -34,7 +34,8 @@ def replace_file(path: Path, *parts: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # a file system that is read-only refuses even to remove what is not there
+            beside.unlink(missing_ok=True)
         raise PdcError(
             f"the file cannot be written: {error.strerror or error}",
             where=str(path),

@@ -20,7 +20,7 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 import pdc_fx
-from pdc_fx.artifacts import ONNX, RECIPE, Compressed, save
+from pdc_fx.artifacts import BENCHMARK, ONNX, RECIPE, REPORT, Compressed, save
 from pdc_fx.cli import app
 from pdc_fx.errors import ArtifactError, InputError, PdcError
 from pdc_fx.export import session as sessions
@@ -30,6 +30,7 @@ from pdc_fx.export.memory import own_peak, peak_memory
 from pdc_fx.export.onnx import export_onnx
 from pdc_fx.export.profiling import NodeTime, explain, node_times, placement, profile, recorded
 from pdc_fx.export.session import choose_provider, make_session
+from pdc_fx.export.speed import BEGIN, END
 from pdc_fx.export.timing import BatchTiming, Timing, time_batch
 from pdc_fx.files import replace_file
 from pdc_fx.passes.rewrite import ChannelAddition
@@ -71,6 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert addition.comparison is not None
     source = {"model": f"{path / 'net.py'}:net"}
     save(Compressed(compact, model, plan, (example,), addition.comparison, source=source), path / "out")
+    (path / "fresh.html").write_bytes((path / "out" / REPORT).read_bytes())
     export_onnx(model, example, path / "dense.onnx")
     macs = {MACS: str(plan.macs_after), DENSE_MACS: str(plan.macs_before)}
     export_onnx(compact, example, path / "compact.onnx", metadata=macs)
@@ -372,7 +374,56 @@ def test_bench_a_directory(folder: Path, tmp_path: Path) -> None:
     assert found["dense_bytes"] > 1.5 * found["compact_bytes"]
     assert (found["threads"], found["provider"], found["torch"]) == (1, "cpu", [])
     assert "provider" not in result.stderr  # it was asked for
-    assert {path.name: path.read_bytes() for path in (folder / "out").iterdir()} == before
+    after = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+    assert json.loads(after.pop(BENCHMARK)) == found
+    assert {name for name, content in after.items() if content != before[name]} == {REPORT}
+    assert run("verify", folder / "out").exit_code == 0
+
+
+def card_of(page: Path) -> str:
+    text = page.read_text(encoding="utf-8")
+    return text[text.index(BEGIN) : text.index(END)]
+
+
+def test_the_page_shows_what_was_measured_last(folder: Path, tmp_path: Path) -> None:
+    directory = copy_of(folder, tmp_path / "out", lambda _: None)
+    fresh = (folder / "fresh.html").read_text(encoding="utf-8")
+    (directory / REPORT).write_text(fresh, encoding="utf-8")
+    assert "Not measured when this page was written" in card_of(directory / REPORT)
+    for batch in (1, 2):
+        assert run("bench", directory, *QUICK, "-b", batch).exit_code == 0
+        card = card_of(directory / REPORT)
+        assert f'data-label="Batch">{batch}<' in card
+        assert card.count('data-label="Batch"') == 1
+        assert "Not measured when" not in card
+    now = (directory / REPORT).read_text(encoding="utf-8")
+    assert (now.partition(BEGIN)[0], now.partition(END)[2]) == (fresh.partition(BEGIN)[0], fresh.partition(END)[2])
+    (directory / REPORT).unlink()
+    assert run("bench", directory, *QUICK, "-b", 1).exit_code == 0
+    assert not (directory / REPORT).exists()
+
+
+@pytest.mark.parametrize("name", ["read-only", "page of another version"])
+def test_figures_that_cannot_be_kept_are_printed(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = copy_of(folder, tmp_path / "out", lambda _: None)
+    if name == "read-only":
+
+        def refused(*_: Any) -> None:
+            raise OSError(30, "Read-only file system")
+
+        monkeypatch.setattr(os, "replace", refused)
+    else:
+        (directory / REPORT).write_text("<p>an old page</p>")
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    result = run("bench", directory, *QUICK, "-b", 1, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["timings"]
+    (note,) = [line for line in result.stderr.splitlines() if line.startswith("note:")]
+    assert ("Read-only file system" if name == "read-only" else "no place for a benchmark") in note
+    after = {path.name: path.read_bytes() for path in directory.iterdir() if path.name != BENCHMARK}
+    assert after == {name: content for name, content in before.items() if name != BENCHMARK}
 
 
 def test_the_dense_network_is_the_tied_one(folder: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,6 +148,7 @@ def test_is_frozen_with_a_reason_and_the_rest_merges(name: str) -> None:
     stuck = [f for f in groups.frozen if f.module != "head" and f.module != "last"]
     assert any(reason in f.reason for f in stuck), stuck
     assert all("test_bypass.py:" in f.reason for f in stuck if "cannot be followed" in f.reason)
+    assert not any(str(Path(__file__).parent.parent) in f.reason for f in stuck)  # the end of the path is enough
     for seed in range(3):
         assert pdc_fx.check(model, inputs, seed=seed).passed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,37 @@ def test_zoom_and_pan(at: Opened) -> None:
     zoom(page)
     assert page.get_attribute("#view", "transform") != before
     assert lit(page) == set()
+
+
+TURN = """() => {
+  const graph = document.getElementById("graph");
+  const { left, top } = graph.getBoundingClientRect();
+  const place = { clientX: left + 200, clientY: top + 60 };
+  for (let step = 0; step < 30; step++) {
+    graph.dispatchEvent(new WheelEvent("wheel", { deltaY: -200, ctrlKey: true, cancelable: true, bubbles: true, ...place }));
+  }
+}"""
+DISPLAYED = "[...document.querySelectorAll('#view .n text')].map(text => getComputedStyle(text).display)"
+
+
+def test_texts_of_a_large_graph_are_back_when_the_wheel_rests(browser: Any, tmp_path: Path) -> None:
+    layers = [layer for _ in range(260) for layer in (torch.nn.Conv2d(2, 2, 1), torch.nn.ReLU())]
+    graph = inspect(torch.nn.Sequential(*layers), torch.zeros(1, 2, 2, 2))
+    page = tmp_path / "large.html"
+    page.write_text(render_inspection(graph, title="large"), encoding="utf-8")
+    with opened(browser, page) as found:
+        clock = found.page.clock  # by which the page's time passes only when it is told to
+        clock.install(time=datetime(2026, 1, 1))
+        found.page.reload()
+        clock.pause_at(datetime(2026, 1, 2))
+        found.page.evaluate(TURN)
+        clock.run_for(100)
+        transform = found.page.get_attribute("#view", "transform")
+        assert float(re.search(r"scale\(([\d.]+)\)", transform).group(1)) > 0.45
+        assert set(found.page.evaluate(DISPLAYED)) == {"none"}
+        clock.run_for(500)
+        assert "none" not in found.page.evaluate(DISPLAYED)
+        assert found.messages == []
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -10,18 +10,16 @@ const { nodes, groups, reasons } = data;
 // ------------------------------------------------------------------------------------------------------- pan and zoom
 
 const FAR = 0.45; // below this zoom texts cannot be read
-const REST = 500; // milliseconds without a movement, after which the graph is drawn anew and sharp
+const MANY = 500; // operators from which on texts are left out while the wheel turns: they are most of the work of a step
+const REST = 200; // milliseconds without a step, after which they are back
 const camera = { x: 0, y: 0, zoom: 1 };
 let planned = false;
-let resting = 0;
+let turning = 0;
 
 function draw() {
   planned = false;
-  view.style.transform = `translate(${camera.x}px, ${camera.y}px) scale(${camera.zoom})`;
-  view.style.willChange = "transform"; // what is painted already is moved and scaled: a fraction of the work for a large graph
-  clearTimeout(resting);
-  resting = setTimeout(() => (view.style.willChange = ""), REST);
-  svg.classList.toggle("far", camera.zoom < FAR);
+  view.setAttribute("transform", `translate(${camera.x} ${camera.y}) scale(${camera.zoom})`);
+  svg.classList.toggle("far", camera.zoom < FAR || turning > 0);
 }
 
 function move(x, y, zoom) {
@@ -35,6 +33,18 @@ function zoomAt(x, y, factor) {
   const zoom = Math.min(4, Math.max(0.02, camera.zoom * factor));
   const change = zoom / camera.zoom;
   move(x - (x - camera.x) * change, y - (y - camera.y) * change, zoom);
+}
+
+/** The same by wheel or fingers, where one step follows the other. */
+function turn(x, y, factor) {
+  clearTimeout(turning);
+  if (nodes.length >= MANY) {
+    turning = setTimeout(() => {
+      turning = 0;
+      draw();
+    }, REST);
+  }
+  zoomAt(x, y, factor);
 }
 
 /** Show a rectangle of the graph as large as fits, within limits of zoom. */
@@ -83,7 +93,7 @@ svg.addEventListener(
     event.preventDefault();
     const lines = event.deltaMode === 1 ? 18 : 1;
     const area = svg.getBoundingClientRect();
-    zoomAt(event.clientX - area.left, event.clientY - area.top, Math.exp(-Math.max(-200, Math.min(200, event.deltaY * lines)) / 300));
+    turn(event.clientX - area.left, event.clientY - area.top, Math.exp(-Math.max(-200, Math.min(200, event.deltaY * lines)) / 300));
   },
   { passive: false },
 );
@@ -108,7 +118,7 @@ svg.addEventListener("pointermove", (event) => {
     const other = [...pointers.entries()].find(([id]) => id !== event.pointerId)[1];
     const area = svg.getBoundingClientRect();
     const gap = (one) => Math.hypot(one.clientX - other.clientX, one.clientY - other.clientY);
-    zoomAt(other.clientX - area.left, other.clientY - area.top, gap(event) / Math.max(gap(before), 1));
+    turn(other.clientX - area.left, other.clientY - area.top, gap(event) / Math.max(gap(before), 1));
   }
 });
 for (const kind of ["pointerup", "pointercancel", "pointerleave"]) {

@@ -1,6 +1,10 @@
 // What every page has: its data, elements from plain text, and the choice of a colour scheme.
 
 const data = JSON.parse(document.getElementById("data").textContent);
+for (const node of data.nodes ?? []) node.tensors = node.tensors.map((number) => data.tensors[number]);
+for (const group of data.groups ?? []) {
+  group.members = group.members.map(([role, number, ...rest]) => [data.roles[role], data.tensors[number][0], ...rest]);
+}
 const byId = (id) => document.getElementById(id);
 
 /** An element with properties and children; texts become text, never markup. */

@@ -19,7 +19,8 @@ for (const table of document.querySelectorAll("table[id]")) {
   filter?.addEventListener("input", () => {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     for (const row of body.rows) {
-      const text = `${row.textContent} ${row.dataset.text ?? ""}`.toLowerCase();
+      const members = row.dataset.group === undefined ? [] : data.groups[row.dataset.group].members;
+      const text = [row.textContent, ...members.map(([, tensor]) => tensor)].join(" ").toLowerCase();
       row.hidden = !words.every((word) => text.includes(word));
     }
   });

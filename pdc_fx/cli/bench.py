@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json as codec
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pdc_fx.cli.options import Json, Overwrite, ProviderOption, choose, open_recipe, reported
-from pdc_fx.errors import InputError
+from pdc_fx.errors import InputError, PdcError
+
+if TYPE_CHECKING:
+    from pdc_fx.export.benchmark import BenchmarkReport
+    from pdc_fx.export.benchmark_torch import TorchReport
 
 
 @reported
@@ -36,7 +41,10 @@ def bench(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Time the dense against the compact network in ONNX Runtime, by turns, and say how much of the MAC ratio arrives."""
+    """Time the dense against the compact network in ONNX Runtime, by turns, and say how much of the MAC ratio arrives.
+
+    For a DIR the figures are also kept there, as benchmark.json and in report.html.
+    """
     from pdc_fx.cli.render import err, print_json
     from pdc_fx.cli.render_bench import print_benchmark
     from pdc_fx.export.benchmark import benchmark
@@ -56,7 +64,7 @@ def bench(
         "warmup": warmup,
         "threads": threads,
     }
-    engines = []
+    engines: list[TorchReport] = []
     with scratch_folder() as scratch:
         pair = None
         if compact is None:
@@ -81,6 +89,23 @@ def bench(
         print_benchmark(str(compact or source), report, engines)
     if output is not None:
         replace_file(output, (codec.dumps(result, indent=1) + "\n").encode())
+    if pair is not None:
+        _keep(source, result, report, engines)
+
+
+def _keep(directory: Path, result: dict[str, Any], report: BenchmarkReport, engines: Sequence[TorchReport]) -> None:
+    """Put the figures where the directory's page shows them. They have been printed: where they cannot be kept, that is a note."""
+    from pdc_fx.artifacts import BENCHMARK, REPORT, write_text
+    from pdc_fx.cli.render import err
+    from pdc_fx.export.speed import with_speed
+
+    try:
+        write_text(directory / BENCHMARK, codec.dumps(result, indent=1) + "\n")
+        page = directory / REPORT
+        if page.is_file():
+            write_text(page, with_speed(page.read_bytes().decode(), report, engines))
+    except (PdcError, OSError, UnicodeDecodeError) as error:
+        err.print(f"note: the figures are not in {directory / REPORT}: {error}", soft_wrap=True, markup=False)
 
 
 def _require_pair(source: Path, compact: Path | None, model: str | None, torch: bool) -> None:
