@@ -297,6 +297,15 @@ def report_page(data: Data) -> str:
     )
 
 
+# ------------------------------------------------------------------------------------------------------------- robustness
+def mutations(data: Data) -> str:
+    """One row for each planted fault: where, what, and what noticed it."""
+    rows = [(f"`{row['file']}`", row["what"], row["caught_by"]) for row in data["faults"]]
+    return f"{table(('where', 'fault', 'caught by'), rows, 3)}\n\n" + source(
+        "benchmarks/results/mutations.json", "python benchmarks/mutations.py"
+    )
+
+
 BLOCKS: dict[str, tuple[Path, Callable[[Data], str]]] = {
     "certificate": (ARTIFACT / "certificate.json", certificate),
     "accuracy": (RESULTS / "accuracy.json", accuracy),
@@ -308,6 +317,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[Data], str]]] = {
     "latency": (RESULTS / "latency.json", latency),
     "gpu": (RESULTS / "gpu.json", gpu),
     "report-page": (RESULTS / "report-page.json", report_page),
+    "mutations": (RESULTS / "mutations.json", mutations),
 }
 """Name of a generated block -> its file, and what makes Markdown of it."""
 
