@@ -33,22 +33,15 @@ class Fault:
     probe: str = ""
 
 
-RULES = ("tests/test_rules.py::test_merges_what_it_should_and_exactly",)
-ACTIVATIONS = ("tests/test_activations.py",)
-TIE, PLAN, EXPORT, DEPLOY = (
-    ("tests/test_tie.py",),
-    ("tests/test_plan.py",),
-    ("tests/test_export.py",),
-    ("tests/test_deploy.py",),
-)
-FOLD, CALIBRATE, COMPACT = ("tests/test_fold.py",), ("tests/test_calibrate.py",), ("tests/test_compact.py",)
-METHODS, TRAINING, CLI, MODELS = (
-    ("tests/test_methods.py",),
-    ("tests/test_training.py",),
-    ("tests/test_cli.py",),
-    ("tests/test_models.py",),
-)
-LOSSES, DOCTESTS = ("tests/test_losses.py",), ("tests/test_doctests.py",)
+def rules(*samples: str) -> tuple[str, ...]:
+    """The brute-force test of every rule, on some of the networks of tests/samples.py."""
+    return tuple(f"tests/test_rules.py::test_merges_what_it_should_and_exactly[{name}]" for name in samples)
+
+
+def tests(file: str, *names: str) -> tuple[str, ...]:
+    """Tests of one file by what follows ``test_``; the whole file where none is named."""
+    return tuple(f"tests/test_{file}.py::test_{name}" for name in names) or (f"tests/test_{file}.py",)
+
 
 FAULTS: tuple[Fault, ...] = (
     # ------------------------------------------------------------------------------------------------------------ rules
@@ -58,7 +51,7 @@ FAULTS: tuple[Fault, ...] = (
         "    site.ride(bias, 0, label, path)\n    return site.laid(label, path, axis)",
         "    return site.laid(label, path, axis)",
         "the bias of a convolution is not part of its channel",
-        RULES,
+        rules("conv"),
         "merge",
     ),
     Fault(
@@ -67,7 +60,7 @@ FAULTS: tuple[Fault, ...] = (
         "        site.read(weight, 1, label, path)\n        label, path = site.produce(weight, 0)\n    elif",
         "        site.read(weight, 0, label, path)\n        label, path = site.produce(weight, 1)\n    elif",
         "a convolution reads along its output axis and makes channels along its input axis",
-        RULES,
+        rules("conv"),
         "merge",
     ),
     Fault(
@@ -76,7 +69,7 @@ FAULTS: tuple[Fault, ...] = (
         "        site.read(weight, 1, label, path)\n        label, path = site.produce(weight, 0)\n    elif",
         "        site.read(weight, 1, label.roll(1), path.roll(1))\n        label, path = site.produce(weight, 0)\n    elif",
         "a convolution reads each channel with the slice of its neighbour",
-        RULES,
+        rules("conv"),
         "merge",
     ),
     Fault(
@@ -85,7 +78,7 @@ FAULTS: tuple[Fault, ...] = (
         "    site.ride(weight, 0, label, path)\n    return label, path",
         "    return label, path",
         "depthwise filters are not tied with their channel",
-        RULES,
+        rules("depthwise"),
         "merge",
     ),
     Fault(
@@ -94,7 +87,7 @@ FAULTS: tuple[Fault, ...] = (
         "    label, path = site.produce(weight, 0)\n    site.bundled(label.reshape(groups, -1).T, path.reshape(groups, -1).T)\n    return label, path",
         "    label, path = site.produce(weight, 0)\n    return label, path",
         "the groups of a grouped convolution may keep different numbers of outputs",
-        RULES,
+        rules("grouped", "grouped_residual"),
         "merge",
     ),
     Fault(
@@ -103,7 +96,7 @@ FAULTS: tuple[Fault, ...] = (
         "spread(site, *site.produce(weight, 1), 0, groups)",
         "spread(site, *site.produce(weight, 0), 0, groups)",
         "a transposed convolution makes channels along the axis that it reads",
-        RULES,
+        rules("transposed", "transposed_grouped"),
         "merge",
     ),
     Fault(
@@ -112,7 +105,7 @@ FAULTS: tuple[Fault, ...] = (
         'enumerate(("running_mean", "running_var", "weight", "bias"), 1)]',
         'enumerate(("running_mean", "running_var", "weight", "bias"), 1) if i != 2]',
         "the running variance is not part of the channel",
-        RULES,
+        rules("batch_norm"),
         "merge",
     ),
     Fault(
@@ -121,7 +114,7 @@ FAULTS: tuple[Fault, ...] = (
         "    site.flow.balance(flat.reshape(sets, -1), site.module)\n    sizes",
         "    sizes",
         "a mean over channels is taken to survive clusters of different sizes",
-        RULES,
+        rules("layer_norm", "layer_norm_channels_last", "mean_over_channels"),
         "merge",
     ),
     Fault(
@@ -130,7 +123,7 @@ FAULTS: tuple[Fault, ...] = (
         "        path = mix(path, torch.arange(groups).repeat_interleave(channels // groups))",
         "        path = mix(path, 0)",
         "channels that are divided by the deviation of different sets look alike",
-        RULES,
+        rules("group_norm", "group_norm_bare", "group_norm_residual"),
         "merge",
     ),
     Fault(
@@ -139,7 +132,7 @@ FAULTS: tuple[Fault, ...] = (
         "                site.read(weight, dim, *site.along(x, at))",
         "                site.ride(weight, dim, *site.along(x, at))",
         "a linear layer's input slices are tied instead of added up",
-        RULES,
+        rules("linear", "flatten"),
         "merge",
     ),
     Fault(
@@ -148,7 +141,7 @@ FAULTS: tuple[Fault, ...] = (
         "    rank = len(result.shape)\n    return met(site, result.shape, [result, aligned(site, bias, rank, set(result.varying))])",
         "    return result",
         "the bias of a linear layer is not part of its channel",
-        RULES,
+        rules("linear"),
         "merge",
     ),
     Fault(
@@ -157,7 +150,7 @@ FAULTS: tuple[Fault, ...] = (
         "        return dim if self.order is None else self.order[dim]",
         "        return dim",
         "the axes of `w.t()` are taken for those of `w`",
-        RULES,
+        rules("matmul_transposed"),
         "merge",
     ),
     Fault(
@@ -166,7 +159,7 @@ FAULTS: tuple[Fault, ...] = (
         '        site.flow.unify(a, b, site.module, "is combined with")',
         "        return",
         "channels that are added stay independent of each other",
-        RULES,
+        rules("residual"),
         "merge",
     ),
     Fault(
@@ -175,7 +168,7 @@ FAULTS: tuple[Fault, ...] = (
         "        site.ride(slope, 0, label, path)",
         "        label = path",
         "the slopes of a PReLU are not tied with their channel",
-        RULES,
+        rules("prelu"),
         "merge",
     ),
     Fault(
@@ -184,7 +177,7 @@ FAULTS: tuple[Fault, ...] = (
         "        path = mix(path, value.path, value.label)",
         "        path = mix(path, 0)",
         "channels behind different gates look alike",
-        ("tests/test_activations.py", "tests/test_wrong_rules.py"),
+        tests("wrong_rules", "a_wrong_rule_is_caught[gate_leaves_no_trace]"),
         "merge",
     ),
     Fault(
@@ -193,7 +186,7 @@ FAULTS: tuple[Fault, ...] = (
         '        return nary(site)\n    return site.channels(site.argument(0, "input")).then(site.key)',
         '        return nary(site)\n    return site.channels(site.argument(0, "input"))',
         "an activated channel looks like one that was not",
-        RULES,
+        rules("half_activated"),
         "merge",
     ),
     Fault(
@@ -202,7 +195,7 @@ FAULTS: tuple[Fault, ...] = (
         "        site.shape, torch.cat([p.label for p in wide], dim), torch.cat([p.path for p in wide], dim)\n    ).collapsed()",
         "        site.shape, torch.cat([p.label for p in wide], dim).roll(1, dim), torch.cat([p.path for p in wide], dim).roll(1, dim)\n    ).collapsed()",
         "channels behind a concat are looked for one position off",
-        RULES,
+        rules("concat", "input_concat"),
         "merge",
     ),
     Fault(
@@ -211,7 +204,7 @@ FAULTS: tuple[Fault, ...] = (
         "        offsets.append(offsets[-1] + (1 if removes else s[dim]))",
         "        offsets.append(offsets[-1] + (1 if removes else s[dim] - 1))",
         "the second part of a split begins one channel too early",
-        RULES,
+        rules("split"),
         "merge",
     ),
     Fault(
@@ -220,7 +213,7 @@ FAULTS: tuple[Fault, ...] = (
         "        left, right = widths[2 * (rank - 1 - dim)], widths[2 * (rank - 1 - dim) + 1]",
         "        right, left = widths[2 * (rank - 1 - dim)], widths[2 * (rank - 1 - dim) + 1]",
         "zeros padded behind the channels are taken to stand before them",
-        RULES,
+        rules("subsampled_padded"),
         "merge",
     ),
     Fault(
@@ -229,7 +222,7 @@ FAULTS: tuple[Fault, ...] = (
         "        return weight.permuted(order)",
         "        return weight",
         "a parameter is taken not to be transposed",
-        RULES,
+        rules("matmul_transposed"),
         "merge",
     ),
     Fault(
@@ -238,7 +231,7 @@ FAULTS: tuple[Fault, ...] = (
         '    if not isinstance(dim, int) or {dim % len(x.shape)} == set(x.varying):\n        raise Declined("mixes all channels")\n    x = site.without(x, [dim % len(x.shape)])',
         '    if not isinstance(dim, int):\n        raise Declined("mixes all channels")',
         "a softmax over the channels is taken to treat each alone",
-        RULES,
+        rules("softmax_over_channels"),
         "merge",
     ),
     Fault(
@@ -247,7 +240,7 @@ FAULTS: tuple[Fault, ...] = (
         "    label, path = (t.reshape(groups, -1).T.reshape(-1) for t in (label, path))",
         "    label, path = (t.reshape(groups, -1).reshape(-1) for t in (label, path))",
         "a channel shuffle leaves channels where they were",
-        RULES,
+        rules("channel_shuffle_function"),
         "merge",
     ),
     Fault(
@@ -256,7 +249,7 @@ FAULTS: tuple[Fault, ...] = (
         "        module.groups = first * module.groups // before[0]",
         "        pass",
         "a narrower depthwise convolution keeps its number of groups",
-        RULES,
+        rules("depthwise"),
         "merge",
     ),
     Fault(
@@ -265,7 +258,7 @@ FAULTS: tuple[Fault, ...] = (
         "    module.num_features = sized.shape[0]",
         "    pass",
         "a narrower batch norm says that it has the old number of features",
-        ("tests/test_rules.py", "tests/test_torchvision.py"),
+        tests("verified", "sizes_that_modules_repeat_follow"),
     ),
     Fault(
         "layer-norm-shape-not-updated",
@@ -273,7 +266,7 @@ FAULTS: tuple[Fault, ...] = (
         "    module.normalized_shape = tuple(module.weight.shape)",
         "    pass",
         "a narrower layer norm normalises over the old shape",
-        RULES,
+        rules("layer_norm"),
         "merge",
     ),
     # ----------------------------------------------------------------------------------------------- dependency analysis
@@ -283,7 +276,7 @@ FAULTS: tuple[Fault, ...] = (
         """        self.unify(known.label, label, module, f"'{weight.name}' is shared with")""",
         "        del module",
         "the channels at two uses of one weight stay independent",
-        RULES,
+        rules("shared_module"),
         "merge",
     ),
     Fault(
@@ -292,7 +285,7 @@ FAULTS: tuple[Fault, ...] = (
         "        for one in (a[(b == FIXED)], b[(a == FIXED)]):",
         "        for one in ():",
         "channels that are combined with a model input may still be merged",
-        RULES,
+        rules("input_beside_added"),
         "merge",
     ),
     Fault(
@@ -301,7 +294,7 @@ FAULTS: tuple[Fault, ...] = (
         '            site.freeze(list(node.args), "is an output of the model")',
         "            pass",
         "the model's own outputs may be merged",
-        RULES,
+        rules("conv", "output_is_stem"),
         "merge",
     ),
     Fault(
@@ -310,7 +303,7 @@ FAULTS: tuple[Fault, ...] = (
         "np.add.reduceat(mix(axis, path, column + 1).numpy()",
         "np.add.reduceat(mix(path, column + 1).numpy()",
         "channels held by different tensors count as interchangeable",
-        RULES,
+        rules("squeeze_excite", "concat"),
         "merge",
     ),
     Fault(
@@ -319,7 +312,7 @@ FAULTS: tuple[Fault, ...] = (
         "np.add.reduceat(mix(axis, path, column + 1).numpy()",
         "np.add.reduceat(mix(axis, column + 1).numpy()",
         "channels that were treated differently count as interchangeable",
-        RULES,
+        rules("half_activated", "half_flipped"),
         "merge",
     ),
     Fault(
@@ -328,7 +321,7 @@ FAULTS: tuple[Fault, ...] = (
         "    if bundled:\n        pairs +=",
         "    if not bundled:\n        pairs +=",
         "the places of one channel may go one by one",
-        RULES,
+        rules("flatten", "grouped"),
         "merge",
     ),
     Fault(
@@ -337,7 +330,7 @@ FAULTS: tuple[Fault, ...] = (
         "    reasons.add(slots.unit[1:][twice],",
         "    reasons.add(slots.unit[:0],",
         "a channel whose places cannot be told apart may be merged",
-        RULES,
+        rules("rolled_onto_itself", "three_cycles"),
         "merge",
     ),
     Fault(
@@ -346,7 +339,7 @@ FAULTS: tuple[Fault, ...] = (
         "    bad[balance[(balance >= 0) & ~free]] = True",
         "    bad[:0] = True",
         "channels are averaged together with others that must stay, and merged",
-        RULES,
+        rules("layer_norm_with_inputs", "layer_norm_of_odd_pair"),
         "merge",
     ),
     Fault(
@@ -355,7 +348,7 @@ FAULTS: tuple[Fault, ...] = (
         '        site.freeze([list(site.node.args), dict(site.node.kwargs), site.node.meta.get("aliased", []), own], text)',
         "        pass",
         "what a rule declines, or no rule knows, freezes nothing",
-        RULES,
+        rules("softmax_over_channels", "sorted_channels", "spatial_transformer"),
         "merge",
     ),
     # --------------------------------------------------------------------------------------------- clustering and budget
@@ -365,7 +358,7 @@ FAULTS: tuple[Fault, ...] = (
         "            shape[dim] -= (self.groups[index].channels - kept) * per_channel",
         "            shape[dim] -= self.groups[index].channels - kept",
         "a channel behind a flatten is counted as one input of the linear layer",
-        ("tests/test_rules.py::test_predicted_macs_are_those_of_the_compact_model",),
+        tests("rules", "predicted_macs_are_those_of_the_compact_model[flatten]"),
         "merge",
     ),
     Fault(
@@ -374,7 +367,7 @@ FAULTS: tuple[Fault, ...] = (
         "        if abs(reached - self.target) > allowed:",
         "        if abs(reached - self.target) > 1:",
         "a plan that misses its budget is given out",
-        ("tests/test_latency.py", "tests/test_plan.py"),
+        (*tests("latency", "a_network_that_does_not_become_faster_is_refused"), *tests("plan", "refusals")),
     ),
     Fault(
         "unreachable-budget-accepted",
@@ -382,7 +375,7 @@ FAULTS: tuple[Fault, ...] = (
         "        if most < self.target - TOLERANCE:",
         "        if most < 0:",
         "a reduction that cannot be reached is not refused as such",
-        PLAN,
+        tests("plan", "refusals"),
     ),
     Fault(
         "ward-cut-off-by-one",
@@ -390,7 +383,7 @@ FAULTS: tuple[Fault, ...] = (
         "self.children[: self.channels - width]",
         "self.children[: self.channels - width + 1]",
         "one more pair is merged than was planned",
-        PLAN,
+        tests("plan", "ward_joins_the_filters_that_are_alike", "widths_are_rounded"),
     ),
     Fault(
         "saving-not-in-the-price",
@@ -398,7 +391,7 @@ FAULTS: tuple[Fault, ...] = (
         " / max(saved, 1)",
         "",
         "the global allocation ignores how much a merge saves",
-        ("tests/test_plan.py",),
+        tests("plan", "a_narrow_layer_is_not_emptied_for_its_large_maps", "flops_reduction_is_met"),
     ),
     Fault(
         "rounding-ignored",
@@ -406,7 +399,7 @@ FAULTS: tuple[Fault, ...] = (
         "        return width == channels or (width % rounding.step(channels) == 0 and width >= min_channels)",
         "        return width >= min_channels",
         "widths are not rounded",
-        PLAN,
+        tests("plan", "widths_are_rounded"),
     ),
     Fault(
         "wide-layers-drown-narrow-ones",
@@ -414,7 +407,7 @@ FAULTS: tuple[Fault, ...] = (
         "        blocks.append(block / scale if scale > 0 else block)",
         "        blocks.append(block)",
         "a producer with large weights decides alone which filters are alike",
-        PLAN,
+        tests("plan", "layers_count_alike_in_the_features"),
     ),
     Fault(
         "clusters-of-two-sizes-accepted",
@@ -422,7 +415,7 @@ FAULTS: tuple[Fault, ...] = (
         "            if len(sizes) > 1:",
         "            if len(sizes) > 99:",
         "a plan may give channels that are averaged together clusters of two sizes",
-        PLAN,
+        tests("plan", "a_plan_with_clusters_of_two_sizes_is_refused"),
     ),
     # ------------------------------------------------------------------------------------------------------------- tying
     Fault(
@@ -431,7 +424,7 @@ FAULTS: tuple[Fault, ...] = (
         '        axes = [axis for axis in merged_axes(self.current) if axis.role != "consumer"]',
         '        axes = [a for a in merged_axes(self.current) if a.role != "consumer" and not a.tensor.endswith("running_var")]',
         "running variances are left as they are",
-        TIE,
+        tests("tie", "members_stay_identical_bit_for_bit"),
         "merge",
     ),
     Fault(
@@ -440,7 +433,7 @@ FAULTS: tuple[Fault, ...] = (
         '        axes = [axis for axis in merged_axes(self.current) if axis.role != "consumer"]',
         '        axes = [axis for axis in merged_axes(self.current) if axis.role == "producer"]',
         "only filters are tied, not what rides on them",
-        TIE,
+        tests("tie", "members_stay_identical_bit_for_bit"),
         "merge",
     ),
     Fault(
@@ -449,7 +442,7 @@ FAULTS: tuple[Fault, ...] = (
         "        self._means.average(gradients)\n        if not self._held:",
         "        if not self._held:",
         "gradients, and so the optimizer's momentum, are not averaged inside clusters",
-        TIE,
+        tests("tie", "gradients_and_state_of_the_optimizer_are_tied"),
     ),
     Fault(
         "no-projection-after-a-step",
@@ -457,7 +450,7 @@ FAULTS: tuple[Fault, ...] = (
         "        if self._held:\n            self._means.project(named_tensors(self._model))\n        self._watch()",
         "        self._watch()",
         "weights are not projected after the optimizer's step",
-        TIE,
+        tests("tie", "the_projection_catches_what_the_optimizer_unties"),
         "merge",
     ),
     Fault(
@@ -466,7 +459,7 @@ FAULTS: tuple[Fault, ...] = (
         "    if found.value != 0:",
         "    if found.value > 1e-3:",
         "a model whose filters are only nearly equal counts as tied",
-        TIE,
+        tests("tie", "a_nudged_filter_is_refused_by_name"),
     ),
     Fault(
         "centripetal-pull-outwards",
@@ -474,7 +467,7 @@ FAULTS: tuple[Fault, ...] = (
         "        torch._foreach_add_([gradients[name] for name in tensors], deviations)",
         "        torch._foreach_sub_([gradients[name] for name in tensors], deviations)",
         "centripetal SGD drives filters apart",
-        METHODS,
+        tests("methods", "csgd_is_the_equation_of_the_paper"),
     ),
     Fault(
         "schedule-starts-anew",
@@ -482,7 +475,7 @@ FAULTS: tuple[Fault, ...] = (
         '        self._steps, self._final = state["steps"], state["final"]',
         '        self._final = state["final"]',
         "a run that goes on counts its steps from 0, and forms its clusters again",
-        TIE,
+        tests("tie", "state_goes_through_json"),
     ),
     Fault(
         "plain-mean",
@@ -490,7 +483,12 @@ FAULTS: tuple[Fault, ...] = (
         "            self._means.project(named_tensors(self._model))\n        self._watch()",
         "            self._means.average(named_tensors(self._model))\n        self._watch()",
         "projecting a tied module changes its last bits",
-        TIE,
+        tests(
+            "tie",
+            "a_step_that_the_scaler_skips_changes_nothing",
+            "projecting_twice_is_projecting_once",
+            "members_stay_identical_bit_for_bit",
+        ),
     ),
     Fault(
         "mean-of-all-but-one",
@@ -498,7 +496,7 @@ FAULTS: tuple[Fault, ...] = (
         "        return values.index_select(0, self.first).addcdiv_(deviations, self.sizes, value=-1)",
         "        return values.index_select(0, self.first).addcdiv_(deviations, self.sizes + 1, value=-1)",
         "members are set to a point beside their centroid",
-        ("tests/test_tie.py", "tests/test_fold.py"),
+        (*tests("tie", "deviations_that_cancel_are_seen"), *tests("doctests", "doctests[pdc_fx.passes.means]")),
     ),
     # --------------------------------------------------------------------------------------------- rewriting and surgery
     Fault(
@@ -507,7 +505,7 @@ FAULTS: tuple[Fault, ...] = (
         "    total.index_add_(1, torch.as_tensor(axis.cluster, device=tensor.device), flat)",
         "    total.index_copy_(1, torch.as_tensor(axis.cluster, device=tensor.device), flat)",
         "of the slices of a cluster one is kept, the others are lost",
-        RULES,
+        rules("conv"),
         "merge",
     ),
     Fault(
@@ -516,7 +514,7 @@ FAULTS: tuple[Fault, ...] = (
         "            stand_ins[key][member.positions] = member.positions[representative]",
         "            stand_ins[key][member.positions] = member.positions[representative][:, ::-1]",
         "the first place of a flattened channel is added to the last of its representative",
-        RULES,
+        rules("flatten"),
         "merge",
     ),
     Fault(
@@ -525,7 +523,7 @@ FAULTS: tuple[Fault, ...] = (
         "        return index[self.stand_in]",
         "        return index[self.stand_in][::-1].copy()",
         "slices are added to the wrong representative",
-        RULES,
+        rules("conv"),
         "merge",
     ),
     Fault(
@@ -534,7 +532,10 @@ FAULTS: tuple[Fault, ...] = (
         "    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}",
         "    return {**dict(model.named_parameters()), **dict(model.named_buffers())}",
         "of a tensor with two names only one is known",
-        ("tests/test_traps.py", "tests/test_compact.py", "tests/test_models.py"),
+        (
+            *tests("traps", "merges_exactly_or_is_refused_up_front"),
+            *tests("compact", "what_is_expanded_is_tied_and_comes_to_the_same_bits"),
+        ),
         "merge",
     ),
     Fault(
@@ -543,7 +544,7 @@ FAULTS: tuple[Fault, ...] = (
         "    return index if kept_in is None else (torch.cumsum(kept_in, 0) - 1)[index]",
         "    return index if kept_in is None else torch.cumsum(kept_in, 0)[index] % int(kept_in.sum())",
         "a shuffle of the smaller network takes the neighbours of the channels that are meant",
-        RULES,
+        rules("channel_shuffle"),
         "merge",
     ),
     Fault(
@@ -552,7 +553,7 @@ FAULTS: tuple[Fault, ...] = (
         "            widths[at : at + 2] = [int(mask[: widths[at]].sum()), int(mask[len(mask) - widths[at + 1] :].sum())]",
         "            widths[at : at + 2] = [int(mask[len(mask) - widths[at + 1] :].sum()), int(mask[: widths[at]].sum())]",
         "in an edited graph zeros are padded on the wrong side",
-        ("tests/test_rules.py::test_merges_what_it_should_and_exactly", "tests/test_traps.py"),
+        rules("subsampled_padded"),
         "merge",
     ),
     Fault(
@@ -561,7 +562,7 @@ FAULTS: tuple[Fault, ...] = (
         "            tensor = tensor.new_zeros(shape).index_copy_(axis.dim, kept, tensor)",
         "            tensor = tensor.index_select(axis.dim, torch.as_tensor(axis.cluster, device=tensor.device))",
         "an expanded network reads a channel once for every member of its cluster",
-        COMPACT,
+        tests("compact", "what_is_expanded_is_tied_and_comes_to_the_same_bits"),
     ),
     Fault(
         "compact-stays-in-double",
@@ -569,7 +570,7 @@ FAULTS: tuple[Fault, ...] = (
         "            tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))",
         "            tensor.data = tensor.data.to(tensor.dtype)",
         "the compact network is returned in float64",
-        ("tests/test_torchvision.py", "tests/test_tie.py", "tests/test_fold.py"),
+        tests("tie", "the_model_that_is_rewritten_is_not_changed"),
     ),
     Fault(
         "plan-for-another-model",
@@ -577,7 +578,7 @@ FAULTS: tuple[Fault, ...] = (
         "    if analysis.groups.digest() != plan.groups.digest():",
         "    if False:",
         "a plan that was made for another model is not refused",
-        TIE,
+        tests("tie", "a_plan_for_another_model_is_refused"),
     ),
     # ----------------------------------------------------------------------------------------------- without training
     Fault(
@@ -586,7 +587,7 @@ FAULTS: tuple[Fault, ...] = (
         "    return (sums.square().sum(1) / sizes**2)[clusters].to(variance)",
         "    return (sums.square().sum(1) / sizes)[clusters].to(variance)",
         "the repaired variance is not that of a mean of filters",
-        FOLD,
+        tests("fold", "variance_of_a_mean_of_filters"),
     ),
     Fault(
         "statistics-not-estimated",
@@ -594,7 +595,7 @@ FAULTS: tuple[Fault, ...] = (
         "        self.running_var.copy_(variance)",
         "        del variance",
         "variances are not estimated anew from images",
-        ("tests/test_fold.py", "tests/test_calibrate.py"),
+        (*tests("fold"), *tests("calibrate", "duplicates_are_removed_without_loss", "better_than_plain_tying")),
     ),
     Fault(
         "refit-without-its-start",
@@ -602,7 +603,7 @@ FAULTS: tuple[Fault, ...] = (
         "    return start + change.T",
         "    return change.T",
         "a refitted reader loses what it had",
-        CALIBRATE,
+        tests("calibrate", "ridge_regression_is_stationary"),
     ),
     Fault(
         "refit-loses-the-bias",
@@ -610,7 +611,7 @@ FAULTS: tuple[Fault, ...] = (
         '            bias = y_mean - torch.einsum("god,gd->go", fitted, x_mean)',
         "            bias = y_mean",
         "a refitted reader has the bias of centred inputs",
-        CALIBRATE,
+        tests("calibrate", "duplicates_are_removed_without_loss", "linear_combinations_are_removed_without_loss"),
     ),
     Fault(
         "eliminated-channels-come-back",
@@ -618,7 +619,7 @@ FAULTS: tuple[Fault, ...] = (
         "            weight -= torch.outer(weight[:, worst].clone(), row)\n",
         "",
         "eliminating a channel does not refit the others",
-        CALIBRATE,
+        tests("calibrate", "elimination_error_is_that_of_least_squares"),
     ),
     # ------------------------------------------------------------------------------------------------------------ export
     Fault(
@@ -627,7 +628,7 @@ FAULTS: tuple[Fault, ...] = (
         "        _own_initializer(graph, node, index, value)\n    if",
         "        pass\n    if",
         "batch norms behind a convolution that is called twice are not folded",
-        EXPORT,
+        tests("export", "export_is_valid_folded_and_equal"),
         "export",
     ),
     Fault(
@@ -636,16 +637,16 @@ FAULTS: tuple[Fault, ...] = (
         "    with evaluating(model):\n        call = prepare",
         "    if model.train():\n        call = prepare",
         "the file holds the network in training mode",
-        EXPORT,
+        tests("export", "model_is_left_alone_and_nothing_is_printed"),
         "export",
     ),
     Fault(
-        "opset-not-checked",
+        "opset-off-by-one",
         "export/onnx.py",
-        '    if versions.get("") != call.opset:',
-        "    if not versions:",
-        "a file of another operator set than was asked for is written",
-        EXPORT,
+        "        call = prepare(model, args, opset, dynamic_batch,",
+        "        call = prepare(model, args, opset - 1, dynamic_batch,",
+        "the file has the operator set before the one that was asked for",
+        tests("export", "export_is_valid_folded_and_equal"),
     ),
     Fault(
         "resize-factors-in-half",
@@ -653,7 +654,7 @@ FAULTS: tuple[Fault, ...] = (
         "        wants_half = node in half and (index == 0 or node.op_type not in _FIRST_INPUT_ONLY)",
         "        wants_half = node in half",
         "factors of an upsampling are cast to half precision",
-        DEPLOY,
+        tests("deploy", "half_precision"),
         "export",
     ),
     Fault(
@@ -662,7 +663,7 @@ FAULTS: tuple[Fault, ...] = (
         "onnx_ir.DataType.FLOAT if made_half else onnx_ir.DataType.FLOAT16\n    cast",
         "onnx_ir.DataType.FLOAT16 if made_half else onnx_ir.DataType.FLOAT\n    cast",
         "values that cross over are cast the wrong way",
-        DEPLOY,
+        tests("deploy", "half_precision"),
         "export",
     ),
     Fault(
@@ -671,7 +672,7 @@ FAULTS: tuple[Fault, ...] = (
         "_magnitude(value) > LARGEST / MARGIN}",
         "_magnitude(value) > LARGEST * MARGIN**9}",
         "values that overflow in half precision are computed in it",
-        DEPLOY,
+        tests("deploy", "values_that_overflow_stay_in_single_precision"),
         "export",
     ),
     Fault(
@@ -680,7 +681,7 @@ FAULTS: tuple[Fault, ...] = (
         "        check(folder / path.name if external else proto)",
         "        pass",
         "a file that is not valid ONNX is written",
-        EXPORT,
+        tests("verified", "a_file_that_is_no_onnx_is_not_written"),
     ),
     # ------------------------------------------------------------------------------------------------------ verification
     Fault(
@@ -689,7 +690,7 @@ FAULTS: tuple[Fault, ...] = (
         "    verify: bool = True\n",
         "    verify: bool = False\n",
         "the pass does not measure its result unless it is asked to",
-        ("tests/test_tie.py", "tests/test_wrong_rules.py"),
+        tests("verified", "a_wrong_merge_is_refused_by_default"),
     ),
     Fault(
         "pipeline-does-not-verify",
@@ -697,7 +698,7 @@ FAULTS: tuple[Fault, ...] = (
         "example_inputs: Inputs, *, verify: bool = True",
         "example_inputs: Inputs, *, verify: bool = False",
         "`pdc_fx.rewrite` does not measure its result unless it is asked to",
-        ("tests/test_tie.py", "tests/test_wrong_rules.py"),
+        tests("verified", "a_wrong_merge_is_refused_by_default"),
     ),
     Fault(
         "certificate-tolerance",
@@ -705,7 +706,7 @@ FAULTS: tuple[Fault, ...] = (
         "TOLERANCE = 1e-9  # relative, in float64",
         "TOLERANCE = 1e-1  # relative, in float64",
         "a compact network that is a tenth off is certified",
-        ("tests/test_tie.py", "tests/test_wrong_rules.py", "tests/test_traps.py"),
+        tests("verified", "a_wrong_merge_is_refused_by_default"),
     ),
     Fault(
         "compared-on-the-examples",
@@ -713,7 +714,7 @@ FAULTS: tuple[Fault, ...] = (
         "    inputs = random_inputs(example_inputs, seed)\n    expected",
         "    inputs = as_arguments(example_inputs)\n    expected",
         "tied and compact network are compared on the example inputs, which may be zeros",
-        ("tests/test_tie.py", "tests/test_wrong_rules.py", "tests/test_rules.py"),
+        tests("verified", "examples_of_zeros_hide_nothing"),
     ),
     Fault(
         "not-a-number-agrees",
@@ -721,7 +722,7 @@ FAULTS: tuple[Fault, ...] = (
         "    if want.shape != got.shape or not bool(torch.isfinite(want).all()) or not bool(torch.isfinite(got).all()):",
         "    if want.shape != got.shape or not bool(torch.isfinite(want).all()):",
         "a compact network that returns NaN is not noticed at once",
-        ("tests/test_tie.py", "tests/test_wrong_rules.py", "tests/test_bad_models.py"),
+        tests("verified", "what_is_no_number_never_agrees"),
     ),
     Fault(
         "check-that-says-nothing",
@@ -729,7 +730,7 @@ FAULTS: tuple[Fault, ...] = (
         "        if felt.max_rel_error > 100 * tolerance and not found.constant:",
         "        if True:",
         "a model whose outputs do not depend on what was merged passes",
-        ("tests/test_bad_models.py", "tests/test_rules.py", "tests/test_traps.py"),
+        tests("verified", "a_check_that_would_say_nothing_is_an_error"),
     ),
     Fault(
         "onnx-tolerance-ignored",
@@ -737,7 +738,7 @@ FAULTS: tuple[Fault, ...] = (
         "    return result.problem is None and result.max_rel_error <= tolerance",
         "    return result.problem is None",
         "an ONNX file that computes something else passes",
-        EXPORT,
+        tests("export", "the_very_layer_with_a_nudged_weight_is_named"),
     ),
     Fault(
         "onnx-outputs-not-matched",
@@ -745,7 +746,7 @@ FAULTS: tuple[Fault, ...] = (
         "        return [*shared, *missing, *extra]",
         "        return [*shared]",
         "an output that only one side has is not noticed",
-        EXPORT,
+        tests("export", "outputs_must_correspond"),
     ),
     Fault(
         "onnx-not-a-number-agrees",
@@ -753,7 +754,7 @@ FAULTS: tuple[Fault, ...] = (
         "        if not np.isfinite(value).all():",
         "        if value is None:",
         "values that are not finite are not noticed as such",
-        EXPORT,
+        tests("export", "not_finite_is_a_failure_on_either_side"),
     ),
     Fault(
         "first-node-is-not-the-first",
@@ -761,7 +762,7 @@ FAULTS: tuple[Fault, ...] = (
         "        if differing and not matches_later:",
         "        if differing:",
         "a node that was merely written in another way is named as the one that differs",
-        EXPORT,
+        tests("export", "the_very_layer_with_a_nudged_weight_is_named", "no_difference_where_all_nodes_agree"),
     ),
     # --------------------------------------------------------------------------------------------- artifacts and loading
     Fault(
@@ -770,7 +771,7 @@ FAULTS: tuple[Fault, ...] = (
         "    return [name for name in names if recorded.get(name) != sha256(directory / name)]",
         "    return []",
         "files that changed since they were certified are loaded",
-        CLI,
+        tests("verified", "a_flipped_byte_is_refused"),
     ),
     Fault(
         "missing-weights-accepted",
@@ -778,7 +779,7 @@ FAULTS: tuple[Fault, ...] = (
         "    if missing or unexpected:",
         "    if unexpected:",
         "a weights file that lacks a tensor is loaded",
-        CLI,
+        tests("verified", "weights_with_other_names_are_refused"),
     ),
     Fault(
         "failed-verification-published",
@@ -786,7 +787,7 @@ FAULTS: tuple[Fault, ...] = (
         '        if not certificate["passed"]:',
         "        if not certificate:",
         "a directory whose ONNX file is wrong gets its final name",
-        CLI,
+        tests("verified", "a_directory_that_fails_gets_no_name"),
     ),
     Fault(
         "certificate-without-onnx",
@@ -794,7 +795,7 @@ FAULTS: tuple[Fault, ...] = (
         '        "passed": compressed.exactness.passed and onnx.passed,',
         '        "passed": compressed.exactness.passed,',
         "the certificate passes although the ONNX file does not",
-        CLI,
+        tests("verified", "a_directory_that_fails_gets_no_name"),
     ),
     Fault(
         "recipe-format-ignored",
@@ -802,7 +803,7 @@ FAULTS: tuple[Fault, ...] = (
         '    if recipe.get("format") != FORMAT:',
         "    if not recipe:",
         "a recipe of a later version is read as one of this",
-        CLI,
+        tests("verified", "a_recipe_of_another_format_is_refused"),
     ),
     Fault(
         "pickles-run-their-code",
@@ -810,7 +811,7 @@ FAULTS: tuple[Fault, ...] = (
         'torch.load(path, map_location="cpu", weights_only=True)',
         'torch.load(path, map_location="cpu", weights_only=False)',
         "code in a checkpoint is executed",
-        MODELS,
+        tests("models", "damaged_weights", "weights_that_do_not_fit"),
     ),
     Fault(
         "shapes-of-weights-not-compared",
@@ -818,7 +819,7 @@ FAULTS: tuple[Fault, ...] = (
         "    shapes = [key for key in both if own[key].shape != state[key].shape]",
         "    shapes: list[str] = []",
         "weights of other shapes are not refused by name",
-        MODELS,
+        tests("models", "weights_that_do_not_fit"),
     ),
     Fault(
         "weights-that-are-no-numbers",
@@ -826,7 +827,7 @@ FAULTS: tuple[Fault, ...] = (
         "    broken = [key for key, value in state.items() if value.isnan().any()]",
         "    broken: list[str] = []",
         "weights that are NaN are loaded",
-        MODELS,
+        tests("models", "weights_that_do_not_fit", "damaged_weights"),
     ),
     # ------------------------------------------------------------------------------------------ training and checkpoints
     Fault(
@@ -835,7 +836,7 @@ FAULTS: tuple[Fault, ...] = (
         '            "optimizer": self.optimizer.state_dict(),',
         '            "optimizer": {**self.optimizer.state_dict(), "state": {}},',
         "a run that goes on begins with momentum 0",
-        TRAINING,
+        tests("training", "a_stopped_run_goes_on_bit_for_bit"),
     ),
     Fault(
         "learning-rate-starts-anew",
@@ -843,7 +844,7 @@ FAULTS: tuple[Fault, ...] = (
         '        self.schedule.load_state_dict(state["schedule"])\n',
         "",
         "a run that goes on begins with the first learning rate",
-        TRAINING,
+        tests("training", "a_stopped_run_goes_on_bit_for_bit"),
     ),
     Fault(
         "checkpoint-of-another-run",
@@ -851,7 +852,7 @@ FAULTS: tuple[Fault, ...] = (
         '        if state["signature"] != self._signature():',
         '        if not state["signature"]:',
         "a checkpoint of a run with other options is continued",
-        TRAINING,
+        tests("training", "a_checkpoint_of_another_run_is_refused"),
     ),
     Fault(
         "checksum-not-checked",
@@ -859,7 +860,7 @@ FAULTS: tuple[Fault, ...] = (
         "        if hashlib.sha256(memoryview(data)[_DIGITS + 1 :]).hexdigest().encode() != data[:_DIGITS]:",
         "        if not data:",
         "a checkpoint with a flipped byte is continued",
-        TRAINING,
+        tests("training", "a_damaged_checkpoint_falls_back_to_the_one_before"),
     ),
     Fault(
         "checkpoint-written-in-place",
@@ -867,7 +868,7 @@ FAULTS: tuple[Fault, ...] = (
         '    beside = path.with_name(path.name + ".writing")',
         "    beside = path",
         "a file that cannot be written to its end replaces the one before",
-        TRAINING,
+        tests("training", "a_full_disk_ends_the_run_and_leaves_the_checkpoint"),
     ),
     Fault(
         "not-a-number-trains-on",
@@ -875,7 +876,7 @@ FAULTS: tuple[Fault, ...] = (
         "        if not math.isfinite(value):",
         "        if value == math.inf:",
         "a run whose loss is NaN goes on",
-        TRAINING,
+        tests("training", "a_loss_that_is_not_finite_ends_the_run_and_leaves_the_checkpoint"),
     ),
     Fault(
         "temperature-not-squared",
@@ -883,6 +884,6 @@ FAULTS: tuple[Fault, ...] = (
         "    return _divergence(log_p, log_q) * temperature**2",
         "    return _divergence(log_p, log_q)",
         "the distillation loss fades as the temperature rises",
-        LOSSES,
+        tests("losses", "a_loss_is_its_formula"),
     ),
 )

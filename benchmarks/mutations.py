@@ -7,7 +7,7 @@
 
 The faults are the table in benchmarks/mutation_table.py: a text of a source file, and what takes its place. Each is planted in a copy of
 the repository, never in the repository itself. There the tests that should notice it are run, up to the first that fails. Where merged
-or exported networks could come out wrong, a *probe* follows: every network of tests/samples.py is tied at random and rewritten as a
+or exported networks could come out wrong, a *probe* follows: some networks of tests/samples.py are tied at random and rewritten as a
 user would (``pdc_fx.rewrite``), or a few networks are exported and verified. What pdc-fx raises is counted, and what it returns is compared
 with the network that went in by a few lines here that share no code with pdc-fx. A network that was returned and is another function is
 *silently wrong*: the certificate has missed the fault.
@@ -20,28 +20,51 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
+import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
+import pytest
 from mutation_table import FAULTS, Fault
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "mutations.json"
 TIMEOUT = 900
+HEAVY = (
+    "accelerate",
+    "networkx",
+    "onnxruntime",
+    "onnxscript",
+    "scipy.sparse.csgraph",
+    "sklearn.cluster",
+    "torchvision",
+)
+PROBED = """
+conv functional shared_module depthwise depthwise_multiplier linear batch_norm instance_norm prelu residual layer_scale squeeze_excite
+concat input_concat input_beside_added input_added half_activated half_flipped rolled_onto_itself three_cycles split chunk flatten
+flatten_channels_last view_literal select subsampled_padded mean_over_channels softmax_over_channels sorted_channels channel_shuffle grouped
+grouped_wider grouped_residual layer_norm layer_norm_with_inputs layer_norm_of_odd_pair layer_norm_channels_last group_norm
+group_norm_bare einsum matmul_transposed bilinear attention transposed transposed_grouped transposed_depthwise pixel_shuffle
+channel_shuffle_function repeat gather spatial_transformer output_is_stem
+"""
+"""Samples of the probe of merges: one or two of each kind."""
 WRONG = 1e-5
 """Relative error from which on a network is another function; the probes compare in float64, but for ONNX."""
 Row = dict[str, Any]
@@ -105,24 +128,61 @@ def copy_of_the_tree(folder: Path) -> Path:
     return tree
 
 
-def run_in(tree: Path, arguments: Sequence[str], timeout: float = TIMEOUT) -> subprocess.CompletedProcess[str]:
-    """Python in the copy, with the copy's package; no byte code, which could outlive the fault that it was made from."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(tree),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=tree,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+def run_in(tree: Path, work: Callable[[], int], timeout: float = TIMEOUT) -> tuple[int, str]:
+    """Exit code and output of ``work`` in a process of its own, in which the package is that of the copy.
+
+    The process is forked from this one, which has loaded what is heavy and nothing of ``pdc_fx``: that takes seconds, and has to be done
+    for every fault twice. No byte code is written, which could outlive the fault that it was made from.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+    with tempfile.TemporaryFile() as output:
+        child = os.fork()
+        if child == 0:
+            code = 70
+            try:
+                os.setsid()
+                for stream in (1, 2):
+                    os.dup2(output.fileno(), stream)
+                os.chdir(tree)
+                os.environ.update(PYTHONPATH=str(tree), PYTHONDONTWRITEBYTECODE="1")
+                sys.dont_write_bytecode = True
+                sys.path[:0] = [str(tree)]
+                code = work()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        status = _end_of(child, timeout)
+        output.seek(0)
+        text = output.read().decode("utf-8", "replace")
+    if status is None:
+        raise TimeoutError(f"it took longer than {timeout:g} s: {text[-300:]}")
+    return os.waitstatus_to_exitcode(status), text
+
+
+def _end_of(child: int, timeout: float) -> int | None:
+    """The status of a process when it ends; None where it had to be killed."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        time.sleep(0.02)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def load_what_is_heavy() -> None:
+    """What tests and probes import anyway, but for the package itself."""
+    for name in HEAVY:
+        importlib.import_module(name)
+    if "pdc_fx" in sys.modules:
+        raise TableError("pdc_fx was imported before a fault could be planted")
 
 
 def run_tests(tree: Path, tests: Sequence[str]) -> tuple[str, str]:
@@ -131,13 +191,13 @@ def run_tests(tree: Path, tests: Sequence[str]) -> tuple[str, str]:
     Raises:
         TableError: the tests did not run.
     """
-    options = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-rfE"]
-    done = run_in(tree, [*options, *tests])
-    if done.returncode == 0:
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-rfE", "-m", "not slow"]
+    code, text = run_in(tree, lambda: int(pytest.main([*options, *tests])))
+    if code == 0:
         return "passed", ""
-    found = re.search(r"^(?:FAILED|ERROR) (\S+?)(?: - .*)?$", done.stdout, re.MULTILINE)
-    if done.returncode != 1 or found is None:
-        raise TableError(f"the tests did not run: {(done.stdout + done.stderr).strip()[-800:]}")
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)
+    if code != 1 or found is None:
+        raise TableError(f"the tests did not run: {text.strip()[-800:]}")
     return "failed", found[1]
 
 
@@ -147,10 +207,16 @@ def run_probe(tree: Path, probe: str) -> Mapping[str, int]:
     Raises:
         TableError: the probe did not run to its end.
     """
-    done = run_in(tree, ["-W", "ignore", str(tree / "benchmarks" / "mutations.py"), "--probe", probe])
-    if done.returncode != 0:
-        raise TableError(f"the probe did not run: {done.stderr.strip()[-800:]}")
-    counts: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+
+    def work() -> int:
+        warnings.simplefilter("ignore")
+        print(json.dumps(counted(PROBES[probe]())))
+        return 0
+
+    code, text = run_in(tree, work)
+    if code != 0:
+        raise TableError(f"the probe did not run: {text.strip()[-800:]}")
+    counts: dict[str, int] = json.loads(text.splitlines()[-1])
     return counts
 
 
@@ -174,25 +240,17 @@ def judge(tree: Path, fault: Fault) -> Row:
         with with_fault(tree, fault):
             result, test = run_tests(tree, fault.tests)
             counts = dict(run_probe(tree, fault.probe)) if fault.probe else {}
-    except (TableError, subprocess.TimeoutExpired) as error:
+    except (TableError, TimeoutError) as error:
         return {**row, "result": "error", "reason": str(error)}
     row |= {"test": test, "probe": counts, "seconds": round(time.perf_counter() - started, 1)}
     row["result"] = "caught" if result == "failed" else "survived"
-    row["caught_by"] = in_words(row)
     return row
 
 
 def in_words(row: Row) -> str:
-    """What noticed it: tests by their name, the certificate by its errors."""
-    counts = row["probe"]
-    refused = {name: n for name, n in counts.items() if name not in ("right", "wrong")}
-    parts = [f"`{row['test'].partition('::')[2].partition('[')[0]}`"] if row["test"] else []
-    if refused:
-        total, kinds = sum(counts.values()), ", ".join(sorted(refused))
-        parts.append(f"certificate, in {sum(refused.values())} of {total} networks ({kinds})")
-    if counts.get("wrong"):
-        parts.append(f"**silently wrong in {counts['wrong']} networks**")
-    return "; ".join(parts) or "nothing"
+    """What noticed it, in one line."""
+    counts = ", ".join(f"{n} {name}" for name, n in row["probe"].items())
+    return "; ".join(filter(None, [row["test"].partition("::")[2] or "no test", counts]))
 
 
 # ---------------------------------------------------------------------------------------------------------------- probes
@@ -221,8 +279,8 @@ def differ(a: Any, b: Any) -> bool:
 
 
 def merged_samples() -> Iterator[Callable[[], bool]]:
-    """Every sample with something to merge: half of its channels tied at random, then rewritten, in float64."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    """Samples with half of their channels tied at random, then rewritten, in float64."""
+    sys.path.insert(0, str(Path.cwd() / "tests"))  # of the copy
     import torch
     from samples import SAMPLES
 
@@ -241,7 +299,8 @@ def merged_samples() -> Iterator[Callable[[], bool]]:
         compact = pdc_fx.rewrite(model, plan, inputs).eval()
         return not differ(model(inputs), compact(inputs))
 
-    return (lambda sample=sample: case(sample) for sample in SAMPLES if sample.merges)
+    by_name = {sample.name: sample for sample in SAMPLES}
+    return (lambda sample=by_name[name]: case(sample) for name in PROBED.split())
 
 
 def exported_networks() -> Iterator[Callable[[], bool]]:
@@ -306,11 +365,14 @@ def require_clean(tree: Path, faults: Sequence[Fault]) -> None:
     Raises:
         TableError: they do not, or another package than that of the copy is imported.
     """
-    found = run_in(
-        tree, ["-c", "import pdc_fx.passes.rewrite as m, pathlib; print(pathlib.Path(m.__file__).resolve())"]
-    )
-    if not found.stdout.startswith(str(tree.resolve())):
-        raise TableError(f"the copy is not what is imported, but {found.stdout.strip() or found.stderr.strip()[-300:]}")
+
+    def work() -> int:
+        print(Path(importlib.import_module("pdc_fx.passes.rewrite").__file__ or "").resolve())
+        return 0
+
+    _, where = run_in(tree, work)
+    if not where.startswith(str(tree.resolve())):
+        raise TableError(f"the copy is not what is imported, but {where.strip()[-300:]}")
     tests = list(dict.fromkeys(test for fault in faults for test in fault.tests))
     whole = {test for test in tests if "::" not in test}
     result, test = run_tests(tree, [test for test in tests if test in whole or test.partition("::")[0] not in whole])
@@ -336,6 +398,18 @@ def write(path: Path, known: Mapping[str, Row]) -> None:
     beside.replace(path)
 
 
+_tree: Path  # of this worker
+
+
+def _take_a_copy(scratch: Path) -> None:
+    global _tree
+    _tree = copy_of_the_tree(scratch / str(os.getpid()))
+
+
+def _judge_here(fault: Fault) -> Row:
+    return judge(_tree, fault)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plant what is asked for; 1 if a fault survived, 2 if the table is out of date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -344,11 +418,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="faults at a time, each in a copy of its own")
     parser.add_argument("--trust", action="store_true", help="do not run tests and probes without a fault first")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
-    parser.add_argument("--probe", choices=PROBES, help=argparse.SUPPRESS)  # what this script runs in a copy
     options = parser.parse_args(arguments)
-    if options.probe:
-        print(json.dumps(counted(PROBES[options.probe]())))
-        return 0
     if problems := outdated():
         print("\n".join([*problems, "bring benchmarks/mutation_table.py in line with the sources"]), file=sys.stderr)
         return 2
@@ -357,30 +427,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settled = {name for name, row in known.items() if row["result"] == "caught"} if not options.again else set()
     pending = [f for f in chosen if f.name not in settled or known[f.name]["digest"] != digest(f)]
     with tempfile.TemporaryDirectory(prefix="mutations-") as scratch:
-        trees: Queue[Path] = Queue()
-        for number in range(options.jobs if pending else 0):
-            trees.put(copy_of_the_tree(Path(scratch) / str(number)))
+        if pending:
+            load_what_is_heavy()
         if pending and not options.trust:
-            tree = trees.get()
             try:
-                require_clean(tree, pending)
+                require_clean(copy_of_the_tree(Path(scratch) / "clean"), pending)
             except TableError as error:
                 print(error, file=sys.stderr)
                 return 2
-            trees.put(tree)
-
-        def work(fault: Fault) -> Row:
-            tree = trees.get()
-            try:
-                return judge(tree, fault)
-            finally:
-                trees.put(tree)
-
-        with ThreadPoolExecutor(options.jobs) as pool:
-            for row in pool.map(work, pending):
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(options.jobs, context, _take_a_copy, (Path(scratch),)) as pool:
+            for row in (done.result() for done in as_completed([pool.submit(_judge_here, f) for f in pending])):
                 known[row["name"]] = row
                 write(options.output, known)
-                print(f"{row['result']:9}{row['name']:44}{row.get('caught_by') or row['reason']}", flush=True)
+                print(
+                    f"{row['result']:9}{row['name']:38}{in_words(row) if 'test' in row else row['reason'].splitlines()[-1]}",
+                    flush=True,
+                )
     write(options.output, known)  # without those that are no longer in the table
     bad = [f.name for f in chosen if known[f.name]["result"] != "caught" or known[f.name]["probe"].get("wrong")]
     print(f"{len(chosen)} faults, {len(chosen) - len(bad)} caught" + (f"; not: {', '.join(bad)}" if bad else ""))

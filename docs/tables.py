@@ -299,11 +299,38 @@ def report_page(data: Data) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- robustness
 def mutations(data: Data) -> str:
-    """One row for each planted fault: where, what, and what noticed it."""
-    rows = [(f"`{row['file']}`", row["what"], row["caught_by"]) for row in data["faults"]]
-    return f"{table(('where', 'fault', 'caught by'), rows, 3)}\n\n" + source(
-        "benchmarks/results/mutations.json", "python benchmarks/mutations.py"
+    """One row for each planted fault: what, where, the test that noticed it, and what became of networks at run time."""
+    faults = data["faults"]
+    rows = [(row["what"], f"`{row['file']}`", *noticed(row)) for row in faults]
+    caught = [row for row in faults if row["result"] == "caught"]
+    certified = [row for row in caught if any(name in CERTIFICATES for name in row.get("probe", {}))]
+    silent = sum(row.get("probe", {}).get("wrong", 0) > 0 for row in faults)
+    head = ("fault", "where", "test that fails", "networks at run time")
+    return (
+        f"{len(faults)} of {data['planned']} faults planted, one at a time: {len(caught)} make a test fail. With {len(certified)} of them the "
+        f"certificate refuses networks at run time as well; with {silent} a network came back that is silently another function.\n\n"
+        f"{table(head, rows, 4)}\n\n" + source("benchmarks/results/mutations.json", "python benchmarks/mutations.py")
     )
+
+
+CERTIFICATES = ("ExactnessError", "VerificationError")
+
+
+def noticed(row: Data) -> tuple[str, str]:
+    """The test that fails, and how many networks were refused and how."""
+    if row["result"] == "error":
+        return "not run", ""
+    counts = row["probe"]
+    total, parts = sum(counts.values()), []
+    if n := sum(counts.get(name, 0) for name in CERTIFICATES):
+        parts.append(f"{n} refused by the certificate")
+    parts += [
+        f"{n} end in `{name}`" for name, n in counts.items() if name not in (*CERTIFICATES, "right", "wrong") and n
+    ]
+    if counts.get("wrong"):
+        parts.append(f"**{counts['wrong']} silently wrong**")
+    test = row["test"].partition("::")[2].partition("[")[0]
+    return f"`{test}`" if test else "**none**", f"{', '.join(parts) or 'all right'}, of {total}" if total else ""
 
 
 BLOCKS: dict[str, tuple[Path, Callable[[Data], str]]] = {

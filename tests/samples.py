@@ -361,6 +361,7 @@ SAMPLES = (
     Sample("literal_in_a_branch_on_the_data", between(lambda m, x: by_data(x)), 0),
     Sample("one_channel_alone", between(lambda m, x: x * x[:, 3:4].sigmoid()), 7),
     Sample("input_concat", lambda: Net(lambda m, x: m.head(torch.cat([x, m.stem(x)], 1)), stem=conv(3, 8), head=conv(11, 4)), 8),
+    Sample("input_beside_added", lambda: Net(lambda m, x: m.head(torch.cat([x, m.stem(x)], 1) + m.a(x)), stem=conv(3, 5), a=conv(3, 8), head=conv(8, 4)), 5),
     Sample("input_added", lambda: Net(lambda m, x: m.head(x + m.stem(x)), stem=conv(3, 3), head=conv(3, 4)), 0),
     Sample("grouped", between(lambda m, x: m.a(x), a=conv(8, 8, groups=2)), 8),
     Sample("grouped_wider", between(lambda m, x: m.a(x).relu(), a=conv(8, 24, groups=4), head=24), 8),
