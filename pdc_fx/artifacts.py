@@ -60,6 +60,19 @@ class Compressed:
         metrics: one record per epoch, below those of kind ``features`` (maps that were compared) and ``network`` (what was trained).
         source: the model spec, the number of classes, the data and the command line, as far as known.
         original: the network before compression, whose filters the report compares; None where it is not at hand.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from pdc_fx.passes.analysis import AnalyzeDependencies
+    >>> from pdc_fx.passes.rewrite import ChannelAddition
+    >>> from pdc_fx.passes.tie import Tying
+    >>> net, example = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), torch.zeros(1, 3, 8, 8)
+    >>> plan = ClusterPlan(AnalyzeDependencies(example)(net).groups, (np.array([0, 0, 1, 1]),))
+    >>> merge = ChannelAddition(Tying(net, plan, "hard").snap(), example)
+    >>> small = merge(net)
+    >>> result = Compressed(small, net, plan, example, merge.comparison)
+    >>> result.exactness.passed, result.model[0]
+    (True, Conv2d(3, 2, kernel_size=(3, 3), stride=(1, 1)))
     """
 
     model: nn.Module
@@ -266,9 +279,34 @@ def deliver(
 def save(compressed: Compressed, directory: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write a complete output directory: weights, recipe, ONNX file, certificate, metrics, report.
 
+    Args:
+        compressed: what :func:`pdc_fx.compress` gave, or made of parts of a loop of your own.
+        directory: it must not exist yet; it is there when all of it is written and verified.
+        overwrite: replace what is there.
+
+    Returns:
+        The directory, absolute.
+
     Raises:
         InputError: the directory exists, or cannot be written.
         VerificationError: the ONNX file does not compute what the model does; nothing is left then.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from pdc_fx.passes.analysis import AnalyzeDependencies
+    >>> from pdc_fx.passes.rewrite import ChannelAddition
+    >>> from pdc_fx.passes.tie import Tying
+    >>> net, example = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), torch.zeros(1, 3, 8, 8)
+    >>> plan = ClusterPlan(AnalyzeDependencies(example)(net).groups, (np.array([0, 0, 1, 1]),))
+    >>> merge = ChannelAddition(Tying(net, plan, "hard").snap(), example)
+    >>> small = merge(net)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     out = save(Compressed(small, net, plan, example, merge.comparison), Path(folder) / "out")
+    ...     print(*sorted(path.name for path in out.iterdir()))
+    ...     loaded = load(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), out)
+    certificate.json metrics.jsonl model.onnx model.safetensors recipe.json report.html
+    >>> loaded[0], bool((loaded[0].weight == small[0].weight).all())
+    (Conv2d(3, 2, kernel_size=(3, 3), stride=(1, 1)), True)
     """
     staging = Staging(Path(directory), overwrite=overwrite)
     try:
@@ -355,8 +393,17 @@ def load(
         directory: as written by :func:`save` or ``pdc-fx compress``.
         check_files: refuse files that changed since they were certified.
 
+    Returns:
+        The compact model in eval mode, on the CPU.
+
     Raises:
         ArtifactError: a file is missing, damaged or changed, or the recipe does not fit the model.
+
+    :func:`save` shows it at work.
+
+    >>> load(nn.Identity(), "no-such-directory")
+    Traceback (most recent call last):
+    pdc_fx.errors.ArtifactError: this is no output directory of pdc-fx: a file is missing
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_model

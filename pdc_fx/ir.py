@@ -163,6 +163,14 @@ class ChannelGroups:
         shapes: the shape of every parameter and buffer.
         inputs: shape and dtype of the example inputs.
         frozen_names: patterns of modules that were frozen by request.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from pdc_fx.pipeline import analyze
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> groups = analyze(net, torch.zeros(1, 3, 8, 8))
+    >>> groups.channels, groups.mergeable_channels, groups.macs(), groups.macs({0: 4})
+    (12, 8, 12384, 6192)
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -177,10 +185,12 @@ class ChannelGroups:
 
     @property
     def mergeable_channels(self) -> int:
+        """Channels in groups: those that may be merged."""
         return sum(g.channels for g in self.groups)
 
     @property
     def channels(self) -> int:
+        """All channels, mergeable or frozen."""
         return self.mergeable_channels + sum(f.channels for f in self.frozen)
 
     @cached_property
@@ -231,6 +241,7 @@ class ChannelGroups:
         return sum(s.uses * prod(self.shapes[s.tensor]) for s in self.sites if s.tensor in touched)
 
     def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values."""
         return {
             "groups": [g.to_dict() for g in self.groups],
             "frozen": [asdict(f) for f in self.frozen],
@@ -245,6 +256,7 @@ class ChannelGroups:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ChannelGroups:
+        """From such values."""
         return ChannelGroups(
             groups=tuple(ChannelGroup.from_dict(g) for g in data["groups"]),
             frozen=tuple(FrozenChannels(**f) for f in data["frozen"]),
@@ -258,10 +270,12 @@ class ChannelGroups:
         )
 
     def to_json(self) -> str:
+        """All of it as JSON, for :meth:`from_json`."""
         return json.dumps(self.to_dict(), indent=1)
 
     @staticmethod
     def from_json(text: str) -> ChannelGroups:
+        """Read what :meth:`to_json` wrote; :class:`ArtifactError` for what is no JSON."""
         return ChannelGroups.from_dict(_parse(text, "channel groups"))
 
     def digest(self) -> str:
@@ -301,6 +315,15 @@ class ClusterPlan:
         clusters: for each group one array of shape ``(channels,)``: the cluster number of each channel, numbered by first
             appearance, so that the first channel of a cluster stands for it.
         allocation: how the budget was spread over the groups.
+        options: what was asked for, and what is known of it: plain values.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from pdc_fx.pipeline import analyze
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    >>> plan = ClusterPlan(analyze(net, torch.zeros(1, 3, 8, 8)), (np.array([0, 0, 1, 1]),))
+    >>> plan.widths, plan.flops_reduction, ClusterPlan.from_json(plan.to_json()).widths
+    ({0: 2}, 0.5, {0: 2})
     """
 
     groups: ChannelGroups
@@ -332,18 +355,22 @@ class ClusterPlan:
 
     @property
     def macs_before(self) -> int:
+        """Multiply-accumulates of one forward pass on the example inputs."""
         return self.groups.macs()
 
     @property
     def macs_after(self) -> int:
+        """The same of the network that the plan leads to."""
         return self.groups.macs(self.widths)
 
     @property
     def params_before(self) -> int:
+        """Number of parameters."""
         return self.groups.params()
 
     @property
     def params_after(self) -> int:
+        """The same of the network that the plan leads to."""
         return self.groups.params(self.widths)
 
     @property
@@ -356,6 +383,7 @@ class ClusterPlan:
         return ClusterPlan(self.groups, tuple(clusters), self.allocation, self.options)
 
     def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values."""
         return {
             "allocation": self.allocation,
             "options": dict(self.options),
@@ -367,15 +395,18 @@ class ClusterPlan:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ClusterPlan:
+        """From such values."""
         groups = ChannelGroups.from_dict(data["channel_groups"])
         clusters = tuple(decode_integers(text) for text in data["clusters"])
         return ClusterPlan(groups, clusters, data["allocation"], data["options"])
 
     def to_json(self) -> str:
+        """All of it as JSON, for :meth:`from_json`; its channel groups included."""
         return json.dumps(self.to_dict(), indent=1)
 
     @staticmethod
     def from_json(text: str) -> ClusterPlan:
+        """Read what :meth:`to_json` wrote; :class:`ArtifactError` for what is no JSON or no plan."""
         return ClusterPlan.from_dict(_parse(text, "cluster plan"))
 
 
@@ -393,7 +424,28 @@ def first_appearance(labels: Integers) -> Integers:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a dry run or a rewrite has measured; the keys are those of ``pdc-fx check --json``."""
+    """What a dry run has measured; the keys are those of ``pdc-fx check --json``.
+
+    Attributes:
+        passed: whether tied and compact network are one function, to within ``tolerance``.
+        max_abs_error: the largest difference between two outputs.
+        max_rel_error: that over the largest magnitude of the output, the worst over all outputs; compared with ``tolerance``.
+        dtype: what it was measured in, ``float64`` or ``float32``.
+        macs_before, macs_after: multiply-accumulates of one forward pass; one fused multiply-add counts once.
+        channels, mergeable_channels: all, and those that may be merged; ``frozen`` are the others, with reasons.
+        unreached: modules that the example inputs never reached.
+        seconds: phase -> time.
+        result_type: class of the compact network.
+        first_difference: the first output that differs, or None.
+        mergeable_macs: multiply-accumulates of the layers that can shrink.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from pdc_fx.passes.check import check
+    >>> found = check(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)), torch.zeros(1, 3, 8, 8))
+    >>> found.passed, found.macs_before, found.macs_after
+    (True, 12384, 6192)
+    """
 
     model: str
     passed: bool
@@ -417,9 +469,11 @@ class Certificate:
     mergeable_macs: int = 0
 
     def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values."""
         return asdict(self)
 
     def to_json(self) -> str:
+        """What ``pdc-fx check --json`` prints."""
         return json.dumps(self.to_dict(), indent=1)
 
 

@@ -314,6 +314,7 @@ SAMPLES = (
     Sample("concat_of_concats", between(lambda m, x: torch.cat([torch.cat([x, m.a(x)], 1), x.relu()], 1), a=conv(8, 6), head=22), 14),
     Sample("stack", between(lambda m, x: torch.stack([x, m.a(x)], 1).flatten(1, 2), a=conv(8, 8), head=16), 0),
     Sample("half_activated", between(lambda m, x: torch.cat([x[:, :4].relu(), x[:, 4:]], 1)), 8),
+    Sample("halves_scaled", between(lambda m, x: torch.cat([x[:, :4] * 2, x[:, 4:] * 3], 1)), 8),
     Sample("half_flipped", between(lambda m, x: torch.cat([x[:, :4].flip(3), x[:, 4:]], 1)), 8),
     Sample("rolled_onto_itself", between(lambda m, x: x + x.roll(1, 1)), 0),
     Sample("three_cycles", between(lambda m, x: x + 2 * torch.cat([x[:, 1:3], x[:, :1], x[:, 5:6], x[:, 3:5], x[:, 6:]], 1)), 2),

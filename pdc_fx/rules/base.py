@@ -627,6 +627,15 @@ def rule(*targets: Any, moves: bool = False) -> Callable[[Rule], Rule]:
     Raises:
         TypeError: a target is something that no recording holds.
         LookupError: torch has no function of this name.
+
+    >>> class Doubled(nn.Module):
+    ...     def forward(self, x):
+    ...         return x * 2
+    >>> @rule(Doubled)
+    ... def doubled(site: Site) -> Value:
+    ...     return site.channels(site.argument(0, "x")).then(site.key)
+    >>> rule_for(Doubled) is doubled
+    True
     """
     keys = [key for target in targets for key in keys_of(target)]
     if moves:
