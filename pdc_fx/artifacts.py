@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -30,6 +29,7 @@ from pdc_fx.files import replace_file
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.compare import Comparison
 from pdc_fx.passes.rewrite import analysis_for, describe, merge_channels
+from pdc_fx.staging import Staging
 from pdc_fx.trace import Inputs, as_arguments
 
 if TYPE_CHECKING:
@@ -97,65 +97,6 @@ def package_version() -> str:
 def sha256(path: Path) -> str:
     """Of a file's content, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-class Staging:
-    """A directory under construction: ``.NAME.partial`` beside the final place, renamed by :meth:`publish`.
-
-    Args:
-        directory: the final place.
-        overwrite: replace what is there.
-        resume: go on in what an interrupted run left.
-        write: whether this process makes and checks the place; others of the same run only know where it is.
-
-    Raises:
-        InputError: the place is taken, or cannot be written.
-    """
-
-    def __init__(self, directory: Path, *, overwrite: bool = False, resume: bool = False, write: bool = True) -> None:
-        self.final = directory.absolute()
-        self.path = self.final.with_name(f".{self.final.name}.partial")
-        self._overwrite = overwrite
-        if not write:
-            return
-        if self.final.exists() and not overwrite:
-            raise InputError(
-                "the output directory exists", where=str(directory), hint="choose another, or pass --overwrite"
-            )
-        if self.path.exists() and not resume and not overwrite:
-            raise InputError(
-                "an interrupted run left its state here",
-                where=str(self.path),
-                hint="continue it with --resume, or discard it with --overwrite",
-            )
-        if overwrite and not resume:
-            shutil.rmtree(self.path, ignore_errors=True)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".probe"
-            probe.write_bytes(b"")
-            probe.unlink()
-        except OSError as error:
-            raise InputError(
-                f"the output directory cannot be written: {error.strerror}",
-                where=str(directory),
-                hint="choose another with -o",
-            ) from error
-
-    def publish(self) -> Path:
-        """Rename to the final place; what stood there before goes only now."""
-        shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
-        old = self.final.with_name(f".{self.final.name}.old")
-        if self._overwrite and self.final.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(self.final, old)
-        os.replace(self.path, self.final)
-        shutil.rmtree(old, ignore_errors=True)
-        return self.final
-
-    def discard(self) -> None:
-        """Remove the construction site."""
-        shutil.rmtree(self.path, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -31,7 +31,7 @@ from pdc_fx.cli.options import (
     reported,
     show_progress,
 )
-from pdc_fx.errors import InputError, PdcError, VerificationError
+from pdc_fx.errors import InputError, VerificationError
 from pdc_fx.options import Amp, Distill, Features, Mode, Start, TrainOptions
 
 DEFAULT = TrainOptions()
@@ -179,13 +179,14 @@ def compress(
 ) -> None:
     """Train the model tied under distillation (or fold or calibrate it), merge its channels exactly, export to ONNX and verify."""
     chosen = dict(locals())
-    from pdc_fx.artifacts import Staging, deliver
+    from pdc_fx.artifacts import deliver
     from pdc_fx.cli.config import CONFIG, effective
     from pdc_fx.cli.render import TrainingProgress, delivery_rows, err, out, print_comparisons, print_json, result_table
     from pdc_fx.distill import Processes
     from pdc_fx.files import replace_file
     from pdc_fx.models import build_model
     from pdc_fx.pipeline import compress as run_compress
+    from pdc_fx.staging import Staging
 
     options = TrainOptions.of({name: chosen[name] for name in DEFAULT.to_dict() if name in chosen})
     if [flops_reduction, params_reduction, latency_reduction].count(None) != 2:
@@ -213,12 +214,12 @@ def compress(
     }
     first = Processes.of_environment().first
     staging = Staging(output, overwrite=overwrite, resume=resume, write=first)
-    if first:
-        replace_file(staging.path / CONFIG, effective(chosen).encode())
     with (
         _kept_if_resumable(staging, first),
         TrainingProgress(epochs) if first and epochs else nullcontext() as progress,
     ):
+        if first:
+            replace_file(staging.path / CONFIG, effective(chosen).encode())
         compressed = run_compress(
             loaded.model,
             example,
@@ -247,7 +248,7 @@ def compress(
         if record.get("reason"):
             what = "maps were not matched" if record["kind"] == "features" else "all filters were trained, tied"
             err.print(f"{what}: {record['reason']}", soft_wrap=True, markup=False)
-    with _removed_on_error(staging):
+    with _kept_if_resumable(staging, first):
         certificate = deliver(compressed, staging.path, onnx_accuracy(images))
         if not certificate["passed"]:
             raise VerificationError(
@@ -263,21 +264,14 @@ def compress(
 
 @contextmanager
 def _kept_if_resumable(staging: Any, first: bool) -> Iterator[None]:
-    """After an error keep the directory only if a checkpoint is in it."""
+    """After an error keep the directory only if a checkpoint is in it: what was trained is not lost to a disk that is full."""
     try:
         yield
     except BaseException:
-        if first and not (staging.path / "checkpoint").exists():
+        if first and (staging.path / "checkpoint").exists():
+            staging.release()
+        elif first:
             staging.discard()
-        raise
-
-
-@contextmanager
-def _removed_on_error(staging: Any) -> Iterator[None]:
-    try:
-        yield
-    except PdcError:
-        staging.discard()
         raise
 
 
