@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from pdc_fx.errors import ArtifactError, InputError, VerificationError
-from pdc_fx.files import replace_file
+from pdc_fx.files import parse_json, replace_file
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.compare import Comparison
 from pdc_fx.passes.rewrite import analysis_for, describe, merge_channels
@@ -101,7 +101,7 @@ def sha256(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write beside, then rename."""
-    replace_file(path, text.encode())
+    replace_file(path, text.encode("utf-8", "backslashreplace"))  # a file's name may hold bytes that are no text
 
 
 def write_model(compressed: Compressed, directory: Path) -> None:
@@ -270,7 +270,7 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     """
     path = directory / name
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError("this is no output directory of pdc-fx: a file is missing", where=str(path)) from error
     except (OSError, ValueError) as error:
@@ -301,8 +301,23 @@ def read_plan(recipe: Mapping[str, Any], directory: Path) -> ClusterPlan:
 
 
 def example_inputs(plan: ClusterPlan) -> tuple[Tensor, ...]:
-    """Zeros of the shapes and dtypes that the plan was made on."""
-    return tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in plan.groups.inputs)
+    """Zeros of the shapes and dtypes that the plan was made on.
+
+    Raises:
+        ArtifactError: there is no such dtype, or no memory for such a shape.
+    """
+    tensors = []
+    for shape, name in plan.groups.inputs:
+        dtype = getattr(torch, str(name), None)
+        try:
+            if not isinstance(dtype, torch.dtype):
+                raise ValueError("there is no such dtype")
+            tensors.append(torch.zeros(shape, dtype=dtype))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"the plan's example input cannot be made: {str(error).splitlines()[0]}", where=f"{shape}, {name}"
+            ) from error
+    return tuple(tensors)
 
 
 def changed_files(directory: Path) -> list[str]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import networkx as nx
 
 Integers = npt.NDArray[np.int64]
+LONGEST_AXIS = 2**24
+"""Positions on one axis of a tensor: a hundred times those of the largest network we know of."""
 Role = Literal["producer", "channelwise", "consumer"]
 
 
@@ -48,12 +50,19 @@ def encode_integers(values: Iterable[int]) -> str:
 def decode_integers(text: str) -> Integers:
     """Read what :func:`encode_integers` wrote.
 
+    Raises:
+        ValueError: it is something else, or more than :data:`LONGEST_AXIS` integers.
+
     >>> decode_integers("0-3,9-10,4").tolist()
     [0, 1, 2, 3, 9, 10, 4]
     """
     parts: list[Integers] = []
+    total = 0
     for run in filter(None, text.split(",")):
         first, _, last = run.partition("-")
+        total += int(last or first) + 1 - int(first)
+        if total > LONGEST_AXIS:  # before any memory is taken: a few digits may ask for all there is
+            raise ValueError(f"more than {LONGEST_AXIS} integers in one list")
         parts.append(np.arange(int(first), int(last or first) + 1, dtype=np.int64))
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
@@ -480,5 +489,5 @@ class Certificate:
 def _parse(text: str, what: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ArtifactError(f"this is not the JSON of a {what}", where=str(error)) from error

@@ -156,10 +156,26 @@ def example_inputs(loaded: LoadedModel, shapes: Sequence[Shape] = ()) -> tuple[A
     """
     kind, _, name = loaded.spec.partition(":")
     listed = kind == "torchvision" and _torchvision_shapes(name).listed
-    tensors = [torch.zeros(shape) for shape in (shapes or call_shapes(loaded).shapes)]
+    tensors = [zeros(shape) for shape in (shapes or call_shapes(loaded).shapes)]
     if not listed:
         return tuple(tensors)
     return ([image for tensor in tensors for image in (tensor if tensor.dim() == 4 else tensor[None])],)
+
+
+def zeros(shape: Shape) -> torch.Tensor:
+    """An input of zeros.
+
+    Raises:
+        InputError: there is no memory for it.
+    """
+    try:
+        return torch.zeros(shape)
+    except RuntimeError as error:
+        raise InputError(
+            "there is no memory for an input of this size",
+            where="x".join(map(str, shape)),
+            hint="pass a smaller --input",
+        ) from error
 
 
 def build_model(spec: str, *, weights: Path | None = None, num_classes: int | None = None) -> LoadedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,6 +28,7 @@ from pdc_fx.cli.options import (
     Seed,
     Shapes,
     Weights,
+    command_line,
     open_image_model,
     reported,
     show_progress,
@@ -207,7 +209,7 @@ def compress(
         "model": model,
         "num_classes": num_classes,
         "data": data,
-        "command": "pdc-fx " + " ".join(sys.argv[1:]),
+        "command": command_line(),
         "mean": list(images.mean),
         "std": list(images.std),
         "classes": list(images.classes),
@@ -340,5 +342,8 @@ def demo(
 
 
 def main() -> None:
-    """Entry point of the ``pdc-fx`` script."""
+    """Entry point of the ``pdc-fx`` script. What a terminal cannot show is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()
