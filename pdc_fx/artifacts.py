@@ -280,6 +280,39 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     return data
 
 
+_FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (lambda v: isinstance(v, str), "a text"),
+    "num_classes": (lambda v: v is None or (type(v) is int and v > 0), "a whole number"),
+    "data": (lambda v: isinstance(v, str), "a text"),
+    "mean": (lambda v: _are(v, float, int), "a list of numbers"),
+    "std": (lambda v: _are(v, float, int) and all(x > 0 for x in v), "a list of positive numbers"),
+    "classes": (lambda v: _are(v, str), "a list of texts"),
+    # of a certificate
+    "files": (lambda v: isinstance(v, dict) and _are(list(v.values()), str), "an object of texts"),
+    "accuracy": (lambda v: isinstance(v, dict) and _are(list(v.values()), float, int), "an object of numbers"),
+}
+"""What a recipe or a certificate may hold that is used later: a test, and its words."""
+
+
+def _are(values: Any, *kinds: type) -> bool:
+    return isinstance(values, list) and all(type(value) in kinds for value in values)
+
+
+def read_fields(directory: Path, name: str) -> dict[str, Any]:
+    """A recipe or a certificate, each known field of the kind that it should be.
+
+    Raises:
+        ArtifactError: the file is missing or damaged, or a field is of another kind.
+    """
+    data = read_json(directory, name)
+    for field_name, (holds, kind) in _FIELDS.items():
+        if field_name in data and not holds(data[field_name]):
+            raise ArtifactError(f"'{field_name}' is not {kind}", where=str(directory / name))
+    if len(data.get("mean", ())) != len(data.get("std", ())):
+        raise ArtifactError("'mean' and 'std' differ in length", where=str(directory / name))
+    return data
+
+
 def read_plan(recipe: Mapping[str, Any], directory: Path) -> ClusterPlan:
     """The plan in a recipe.
 
@@ -294,7 +327,7 @@ def read_plan(recipe: Mapping[str, Any], directory: Path) -> ClusterPlan:
         )
     try:
         return ClusterPlan.from_dict(recipe["plan"])
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise ArtifactError(
             f"the recipe's plan is malformed: {type(error).__name__} {error}", where=str(directory / RECIPE)
         ) from error
@@ -326,9 +359,11 @@ def changed_files(directory: Path) -> list[str]:
     Raises:
         ArtifactError: one is missing.
     """
-    recorded = read_json(directory, CERTIFICATE).get("files", {})
-    if not isinstance(recorded, dict):
-        raise ArtifactError("the certificate lists no files", where=str(directory / CERTIFICATE))
+    recorded = read_fields(directory, CERTIFICATE).get("files", {})
+    if outside := [name for name in recorded if name != Path(name).name or name in ("", ".", "..")]:
+        raise ArtifactError(
+            f"the certificate names a file outside of its directory: {outside[0]!a}", where=str(directory / CERTIFICATE)
+        )
     names = list(dict.fromkeys([WEIGHTS, RECIPE, ONNX, *map(str, recorded)]))  # and weights beside the ONNX file
     for name in names:
         if not (directory / name).is_file():
@@ -365,7 +400,7 @@ def load(
     from safetensors.torch import load_model
 
     folder = Path(directory)
-    recipe = read_json(folder, RECIPE)
+    recipe = read_fields(folder, RECIPE)
     plan = read_plan(recipe, folder)
     if check_files and (changed := changed_files(folder)):
         raise ArtifactError(

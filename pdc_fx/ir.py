@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import gcd, prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from pdc_fx.errors import ArtifactError
 if TYPE_CHECKING:
     import networkx as nx
 
+T = TypeVar("T")
 Integers = npt.NDArray[np.int64]
 LONGEST_AXIS = 2**24
 """Positions on one axis of a tensor: a hundred times those of the largest network we know of."""
@@ -96,8 +98,8 @@ class Member:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Member:
-        positions = decode_integers(data["positions"]).reshape(-1, data["per_channel"])
-        return Member(data["tensor"], data["dim"], data["role"], positions)
+        positions = decode_integers(data["positions"]).reshape(-1, operator.index(data["per_channel"]))
+        return Member(data["tensor"], operator.index(data["dim"]), data["role"], positions)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,13 @@ class ChannelGroup:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ChannelGroup:
         members = tuple(Member.from_dict(m) for m in data["members"])
-        return ChannelGroup(data["name"], data["channels"], members, data["balance"])
+        balance = data["balance"]
+        return ChannelGroup(
+            data["name"],
+            operator.index(data["channels"]),
+            members,
+            None if balance is None else operator.index(balance),
+        )
 
 
 @dataclass(frozen=True)
@@ -266,17 +274,31 @@ class ChannelGroups:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ChannelGroups:
         """From such values."""
-        return ChannelGroups(
+        found = ChannelGroups(
             groups=tuple(ChannelGroup.from_dict(g) for g in data["groups"]),
             frozen=tuple(FrozenChannels(**f) for f in data["frozen"]),
             unreached=tuple(data["unreached"]),
-            sites=tuple(MacSite(**s) for s in data["sites"]),
-            fixed_macs=data["fixed_macs"],
-            shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
+            sites=tuple(MacSite(s["tensor"], operator.index(s["uses"]), s["module"]) for s in data["sites"]),
+            fixed_macs=operator.index(data["fixed_macs"]),
+            shapes={name: tuple(map(operator.index, shape)) for name, shape in data["shapes"].items()},
             parameters=tuple(data["parameters"]),
-            inputs=tuple((tuple(shape), dtype) for shape, dtype in data["inputs"]),
+            inputs=tuple((tuple(map(operator.index, shape)), dtype) for shape, dtype in data["inputs"]),
             frozen_names=tuple(data["frozen_names"]),
         )
+        found._require_known_tensors()
+        return found
+
+    def _require_known_tensors(self) -> None:
+        """Raise :class:`ArtifactError` where something is said of a tensor, or an axis of one, that is not listed."""
+        axes = [(member.tensor, member.dim) for group in self.groups for member in group.members]
+        for name in (*(name for name, _ in axes), *(site.tensor for site in self.sites), *self.parameters):
+            if name not in self.shapes:
+                raise ArtifactError("channel groups speak of a tensor whose shape is not listed", where=repr(name)[:80])
+        for name, dim in axes:
+            if not 0 <= dim < len(self.shapes[name]):
+                raise ArtifactError(
+                    "channel groups speak of an axis that is not there", where=f"axis {dim} of '{name}'"
+                )
 
     def to_json(self) -> str:
         """All of it as JSON, for :meth:`from_json`."""
@@ -285,7 +307,7 @@ class ChannelGroups:
     @staticmethod
     def from_json(text: str) -> ChannelGroups:
         """Read what :meth:`to_json` wrote; :class:`ArtifactError` for what is no JSON."""
-        return ChannelGroups.from_dict(_parse(text, "channel groups"))
+        return _parse(text, "channel groups", ChannelGroups.from_dict)
 
     def digest(self) -> str:
         """SHA-256 of the structure: two models with the same digest accept the same plan."""
@@ -416,7 +438,7 @@ class ClusterPlan:
     @staticmethod
     def from_json(text: str) -> ClusterPlan:
         """Read what :meth:`to_json` wrote; :class:`ArtifactError` for what is no JSON or no plan."""
-        return ClusterPlan.from_dict(_parse(text, "cluster plan"))
+        return _parse(text, "cluster plan", ClusterPlan.from_dict)
 
 
 def first_appearance(labels: Integers) -> Integers:
@@ -486,8 +508,12 @@ class Certificate:
         return json.dumps(self.to_dict(), indent=1)
 
 
-def _parse(text: str, what: str) -> Any:
+def _parse(text: str, what: str, of: Callable[[Any], T]) -> T:
     try:
-        return json.loads(text)
+        data = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ArtifactError(f"this is not the JSON of a {what}", where=str(error)) from error
+    try:
+        return of(data)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise ArtifactError(f"this is a malformed {what}: {type(error).__name__} {error}") from error

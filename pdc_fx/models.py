@@ -341,7 +341,19 @@ def _from_file(path: Path) -> Any:
     return module
 
 
+def lies_in(spec: str, folder: Path) -> bool:
+    """Whether a spec names a file in ``folder``, by whatever way: ``..``, links, an absolute path.
+
+    >>> lies_in("out/../out/net.py:net", Path("out")), lies_in("net.py:net", Path("out")), lies_in("torchvision:vgg11", Path("."))
+    (True, False, False)
+    """
+    kind = spec.rpartition(":")[0]
+    return kind.endswith(".py") and Path(kind).expanduser().resolve().is_relative_to(folder.resolve())
+
+
 def _from_module(name: str) -> Any:
+    if name.partition(".")[0] in sys.stdlib_module_names:  # os:abort, antigravity: not even imported
+        raise InputError("Python's own library holds no models", where=name, hint=f"write {FORMS}")
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:

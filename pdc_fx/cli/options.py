@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
-from pdc_fx.errors import InputError, PdcError
+from pdc_fx.errors import ArtifactError, InputError, PdcError
 
 _MODEL = typer.Argument(
     metavar="MODEL", help="torchvision:NAME, timm:NAME or path/to/file.py:factory (the factory's code is run)."
@@ -136,15 +136,25 @@ def open_model(spec: str, weights: Path | None, classes: int | None, shapes: lis
 
 
 def open_recipe(directory: Path, model: str | None) -> tuple[Any, Callable[[], Any]]:
-    """The plan of an output directory, and what makes the original model: ``model`` where one is named."""
-    from pdc_fx.artifacts import RECIPE, read_json, read_plan
-    from pdc_fx.models import factory
+    """The plan of an output directory, and what makes the original model: ``model`` where one is named.
 
-    recipe = read_json(directory, RECIPE)
+    Raises:
+        ArtifactError: the recipe is damaged, or its model is code that came with the directory.
+    """
+    from pdc_fx.artifacts import RECIPE, read_fields, read_plan
+    from pdc_fx.models import factory, lies_in
+
+    recipe = read_fields(directory, RECIPE)
     spec = model or recipe.get("model")
     if not spec:
         raise InputError(
             "the recipe does not say which model it belongs to", where=str(directory / RECIPE), hint="pass --model"
+        )
+    if model is None and lies_in(spec, directory):
+        raise ArtifactError(
+            "the recipe's model is code that came with the directory, which is not run",
+            where=f"{directory / RECIPE}: {spec}",
+            hint="pass --model if you trust it; 'compress' never puts code there",
         )
     return read_plan(recipe, directory), factory(spec, recipe.get("num_classes"))
 
