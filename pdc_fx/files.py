@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ def replace_file(path: Path, *parts: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # on what has become read-only this cannot be done either, and the first error says why
+            beside.unlink()
         raise PdcError(
             f"the file cannot be written: {error.strerror or error}",
             where=str(path),

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from pdc_fx.errors import InputError
+from pdc_fx.errors import InputError, PdcError
+from pdc_fx.files import replace_file
 from pdc_fx.staging import LockWarning, Staging
 
 
@@ -124,3 +125,15 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest
 def test_a_place_without_a_name_is_refused() -> None:
     with pytest.raises(InputError, match="cannot be an output directory"):
         Staging(Path("/"))
+
+
+def test_a_disk_that_becomes_read_only_ends_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unfinished file cannot be removed there either."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(PdcError, match="the file cannot be written: Read-only file system"):
+        replace_file(tmp_path / "step.pt", b"content")
