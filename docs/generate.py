@@ -22,7 +22,7 @@ import tour
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = (ROOT / "README.md", DOCS / "index.md", DOCS / "results.md", DOCS / "limits.md")
+PAGES = (ROOT / "README.md", DOCS / "index.md", DOCS / "results.md", DOCS / "limits.md", DOCS / "robustness.md")
 """The pages with generated blocks."""
 
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(\n<!-- end -->)", flags=re.DOTALL)

@@ -342,6 +342,92 @@ def report_page(data: Data) -> str:
     )
 
 
+# ------------------------------------------------------------------------------------------------------------- robustness
+def mutations(data: Data) -> str:
+    """One row for each planted fault: what, where, the test that noticed it, and what became of networks at run time."""
+    faults = data["faults"]
+    rows = [(row["what"], f"`{row['file']}`", *noticed(row)) for row in faults]
+    caught = [row for row in faults if row["result"] == "caught"]
+    certified = [row for row in caught if any(name in CERTIFICATES for name in row.get("probe", {}))]
+    silent = sum(row.get("probe", {}).get("wrong", 0) > 0 for row in faults)
+    head = ("fault", "where", "test that fails", "networks at run time")
+    return (
+        f"{len(faults)} of {data['planned']} faults planted, one at a time: {len(caught)} make a test fail. With {len(certified)} of them the "
+        f"certificate refuses networks at run time as well; with {silent} a network came back that is silently another function.\n\n"
+        f"{table(head, rows, 4)}\n\n" + source("benchmarks/results/mutations.json", "python benchmarks/mutations.py")
+    )
+
+
+CERTIFICATES = ("ExactnessError", "VerificationError")
+
+
+def noticed(row: Data) -> tuple[str, str]:
+    """The test that fails, and how many networks were refused and how."""
+    if row["result"] == "error":
+        return "not run", ""
+    counts = row["probe"]
+    total, parts = sum(counts.values()), []
+    if n := sum(counts.get(name, 0) for name in CERTIFICATES):
+        parts.append(f"{n} refused by the certificate")
+    parts += [
+        f"{n} end in `{name}`" for name, n in counts.items() if name not in (*CERTIFICATES, "right", "wrong") and n
+    ]
+    if counts.get("wrong"):
+        parts.append(f"**{counts['wrong']} silently wrong**")
+    test = row["test"].partition("::")[2].partition("[")[0]
+    return f"`{test}`" if test else "**none**", f"{', '.join(parts) or 'all right'}, of {total}" if total else ""
+
+
+def fuzzing(data: Data) -> str:
+    """What random networks came to, which operators they held, and what was mended."""
+    words = {
+        "merged": "merged exactly",
+        "nothing": "nothing to merge, as every channel is frozen",
+        "refused": "refused with a reason",
+        "failed": "failed",
+    }
+    rows = [(text, data["results"].get(key, 0), data["delivered"].get(key, 0)) for key, text in words.items()]
+    missing = [f"`{rule}`" for rule in data["rules_in_all"] if rule not in data["rules"]]
+    saved = read(ROOT / "tests" / "random_programs.json") or []
+    mended = "".join(f"\n- {row['shows']}" for row in saved)
+    refused = "".join(f"\n- {count} x {reason}" for reason, count in sorted(data["refusals"].items()))
+    steps = sum(data["operations"].values())
+    return (
+        f"{data['networks']:,} networks of seeds 0 to {data['networks'] - 1:,}, {steps:,} operations of {len(data['operations'])} kinds; "
+        f"{len(data['rules'])} of {len(data['rules_in_all'])} rules were asked"
+        + (f" (not {', '.join(missing)})" if missing else "")
+        + f".\n\n{table(('became', 'networks', 'saved, exported, verified and loaded'), rows)}\n\n"
+        + (f"What was refused:\n{refused}\n\n" if refused else "")
+        + f"Failures that it found, each mended and kept as a test:\n{mended}\n\n"
+        + source("benchmarks/results/fuzz.json", "python benchmarks/fuzz.py --networks 5000")
+    )
+
+
+def faults(data: Data) -> str:
+    """One row for each fault: how the process ended, what has the final name, and what resuming made of it."""
+
+    def after(row: Data) -> str:
+        if "then" not in row:
+            return ""
+        return row["then"] + (", same weights" if row.get("same_weights") else "")
+
+    def ended(row: Data) -> str:
+        if row.get("code") is None:
+            return "not tried"
+        return "killed" if row["code"] == -9 else f"exit code {row['code']}"
+
+    rows = [
+        (row["kind"], row["phase"], ended(row), row.get("final", row.get("said", "")), after(row))
+        for row in data["rows"]
+    ]
+    good = sum(row["ok"] is True for row in data["rows"])
+    head = ("fault", "phase", "the process", "under the final name", "after `--resume`")
+    return (
+        f"{good} of {len(data['rows'])} as they should be. *Same weights*: bit for bit those of a run that nothing disturbed.\n\n"
+        f"{table(head, rows, 5)}\n\n" + source("benchmarks/results/faults.json", "python benchmarks/faults.py")
+    )
+
+
 BLOCKS: dict[str, tuple[Path, Callable[[Data], str]]] = {
     "certificate": (ARTIFACT / "certificate.json", certificate),
     "accuracy": (RESULTS / "accuracy.json", accuracy),
@@ -354,6 +440,9 @@ BLOCKS: dict[str, tuple[Path, Callable[[Data], str]]] = {
     "latency": (RESULTS / "latency.json", latency),
     "gpu": (RESULTS / "gpu.json", gpu),
     "report-page": (RESULTS / "report-page.json", report_page),
+    "mutations": (RESULTS / "mutations.json", mutations),
+    "fuzzing": (RESULTS / "fuzz.json", fuzzing),
+    "faults": (RESULTS / "faults.json", faults),
 }
 """Name of a generated block -> its file, and what makes Markdown of it."""
 

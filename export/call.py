@@ -119,6 +119,10 @@ def _require_unique(names: Sequence[str]) -> None:
     if twice or not all(names):
         what = f"two inputs or outputs have one name: {twice[0]!r}" if twice else "an input or output has no name"
         raise InputError(what, where=", ".join(names), hint="give each a name of its own (--input-name, --output-name)")
+    if odd := [name for name in names if not name.isprintable()]:
+        raise InputError(
+            f"the name of an input or output holds what cannot be printed: {odd[0]!a}", hint="take another"
+        )
 
 
 def positional(args: tuple[Any, ...]) -> tuple[Any, ...]:

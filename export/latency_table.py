@@ -17,7 +17,7 @@ from typing import Any
 
 from pdc_fx.errors import ArtifactError, InputError
 from pdc_fx.export.timing import processor_name
-from pdc_fx.files import replace_file
+from pdc_fx.files import parse_json, replace_file
 
 FORMAT = 1
 
@@ -66,7 +66,7 @@ class LatencyTable:
             ArtifactError: it cannot be read, or does not hold such a table.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise _damaged(path, f"it cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:

@@ -116,6 +116,8 @@ def check(
         example_inputs: a tensor or a tuple of call arguments.
         seed: of the partition, of the statistics and of the inputs.
         dtype: ``float64`` (tolerance 1e-9 relative), or ``float32`` (1e-4) for models too large for that.
+        name: of the model, for the certificate; its class by default.
+        frozen: names or patterns (``layer4.*``) of modules whose channels stay.
 
     Raises:
         NothingToMergeError: no two channels may be merged.

@@ -78,7 +78,8 @@ def edited(
         if gather is not None:
             name = f"gather_{len(indices)}"
             indices[name] = _remaining(gather, prediction)
-            _replace(copies[node], made_by[gather.source], gather.dim, name)
+            # what follows starts from the gather: it may be the source of another chain
+            copies[node] = made_by[call] = _replace(copies[node], made_by[gather.source], gather.dim, name)
         else:
             _edit(copies[node], call, prediction)
     module = _module(compact, graph, program, indices)
@@ -136,12 +137,13 @@ def _remaining(gather: Gather, prediction: Prediction) -> Tensor:
     return index if kept_in is None else (torch.cumsum(kept_in, 0) - 1)[index]
 
 
-def _replace(node: fx.Node, source: fx.Node, dim: int, name: str) -> None:
+def _replace(node: fx.Node, source: fx.Node, dim: int, name: str) -> fx.Node:
     with node.graph.inserting_before(node):
         index = node.graph.get_attr(name)
         gathered = node.graph.call_function(torch.index_select, (source, dim, index))
     node.replace_all_uses_with(gathered)
     node.graph.erase_node(node)
+    return gathered
 
 
 def _module(compact: nn.Module, graph: fx.Graph, program: Program, indices: dict[str, Tensor]) -> fx.GraphModule:

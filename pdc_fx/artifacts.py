@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -27,10 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from pdc_fx.errors import ArtifactError, InputError, VerificationError
-from pdc_fx.files import replace_file
+from pdc_fx.files import parse_json, replace_file
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.compare import Comparison
 from pdc_fx.passes.rewrite import analysis_for, describe, merge_channels
+from pdc_fx.staging import Staging
 from pdc_fx.trace import Inputs, as_arguments
 
 if TYPE_CHECKING:
@@ -67,6 +67,19 @@ class Compressed:
         metrics: one record per epoch, below those of kind ``features`` (maps that were compared) and ``network`` (what was trained).
         source: the model spec, the number of classes, the data and the command line, as far as known.
         original: the network before compression, whose filters the report compares; None where it is not at hand.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from pdc_fx.passes.analysis import AnalyzeDependencies
+    >>> from pdc_fx.passes.rewrite import ChannelAddition
+    >>> from pdc_fx.passes.tie import Tying
+    >>> net, example = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), torch.zeros(1, 3, 8, 8)
+    >>> plan = ClusterPlan(AnalyzeDependencies(example)(net).groups, (np.array([0, 0, 1, 1]),))
+    >>> merge = ChannelAddition(Tying(net, plan, "hard").snap(), example)
+    >>> small = merge(net)
+    >>> result = Compressed(small, net, plan, example, merge.comparison)
+    >>> result.exactness.passed, result.model[0]
+    (True, Conv2d(3, 2, kernel_size=(3, 3), stride=(1, 1)))
     """
 
     model: nn.Module
@@ -93,68 +106,9 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-class Staging:
-    """A directory under construction: ``.NAME.partial`` beside the final place, renamed by :meth:`publish`.
-
-    Args:
-        directory: the final place.
-        overwrite: replace what is there.
-        resume: go on in what an interrupted run left.
-        write: whether this process makes and checks the place; others of the same run only know where it is.
-
-    Raises:
-        InputError: the place is taken, or cannot be written.
-    """
-
-    def __init__(self, directory: Path, *, overwrite: bool = False, resume: bool = False, write: bool = True) -> None:
-        self.final = directory.absolute()
-        self.path = self.final.with_name(f".{self.final.name}.partial")
-        self._overwrite = overwrite
-        if not write:
-            return
-        if self.final.exists() and not overwrite:
-            raise InputError(
-                "the output directory exists", where=str(directory), hint="choose another, or pass --overwrite"
-            )
-        if self.path.exists() and not resume and not overwrite:
-            raise InputError(
-                "an interrupted run left its state here",
-                where=str(self.path),
-                hint="continue it with --resume, or discard it with --overwrite",
-            )
-        if overwrite and not resume:
-            shutil.rmtree(self.path, ignore_errors=True)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".probe"
-            probe.write_bytes(b"")
-            probe.unlink()
-        except OSError as error:
-            raise InputError(
-                f"the output directory cannot be written: {error.strerror}",
-                where=str(directory),
-                hint="choose another with -o",
-            ) from error
-
-    def publish(self) -> Path:
-        """Rename to the final place; what stood there before goes only now."""
-        shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
-        old = self.final.with_name(f".{self.final.name}.old")
-        if self._overwrite and self.final.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(self.final, old)
-        os.replace(self.path, self.final)
-        shutil.rmtree(old, ignore_errors=True)
-        return self.final
-
-    def discard(self) -> None:
-        """Remove the construction site."""
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
 def write_text(path: Path, text: str) -> None:
     """Write beside, then rename."""
-    replace_file(path, text.encode())
+    replace_file(path, text.encode("utf-8", "backslashreplace"))  # a file's name may hold bytes that are no text
 
 
 def write_model(compressed: Compressed, directory: Path) -> None:
@@ -273,9 +227,34 @@ def deliver(
 def save(compressed: Compressed, directory: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write a complete output directory: weights, recipe, ONNX file, certificate, metrics, report.
 
+    Args:
+        compressed: what :func:`pdc_fx.compress` gave, or made of parts of a loop of your own.
+        directory: it must not exist yet; it is there when all of it is written and verified.
+        overwrite: replace what is there.
+
+    Returns:
+        The directory, absolute.
+
     Raises:
         InputError: the directory exists, or cannot be written.
         VerificationError: the ONNX file does not compute what the model does; nothing is left then.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from pdc_fx.passes.analysis import AnalyzeDependencies
+    >>> from pdc_fx.passes.rewrite import ChannelAddition
+    >>> from pdc_fx.passes.tie import Tying
+    >>> net, example = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), torch.zeros(1, 3, 8, 8)
+    >>> plan = ClusterPlan(AnalyzeDependencies(example)(net).groups, (np.array([0, 0, 1, 1]),))
+    >>> merge = ChannelAddition(Tying(net, plan, "hard").snap(), example)
+    >>> small = merge(net)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     out = save(Compressed(small, net, plan, example, merge.comparison), Path(folder) / "out")
+    ...     print(*sorted(path.name for path in out.iterdir()))
+    ...     loaded = load(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), out)
+    certificate.json metrics.jsonl model.onnx model.safetensors recipe.json report.html
+    >>> loaded[0], bool((loaded[0].weight == small[0].weight).all())
+    (Conv2d(3, 2, kernel_size=(3, 3), stride=(1, 1)), True)
     """
     staging = Staging(Path(directory), overwrite=overwrite)
     try:
@@ -298,13 +277,46 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     """
     path = directory / name
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError("this is no output directory of pdc-fx: a file is missing", where=str(path)) from error
     except (OSError, ValueError) as error:
         raise ArtifactError(f"the file cannot be read: {error}", where=str(path)) from error
     if not isinstance(data, dict):
         raise ArtifactError("the file does not hold a JSON object", where=str(path))
+    return data
+
+
+_FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (lambda v: isinstance(v, str), "a text"),
+    "num_classes": (lambda v: v is None or (type(v) is int and v > 0), "a whole number"),
+    "data": (lambda v: isinstance(v, str), "a text"),
+    "mean": (lambda v: _are(v, float, int), "a list of numbers"),
+    "std": (lambda v: _are(v, float, int) and all(x > 0 for x in v), "a list of positive numbers"),
+    "classes": (lambda v: _are(v, str), "a list of texts"),
+    # of a certificate
+    "files": (lambda v: isinstance(v, dict) and _are(list(v.values()), str), "an object of texts"),
+    "accuracy": (lambda v: isinstance(v, dict) and _are(list(v.values()), float, int), "an object of numbers"),
+}
+"""What a recipe or a certificate may hold that is used later: a test, and its words."""
+
+
+def _are(values: Any, *kinds: type) -> bool:
+    return isinstance(values, list) and all(type(value) in kinds for value in values)
+
+
+def read_fields(directory: Path, name: str) -> dict[str, Any]:
+    """A recipe or a certificate, each known field of the kind that it should be.
+
+    Raises:
+        ArtifactError: the file is missing or damaged, or a field is of another kind.
+    """
+    data = read_json(directory, name)
+    for field_name, (holds, kind) in _FIELDS.items():
+        if field_name in data and not holds(data[field_name]):
+            raise ArtifactError(f"'{field_name}' is not {kind}", where=str(directory / name))
+    if len(data.get("mean", ())) != len(data.get("std", ())):
+        raise ArtifactError("'mean' and 'std' differ in length", where=str(directory / name))
     return data
 
 
@@ -322,15 +334,30 @@ def read_plan(recipe: Mapping[str, Any], directory: Path) -> ClusterPlan:
         )
     try:
         return ClusterPlan.from_dict(recipe["plan"])
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise ArtifactError(
             f"the recipe's plan is malformed: {type(error).__name__} {error}", where=str(directory / RECIPE)
         ) from error
 
 
 def example_inputs(plan: ClusterPlan) -> tuple[Tensor, ...]:
-    """Zeros of the shapes and dtypes that the plan was made on."""
-    return tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in plan.groups.inputs)
+    """Zeros of the shapes and dtypes that the plan was made on.
+
+    Raises:
+        ArtifactError: there is no such dtype, or no memory for such a shape.
+    """
+    tensors = []
+    for shape, name in plan.groups.inputs:
+        dtype = getattr(torch, str(name), None)
+        try:
+            if not isinstance(dtype, torch.dtype):
+                raise ValueError("there is no such dtype")
+            tensors.append(torch.zeros(shape, dtype=dtype))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"the plan's example input cannot be made: {str(error).splitlines()[0]}", where=f"{shape}, {name}"
+            ) from error
+    return tuple(tensors)
 
 
 def changed_files(directory: Path) -> list[str]:
@@ -339,9 +366,11 @@ def changed_files(directory: Path) -> list[str]:
     Raises:
         ArtifactError: one is missing.
     """
-    recorded = read_json(directory, CERTIFICATE).get("files", {})
-    if not isinstance(recorded, dict):
-        raise ArtifactError("the certificate lists no files", where=str(directory / CERTIFICATE))
+    recorded = read_fields(directory, CERTIFICATE).get("files", {})
+    if outside := [name for name in recorded if name != Path(name).name or name in ("", ".", "..")]:
+        raise ArtifactError(
+            f"the certificate names a file outside of its directory: {outside[0]!a}", where=str(directory / CERTIFICATE)
+        )
     names = list(dict.fromkeys([WEIGHTS, RECIPE, ONNX, *map(str, recorded)]))  # and weights beside the ONNX file
     for name in names:
         if not (directory / name).is_file():
@@ -362,14 +391,23 @@ def load(
         directory: as written by :func:`save` or ``pdc-fx compress``.
         check_files: refuse files that changed since they were certified.
 
+    Returns:
+        The compact model in eval mode, on the CPU.
+
     Raises:
         ArtifactError: a file is missing, damaged or changed, or the recipe does not fit the model.
+
+    :func:`save` shows it at work.
+
+    >>> load(nn.Identity(), "no-such-directory")
+    Traceback (most recent call last):
+    pdc_fx.errors.ArtifactError: this is no output directory of pdc-fx: a file is missing
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_model
 
     folder = Path(directory)
-    recipe = read_json(folder, RECIPE)
+    recipe = read_fields(folder, RECIPE)
     plan = read_plan(recipe, folder)
     if check_files and (changed := changed_files(folder)):
         raise ArtifactError(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pdc_fx.errors import InputError
-from pdc_fx.files import replace_file
+from pdc_fx.files import parse_json, replace_file
 from pdc_fx.models import collection
 
 Result = Literal["passed", "refused", "failed", "timeout"]
@@ -165,7 +165,7 @@ def _read(path: Path, settings: dict[str, Any], *, fresh: bool) -> dict[str, Che
     if not path.exists():
         return {}
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
         same = all(data[key] == value for key, value in settings.items())
         models = {entry["model"]: Checked(**entry) for entry in data["models"]}
     except (ValueError, TypeError, KeyError) as error:

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pdc_fx.artifacts import ONNX, Compressed, Staging, deliver
+from pdc_fx.artifacts import ONNX, Compressed, deliver
 from pdc_fx.data import ImageData, batches_per_epoch, evaluation_batches, open_data, training_batches
 from pdc_fx.distill import Observer, TrainOptions, distillation_loss, learning_rate
 from pdc_fx.export.benchmark import BenchmarkReport, benchmark
 from pdc_fx.export.onnx import export_onnx
 from pdc_fx.export.verify import accuracy_onnx
 from pdc_fx.pipeline import compress
+from pdc_fx.staging import Staging
 
 INPUT = (1, 1, 8, 8)
 REDUCTION = 0.65

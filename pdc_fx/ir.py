@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import gcd, prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,10 @@ from pdc_fx.errors import ArtifactError
 if TYPE_CHECKING:
     import networkx as nx
 
+T = TypeVar("T")
 Integers = npt.NDArray[np.int64]
+LONGEST_AXIS = 2**24
+"""Positions on one axis of a tensor: a hundred times those of the largest network we know of."""
 Role = Literal["producer", "channelwise", "consumer"]
 
 
@@ -48,12 +52,19 @@ def encode_integers(values: Iterable[int]) -> str:
 def decode_integers(text: str) -> Integers:
     """Read what :func:`encode_integers` wrote.
 
+    Raises:
+        ValueError: it is something else, or more than :data:`LONGEST_AXIS` integers.
+
     >>> decode_integers("0-3,9-10,4").tolist()
     [0, 1, 2, 3, 9, 10, 4]
     """
     parts: list[Integers] = []
+    total = 0
     for run in filter(None, text.split(",")):
         first, _, last = run.partition("-")
+        total += int(last or first) + 1 - int(first)
+        if total > LONGEST_AXIS:  # before any memory is taken: a few digits may ask for all there is
+            raise ValueError(f"more than {LONGEST_AXIS} integers in one list")
         parts.append(np.arange(int(first), int(last or first) + 1, dtype=np.int64))
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
@@ -87,8 +98,8 @@ class Member:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Member:
-        positions = decode_integers(data["positions"]).reshape(-1, data["per_channel"])
-        return Member(data["tensor"], data["dim"], data["role"], positions)
+        positions = decode_integers(data["positions"]).reshape(-1, operator.index(data["per_channel"]))
+        return Member(data["tensor"], operator.index(data["dim"]), data["role"], positions)
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,13 @@ class ChannelGroup:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ChannelGroup:
         members = tuple(Member.from_dict(m) for m in data["members"])
-        return ChannelGroup(data["name"], data["channels"], members, data["balance"])
+        balance = data["balance"]
+        return ChannelGroup(
+            data["name"],
+            operator.index(data["channels"]),
+            members,
+            None if balance is None else operator.index(balance),
+        )
 
 
 @dataclass(frozen=True)
@@ -163,6 +180,14 @@ class ChannelGroups:
         shapes: the shape of every parameter and buffer.
         inputs: shape and dtype of the example inputs.
         frozen_names: patterns of modules that were frozen by request.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from pdc_fx.pipeline import analyze
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> groups = analyze(net, torch.zeros(1, 3, 8, 8))
+    >>> groups.channels, groups.mergeable_channels, groups.macs(), groups.macs({0: 4})
+    (12, 8, 12384, 6192)
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -177,10 +202,12 @@ class ChannelGroups:
 
     @property
     def mergeable_channels(self) -> int:
+        """Channels in groups: those that may be merged."""
         return sum(g.channels for g in self.groups)
 
     @property
     def channels(self) -> int:
+        """All channels, mergeable or frozen."""
         return self.mergeable_channels + sum(f.channels for f in self.frozen)
 
     @cached_property
@@ -231,6 +258,7 @@ class ChannelGroups:
         return sum(s.uses * prod(self.shapes[s.tensor]) for s in self.sites if s.tensor in touched)
 
     def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values."""
         return {
             "groups": [g.to_dict() for g in self.groups],
             "frozen": [asdict(f) for f in self.frozen],
@@ -245,24 +273,41 @@ class ChannelGroups:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ChannelGroups:
-        return ChannelGroups(
+        """From such values."""
+        found = ChannelGroups(
             groups=tuple(ChannelGroup.from_dict(g) for g in data["groups"]),
             frozen=tuple(FrozenChannels(**f) for f in data["frozen"]),
             unreached=tuple(data["unreached"]),
-            sites=tuple(MacSite(**s) for s in data["sites"]),
-            fixed_macs=data["fixed_macs"],
-            shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
+            sites=tuple(MacSite(s["tensor"], operator.index(s["uses"]), s["module"]) for s in data["sites"]),
+            fixed_macs=operator.index(data["fixed_macs"]),
+            shapes={name: tuple(map(operator.index, shape)) for name, shape in data["shapes"].items()},
             parameters=tuple(data["parameters"]),
-            inputs=tuple((tuple(shape), dtype) for shape, dtype in data["inputs"]),
+            inputs=tuple((tuple(map(operator.index, shape)), dtype) for shape, dtype in data["inputs"]),
             frozen_names=tuple(data["frozen_names"]),
         )
+        found._require_known_tensors()
+        return found
+
+    def _require_known_tensors(self) -> None:
+        """Raise :class:`ArtifactError` where something is said of a tensor, or an axis of one, that is not listed."""
+        axes = [(member.tensor, member.dim) for group in self.groups for member in group.members]
+        for name in (*(name for name, _ in axes), *(site.tensor for site in self.sites), *self.parameters):
+            if name not in self.shapes:
+                raise ArtifactError("channel groups speak of a tensor whose shape is not listed", where=repr(name)[:80])
+        for name, dim in axes:
+            if not 0 <= dim < len(self.shapes[name]):
+                raise ArtifactError(
+                    "channel groups speak of an axis that is not there", where=f"axis {dim} of '{name}'"
+                )
 
     def to_json(self) -> str:
+        """All of it as JSON, for :meth:`from_json`."""
         return json.dumps(self.to_dict(), indent=1)
 
     @staticmethod
     def from_json(text: str) -> ChannelGroups:
-        return ChannelGroups.from_dict(_parse(text, "channel groups"))
+        """Read what :meth:`to_json` wrote; :class:`ArtifactError` for what is no JSON."""
+        return _parse(text, "channel groups", ChannelGroups.from_dict)
 
     def digest(self) -> str:
         """SHA-256 of the structure: two models with the same digest accept the same plan."""
@@ -301,6 +346,15 @@ class ClusterPlan:
         clusters: for each group one array of shape ``(channels,)``: the cluster number of each channel, numbered by first
             appearance, so that the first channel of a cluster stands for it.
         allocation: how the budget was spread over the groups.
+        options: what was asked for, and what is known of it: plain values.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from pdc_fx.pipeline import analyze
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    >>> plan = ClusterPlan(analyze(net, torch.zeros(1, 3, 8, 8)), (np.array([0, 0, 1, 1]),))
+    >>> plan.widths, plan.flops_reduction, ClusterPlan.from_json(plan.to_json()).widths
+    ({0: 2}, 0.5, {0: 2})
     """
 
     groups: ChannelGroups
@@ -332,18 +386,22 @@ class ClusterPlan:
 
     @property
     def macs_before(self) -> int:
+        """Multiply-accumulates of one forward pass on the example inputs."""
         return self.groups.macs()
 
     @property
     def macs_after(self) -> int:
+        """The same of the network that the plan leads to."""
         return self.groups.macs(self.widths)
 
     @property
     def params_before(self) -> int:
+        """Number of parameters."""
         return self.groups.params()
 
     @property
     def params_after(self) -> int:
+        """The same of the network that the plan leads to."""
         return self.groups.params(self.widths)
 
     @property
@@ -356,6 +414,7 @@ class ClusterPlan:
         return ClusterPlan(self.groups, tuple(clusters), self.allocation, self.options)
 
     def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values."""
         return {
             "allocation": self.allocation,
             "options": dict(self.options),
@@ -367,16 +426,19 @@ class ClusterPlan:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ClusterPlan:
+        """From such values."""
         groups = ChannelGroups.from_dict(data["channel_groups"])
         clusters = tuple(decode_integers(text) for text in data["clusters"])
         return ClusterPlan(groups, clusters, data["allocation"], data["options"])
 
     def to_json(self) -> str:
+        """All of it as JSON, for :meth:`from_json`; its channel groups included."""
         return json.dumps(self.to_dict(), indent=1)
 
     @staticmethod
     def from_json(text: str) -> ClusterPlan:
-        return ClusterPlan.from_dict(_parse(text, "cluster plan"))
+        """Read what :meth:`to_json` wrote; :class:`ArtifactError` for what is no JSON or no plan."""
+        return _parse(text, "cluster plan", ClusterPlan.from_dict)
 
 
 def first_appearance(labels: Integers) -> Integers:
@@ -393,7 +455,28 @@ def first_appearance(labels: Integers) -> Integers:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a dry run or a rewrite has measured; the keys are those of ``pdc-fx check --json``."""
+    """What a dry run has measured; the keys are those of ``pdc-fx check --json``.
+
+    Attributes:
+        passed: whether tied and compact network are one function, to within ``tolerance``.
+        max_abs_error: the largest difference between two outputs.
+        max_rel_error: that over the largest magnitude of the output, the worst over all outputs; compared with ``tolerance``.
+        dtype: what it was measured in, ``float64`` or ``float32``.
+        macs_before, macs_after: multiply-accumulates of one forward pass; one fused multiply-add counts once.
+        channels, mergeable_channels: all, and those that may be merged; ``frozen`` are the others, with reasons.
+        unreached: modules that the example inputs never reached.
+        seconds: phase -> time.
+        result_type: class of the compact network.
+        first_difference: the first output that differs, or None.
+        mergeable_macs: multiply-accumulates of the layers that can shrink.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from pdc_fx.passes.check import check
+    >>> found = check(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)), torch.zeros(1, 3, 8, 8))
+    >>> found.passed, found.macs_before, found.macs_after
+    (True, 12384, 6192)
+    """
 
     model: str
     passed: bool
@@ -417,14 +500,20 @@ class Certificate:
     mergeable_macs: int = 0
 
     def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values."""
         return asdict(self)
 
     def to_json(self) -> str:
+        """What ``pdc-fx check --json`` prints."""
         return json.dumps(self.to_dict(), indent=1)
 
 
-def _parse(text: str, what: str) -> Any:
+def _parse(text: str, what: str, of: Callable[[Any], T]) -> T:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        data = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ArtifactError(f"this is not the JSON of a {what}", where=str(error)) from error
+    try:
+        return of(data)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise ArtifactError(f"this is a malformed {what}: {type(error).__name__} {error}") from error

@@ -156,10 +156,26 @@ def example_inputs(loaded: LoadedModel, shapes: Sequence[Shape] = ()) -> tuple[A
     """
     kind, _, name = loaded.spec.partition(":")
     listed = kind == "torchvision" and _torchvision_shapes(name).listed
-    tensors = [torch.zeros(shape) for shape in (shapes or call_shapes(loaded).shapes)]
+    tensors = [zeros(shape) for shape in (shapes or call_shapes(loaded).shapes)]
     if not listed:
         return tuple(tensors)
     return ([image for tensor in tensors for image in (tensor if tensor.dim() == 4 else tensor[None])],)
+
+
+def zeros(shape: Shape) -> torch.Tensor:
+    """An input of zeros.
+
+    Raises:
+        InputError: there is no memory for it.
+    """
+    try:
+        return torch.zeros(shape)
+    except RuntimeError as error:
+        raise InputError(
+            "there is no memory for an input of this size",
+            where="x".join(map(str, shape)),
+            hint="pass a smaller --input",
+        ) from error
 
 
 def build_model(spec: str, *, weights: Path | None = None, num_classes: int | None = None) -> LoadedModel:
@@ -325,7 +341,19 @@ def _from_file(path: Path) -> Any:
     return module
 
 
+def lies_in(spec: str, folder: Path) -> bool:
+    """Whether a spec names a file in ``folder``, by whatever way: ``..``, links, an absolute path.
+
+    >>> lies_in("out/../out/net.py:net", Path("out")), lies_in("net.py:net", Path("out")), lies_in("torchvision:vgg11", Path("."))
+    (True, False, False)
+    """
+    kind = spec.rpartition(":")[0]
+    return kind.endswith(".py") and Path(kind).expanduser().resolve().is_relative_to(folder.resolve())
+
+
 def _from_module(name: str) -> Any:
+    if name.partition(".")[0] in sys.stdlib_module_names:  # os:abort, antigravity: not even imported
+        raise InputError("Python's own library holds no models", where=name, hint=f"write {FORMS}")
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:

@@ -52,7 +52,13 @@ def analyze(model: nn.Module, example_inputs: Inputs, *, frozen: Iterable[str] =
 def inspect(model: nn.Module, example_inputs: Inputs, *, frozen: Iterable[str] = ()) -> ModelGraph:
     """The result of :func:`analyze` (``.groups``) together with the operators it was found on, to be looked at.
 
-    Args, errors: as for :func:`analyze`.
+    Args:
+        model: any module; it runs once in eval mode and is not changed.
+        example_inputs: a tensor, or a tuple of call arguments.
+        frozen: names or patterns (``layer4.*``) of modules whose channels stay.
+
+    Raises:
+        TraceError: the model does not run on these inputs.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
@@ -79,6 +85,7 @@ def plan(
     """Decide which channels of each group become one.
 
     Args:
+        model: the model whose weights say which filters are alike; it is not changed.
         groups: the result of :func:`analyze` for this model.
         flops_reduction: share of multiply-accumulates to remove, 0 to 1; met within 0.01.
         params_reduction: the same for parameters.
@@ -171,6 +178,7 @@ def fold(
     """Tie ``model`` without training and without data: filters are set to the means of their clusters, batch norms repaired.
 
     Args:
+        model: any module; a copy of it is tied.
         groups: the result of :func:`analyze` for this model, which is not changed.
         flops_reduction, params_reduction, latency_reduction, allocation, round_to, provider, latency_table: as for :func:`plan`.
         images: shape ``(N, C, H, W)``, prepared as for the model: batch-norm statistics are then estimated from them.
@@ -181,6 +189,13 @@ def fold(
     Raises:
         PlanError: the reduction cannot be met.
         InputError: the images do not fit or are not finite.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> example = torch.zeros(1, 3, 8, 8)
+    >>> tied, clusters = fold(net, analyze(net, example), flops_reduction=0.5)
+    >>> rewrite(tied, clusters, example)[3]
+    Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1))
     """
     with _planner(
         model,
@@ -213,6 +228,7 @@ def calibrate(
     """Tie ``model`` without training, by unlabelled images: channels are chosen and their readers refitted by least squares.
 
     Args:
+        model: any module; a copy of it is tied.
         groups: the result of :func:`analyze` for this model, which is not changed.
         images: shape ``(N, C, H, W)``, prepared as for the model; a few hundred. They run as one batch, without gradients.
         flops_reduction, params_reduction, latency_reduction, allocation, round_to, provider, latency_table: as for :func:`plan`.
@@ -250,6 +266,8 @@ def tie(model: nn.Module, plan: ClusterPlan, *, mode: str | Method = "pdc", tota
     """Keep ``model`` tied while *your* loop trains it: call ``.step()`` after each ``optimizer.step()``, ``.snap()`` at the end.
 
     Args:
+        model: the module that is trained; its filters are changed in place, its shapes never.
+        plan: which channels are to become one, as :func:`plan` gives it.
         mode: the method: ``hard`` ties from the start; ``pdc`` reconstructs filters from clusters at intervals, at a rising rate;
             ``progressive`` merges step by step and stays tied in between; ``csgd`` draws filters to their centroids.
         total_steps: the number of optimizer steps in the run, for methods that work in rounds (``pdc``, ``progressive``).
@@ -270,7 +288,9 @@ def rewrite(model: nn.Module, plan: ClusterPlan, example_inputs: Inputs, *, veri
     """Remove all but one channel of each cluster, exactly: the readers' input slices are summed.
 
     Args:
-        model: tied by ``plan`` (``plan = tying.snap()``); it is not changed.
+        model: tied by ``plan``; it is not changed.
+        plan: which channels become one, as ``tying.snap()`` gives it.
+        example_inputs: a tensor, or a tuple of call arguments, of the shapes that ``plan`` was made on.
         verify: compare tied and compact in float64 and refuse above a relative error of 1e-9.
 
     Returns:
@@ -321,20 +341,35 @@ def compress(
 
     Args:
         model: a trained classifier of images; it is not changed.
+        example_inputs: a tensor, or a tuple of call arguments: one image, shape ``(1, C, H, W)``.
         train_data: as :func:`pdc_fx.data.open_data` gives it. Its test images are looked at once, at the end.
+        flops_reduction, params_reduction, latency_reduction, allocation, round_to, provider, latency_table: as for :func:`plan`.
+        frozen: as for :func:`analyze`.
         mode: the method of tying, as for :func:`tie`; ``hard`` where not given.
         start: what training starts from: ``model`` itself, or what :func:`fold` or :func:`calibrate` make of it, whose clusters are kept.
             With these two ``options.epochs`` may be 0: nothing is trained. ``calibrate`` with mode ``hard``, else ``model``, by default.
         calibration_images: the first so many training images, not augmented, are what ``calibrate`` sees; 512 small ones where not given.
         teacher: gives the soft targets; ``model`` itself where not given.
+        options: of the training; :class:`TrainOptions` by default.
         hold_out: training images kept aside for the accuracy after each epoch (a tenth, at most 5,000, by default).
         directory: where ``metrics.jsonl`` and a checkpoint are written while training.
         resume: go on from that checkpoint.
+        observer: is told of every step and epoch.
         source: remembered in the recipe of :func:`pdc_fx.save`.
 
     Raises:
         InputError: the model's outputs do not fit the data's classes.
         PdcError: as its parts do.
+
+    >>> import torch
+    >>> from pdc_fx.data import open_data
+    >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    >>> options = TrainOptions(epochs=0)  # nothing is trained: filters are folded
+    >>> found = compress(
+    ...     net, torch.zeros(1, 1, 8, 8), open_data("digits"), flops_reduction=0.5, start="fold", options=options
+    ... )
+    >>> found.model[0], found.exactness.passed, sorted(found.accuracy)
+    (Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1)), True, ['compact', 'teacher', 'tied'])
     """
     options = options or TrainOptions()
     method = method_of(mode or "hard")

@@ -401,7 +401,7 @@ def picked(m: Interpreter, c: Choice, x: Tensor) -> Any:
 def narrow(m: Interpreter, c: Choice, x: Tensor) -> Any:
     width = m.shape(x)[1]
     at = width // 2
-    return torch.cat([x.narrow(1, at, width - at), x.narrow(1, 0, at)], 1) if at else x.narrow(2, 0, 2)
+    return torch.cat([x.narrow(1, at, width - at), x.narrow(1, 0, at)], 1) if at else x.narrow(2, 0, 1)
 
 
 @op

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from activations import differences_inside_clusters, random_partition
 from hypothesis import HealthCheck, Phase, event, given, reject, settings
 from hypothesis import strategies as st
 from networks import HEADS, INPUT, OPS, TWO, Interpreter, Program, Step
+from random_programs import deliver_and_load, draw, examine, of_row, saved, shrink, to_row
 
-from pdc_fx import analyze
-from pdc_fx.errors import RewriteError
-from pdc_fx.passes.check import randomize_statistics
-from pdc_fx.passes.compare import compare
-from pdc_fx.passes.rewrite import describe, merge_channels
-from pdc_fx.passes.tie import Tying
+from pdc_fx.errors import PdcError, RewriteError
 
 # Once each of these showed a fault.
 MENDED = {
@@ -54,31 +50,6 @@ programs = st.builds(
 )
 
 
-def examine(program: Program, seed: int) -> str:
-    """Raise an AssertionError where the analysis of ``program`` is wrong; otherwise say what came out."""
-    torch.manual_seed(0)
-    model = Interpreter(program).double().requires_grad_(False)
-    inputs = torch.randn(INPUT, dtype=torch.float64)
-    randomize_statistics(model, seed)
-    groups = analyze(model, inputs)
-    if not groups.groups:
-        return "nothing to merge"
-    plan, tied = random_partition(groups, seed), copy.deepcopy(model)
-    Tying(tied, plan, "hard").snap()
-    found = differences_inside_clusters(tied, plan, inputs)
-    assert not found.differences, "\n".join(map(str, found.differences))
-    compact = merge_channels(tied, plan, inputs)
-    comparison = compare(tied, compact, inputs, tolerance=1e-9)
-    assert comparison.passed, comparison
-    assert plan.params_after == sum(p.numel() for p in compact.parameters())
-    measured = analyze(compact, inputs)
-    # a product of two activations is counted at the width that it had
-    expected, counted = plan.macs_after - groups.fixed_macs, measured.macs() - measured.fixed_macs
-    # and a graph that was edited leaves out layers whose results nothing uses
-    assert counted == expected or (describe(compact) == "GraphModule" and counted < expected)
-    return describe(compact)
-
-
 @settings(
     max_examples=200,
     deadline=None,
@@ -110,8 +81,35 @@ def test_every_operation_alone(name: str) -> None:
 
 @pytest.mark.parametrize("program", [pytest.param(p, id=name) for name, p in MENDED.items()])
 def test_mended_faults_stay_mended(program: Program) -> None:
-    for seed in range(4):
+    for seed in range(8):
         examine(program, seed)
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row["shows"]) for row in saved()])
+def test_what_fuzzing_found_stays_mended(row: dict[str, Any], tmp_path: Path) -> None:
+    """Exact, or refused with a reason that is no failed verification: what ``benchmarks/fuzz.py`` asks of a network."""
+    try:
+        if row["delivered"]:
+            deliver_and_load(of_row(row), row["seed"], tmp_path)
+        else:
+            examine(of_row(row), row["seed"])
+    except PdcError as error:
+        if error.exit_code == 1:
+            raise
+
+
+def test_a_network_survives_its_directory(tmp_path: Path) -> None:
+    assert deliver_and_load(draw(0), 0, tmp_path) == "delivered"
+
+
+def test_a_failing_program_shrinks_to_what_fails() -> None:
+    """Whatever holds two of three given steps 'fails': these two remain, with the plainest choices."""
+    large = Program(
+        (*draw(3).steps, Step("glu", 3, 0, 50), *draw(4).steps, Step("cat", 1, 5, 7)), (Step("flat", 2, 0, 9),)
+    )
+    small = shrink(large, lambda p: {"glu", "cat"} <= {step.op for step in p.steps})
+    assert small == Program((Step("glu"), Step("cat")))
+    assert of_row(to_row(large, 1, "", False)) == large
 
 
 def test_a_program_is_reproducible() -> None:

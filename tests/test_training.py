@@ -123,6 +123,19 @@ class Later:
         return None
 
 
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """As the killed ones above, in one process and so in a second: momentum, learning rate, order of images."""
+    options = {"print_freq": 1, "momentum": 0.9, "sched": "cosine", "epochs": 3}
+    whole, stopped_run, resumed = (training(tmp_path / name, **options) for name in ("whole", "parts", "parts"))
+    whole.run()
+    stopped_run.observer = Later(17, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted, match="stopped in epoch 2"):
+        stopped_run.run()
+    resumed.run(resume=True)
+    one, two = whole.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
     run = training(tmp_path, print_freq=1)
     run.observer = Later(8, lambda: signal.raise_signal(signal.SIGTERM))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -28,11 +29,12 @@ from pdc_fx.cli.options import (
     Shapes,
     Weights,
     choose,
+    command_line,
     open_image_model,
     reported,
     show_progress,
 )
-from pdc_fx.errors import InputError, PdcError, VerificationError
+from pdc_fx.errors import InputError, VerificationError
 from pdc_fx.options import Amp, Distill, Features, Mode, Start, TrainOptions
 
 DEFAULT = TrainOptions()
@@ -180,13 +182,14 @@ def compress(
 ) -> None:
     """Train the model tied under distillation (or fold or calibrate it), merge its channels exactly, export to ONNX and verify."""
     chosen = dict(locals())
-    from pdc_fx.artifacts import Staging, deliver
+    from pdc_fx.artifacts import deliver
     from pdc_fx.cli.config import CONFIG, effective
     from pdc_fx.cli.render import TrainingProgress, delivery_rows, err, out, print_comparisons, print_json, result_table
     from pdc_fx.distill import Processes
     from pdc_fx.files import replace_file
     from pdc_fx.models import build_model
     from pdc_fx.pipeline import compress as run_compress
+    from pdc_fx.staging import Staging
 
     options = TrainOptions.of({name: chosen[name] for name in DEFAULT.to_dict() if name in chosen})
     if [flops_reduction, params_reduction, latency_reduction].count(None) != 2:
@@ -208,19 +211,19 @@ def compress(
         "model": model,
         "num_classes": num_classes,
         "data": data,
-        "command": "pdc-fx " + " ".join(sys.argv[1:]),
+        "command": command_line(),
         "mean": list(images.mean),
         "std": list(images.std),
         "classes": list(images.classes),
     }
     first = Processes.of_environment().first
     staging = Staging(output, overwrite=overwrite, resume=resume, write=first)
-    if first:
-        replace_file(staging.path / CONFIG, effective(chosen).encode())
     with (
         _kept_if_resumable(staging, first),
         TrainingProgress(epochs) if first and epochs else nullcontext() as progress,
     ):
+        if first:
+            replace_file(staging.path / CONFIG, effective(chosen).encode())
         compressed = run_compress(
             loaded.model,
             example,
@@ -249,7 +252,7 @@ def compress(
         if record.get("reason"):
             what = "maps were not matched" if record["kind"] == "features" else "all filters were trained, tied"
             err.print(f"{what}: {record['reason']}", soft_wrap=True, markup=False)
-    with _removed_on_error(staging):
+    with _kept_if_resumable(staging, first):
         certificate = deliver(compressed, staging.path, onnx_accuracy(images))
         if not certificate["passed"]:
             raise VerificationError(
@@ -265,21 +268,14 @@ def compress(
 
 @contextmanager
 def _kept_if_resumable(staging: Any, first: bool) -> Iterator[None]:
-    """After an error keep the directory only if a checkpoint is in it."""
+    """After an error keep the directory only if a checkpoint is in it: what was trained is not lost to a disk that is full."""
     try:
         yield
     except BaseException:
-        if first and not (staging.path / "checkpoint").exists():
+        if first and (staging.path / "checkpoint").exists():
+            staging.release()
+        elif first:
             staging.discard()
-        raise
-
-
-@contextmanager
-def _removed_on_error(staging: Any) -> Iterator[None]:
-    try:
-        yield
-    except PdcError:
-        staging.discard()
         raise
 
 
@@ -348,5 +344,8 @@ def demo(
 
 
 def main() -> None:
-    """Entry point of the ``pdc-fx`` script."""
+    """Entry point of the ``pdc-fx`` script. What a terminal cannot show is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

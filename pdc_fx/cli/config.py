@@ -21,7 +21,7 @@ def _read(context: typer.Context, path: Path | None) -> Path | None:
 
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise typer.BadParameter(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise typer.BadParameter(f"{path} must hold one option a line, as 'epochs: 5'")

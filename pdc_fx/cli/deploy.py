@@ -117,7 +117,7 @@ def _open_source(
     source: str, weights: Path | None, classes: int | None, shapes: list[str] | None
 ) -> tuple[Any, tuple[Any, ...], dict[str, str]]:
     """What to export: the module, example inputs and what the file should say about itself."""
-    from pdc_fx.artifacts import CERTIFICATE, RECIPE, onnx_metadata, package_version, read_json, read_plan, sha256
+    from pdc_fx.artifacts import CERTIFICATE, RECIPE, onnx_metadata, package_version, read_fields, read_plan, sha256
 
     if not Path(source).is_dir():
         loaded, example = open_model(source, weights, classes, shapes)
@@ -129,7 +129,7 @@ def _open_source(
         )
     directory = Path(source)
     module, example = _open_directory(directory, None)
-    recipe, certificate = read_json(directory, RECIPE), read_json(directory, CERTIFICATE)
+    recipe, certificate = read_fields(directory, RECIPE), read_fields(directory, CERTIFICATE)
     metadata = onnx_metadata(read_plan(recipe, directory), recipe, sha256(directory / RECIPE), certificate)
     return module, example, metadata
 
@@ -154,14 +154,14 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check an output directory again, from disk: hashes, compact against ONNX Runtime, accuracy on the test images."""
-    from pdc_fx.artifacts import CERTIFICATE, ONNX, OTHER_RUN, RECIPE, changed_files, read_json
+    from pdc_fx.artifacts import CERTIFICATE, ONNX, OTHER_RUN, RECIPE, changed_files, read_fields
     from pdc_fx.cli.render import err, out, percent, print_json
     from pdc_fx.export.verify import verify_onnx
 
     if not directory.is_dir():
         raise InputError("there is no such directory", where=str(directory))
     choose(provider)
-    recipe, certificate = read_json(directory, RECIPE), read_json(directory, CERTIFICATE)
+    recipe, certificate = read_fields(directory, RECIPE), read_fields(directory, CERTIFICATE)
     changed = changed_files(directory)
     compact, example = _open_directory(directory, model, check_files=False)
     if ONNX in changed:

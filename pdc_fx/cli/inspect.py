@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json as jsonlib
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pdc_fx.cli.options import Classes, Frozen, Model, Overwrite, Shapes, Weights, open_model, reported
+from pdc_fx.cli.options import (
+    Classes,
+    Frozen,
+    Model,
+    Overwrite,
+    Shapes,
+    Weights,
+    command_line,
+    open_model,
+    plain,
+    reported,
+)
 from pdc_fx.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,11 +62,11 @@ def inspect(
     loaded, example = open_model(model, weights, num_classes, input)
     graph = run_inspect(loaded.model, example, frozen=freeze or ())
     if output is not None:
-        text = written(graph, FORMATS[output.suffix.lower()], model, command_line())
+        text = written(graph, FORMATS[output.suffix.lower()], plain(model), command_line())
         replace_file(output, text.encode())
         err.print(f"wrote {output} ({len(text.encode()) / 1000:,.0f} kB)", markup=False, soft_wrap=True)
     if printed:
-        sys.stdout.write(written(graph, printed[0], model, "") + "\n")
+        sys.stdout.write(written(graph, printed[0], plain(model), "") + "\n")
     elif output is None:
         print_graph(model, graph, everything=everything)
 
@@ -91,8 +101,3 @@ def written(graph: ModelGraph, format: str, title: str, command: str) -> str:
     from pdc_fx.export.graph_files import to_dot, to_graphml
 
     return (to_dot if format == "dot" else to_graphml)(graph.to_networkx())
-
-
-def command_line() -> str:
-    """The command that runs, as a shell takes it."""
-    return shlex.join(["pdc-fx", *sys.argv[1:]])

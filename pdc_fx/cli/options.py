@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -11,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
-from pdc_fx.errors import InputError, PdcError
+from pdc_fx.errors import ArtifactError, InputError, PdcError
 
 _MODEL = typer.Argument(
     metavar="MODEL", help="torchvision:NAME, timm:NAME or path/to/file.py:factory (the factory's code is run)."
@@ -38,7 +40,7 @@ Frozen = Annotated[
     list[str] | None,
     typer.Option("--freeze", help="Name or pattern of modules whose channels stay, e.g. 'layer4.*'. May be repeated."),
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of everything random.")]
 DataOption = Annotated[
     str | None,
     typer.Option("--data", help="digits, parquet:DIR, folder:DIR, cifar10:DIR, cifar100:DIR or fashionmnist:DIR."),
@@ -74,7 +76,10 @@ Function = TypeVar("Function", bound=Callable[..., None])
 
 
 def reported(command: Function) -> Function:
-    """Turn a :class:`PdcError` into one message on standard error and its exit code."""
+    """Turn a :class:`PdcError` into one message on standard error and its exit code.
+
+    What the system refuses (a name that is too long, a file that may not be read) is bad input like any other.
+    """
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -85,6 +90,15 @@ def reported(command: Function) -> Function:
 
             print_error(str(error))
             raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader of our output has gone
+                raise
+            from pdc_fx.cli.render import print_error
+
+            name = str(error.filename or "")
+            shown = name if len(name) <= 200 else f"{name[:200]}..."
+            print_error(f"the system refused: {error.strerror or error}" + (f" [{shown}]" if shown else ""))
+            raise typer.Exit(InputError.exit_code) from error
         except KeyboardInterrupt:
             sys.stderr.write(
                 "interrupted; 'compress --resume' goes on from the last checkpoint, 'check --all' after the last model\n"
@@ -92,6 +106,16 @@ def reported(command: Function) -> Function:
             raise typer.Exit(130) from None
 
     return run  # type: ignore[return-value]
+
+
+def command_line() -> str:
+    """The command that runs, as a shell takes it; bytes of a file's name that are no text are written as escapes."""
+    return plain(shlex.join(["pdc-fx", *sys.argv[1:]]))
+
+
+def plain(text: str) -> str:
+    """``text`` as it can be written in UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def show_progress() -> None:
@@ -123,27 +147,35 @@ def open_model(spec: str, weights: Path | None, classes: int | None, shapes: lis
 
 
 def open_recipe(directory: Path, model: str | None) -> tuple[Any, Callable[[], Any]]:
-    """The plan of an output directory, and what makes the original model: ``model`` where one is named."""
-    from pdc_fx.artifacts import RECIPE, read_json, read_plan
-    from pdc_fx.models import factory
+    """The plan of an output directory, and what makes the original model: ``model`` where one is named.
 
-    recipe = read_json(directory, RECIPE)
+    Raises:
+        ArtifactError: the recipe is damaged, or its model is code that came with the directory.
+    """
+    from pdc_fx.artifacts import RECIPE, read_fields, read_plan
+    from pdc_fx.models import factory, lies_in
+
+    recipe = read_fields(directory, RECIPE)
     spec = model or recipe.get("model")
     if not spec:
         raise InputError(
             "the recipe does not say which model it belongs to", where=str(directory / RECIPE), hint="pass --model"
+        )
+    if model is None and lies_in(spec, directory):
+        raise ArtifactError(
+            "the recipe's model is code that came with the directory, which is not run",
+            where=f"{directory / RECIPE}: {spec}",
+            hint="pass --model if you trust it; 'compress' never puts code there",
         )
     return read_plan(recipe, directory), factory(spec, recipe.get("num_classes"))
 
 
 def open_image_model(spec: str, weights: Path | None, classes: int | None, shapes: list[str] | None) -> tuple[Any, Any]:
     """The model, and one tensor of zeros, for what works on models of one tensor only."""
-    import torch
-
-    from pdc_fx.models import build_model, default_input, parse_shape
+    from pdc_fx.models import build_model, default_input, parse_shape, zeros
 
     if len(shapes or ()) > 1:
         raise InputError("this works for models of one tensor only", hint="pass --input once")
     size = parse_shape(shapes[0]) if shapes else None
     loaded = build_model(spec, weights=weights, num_classes=classes)
-    return loaded, torch.zeros(size or default_input(loaded))
+    return loaded, zeros(size or default_input(loaded))

@@ -81,9 +81,13 @@ def _read(path: Path) -> dict[str, Any]:
         data = path.read_bytes()
         if hashlib.sha256(memoryview(data)[_DIGITS + 1 :]).hexdigest().encode() != data[:_DIGITS]:
             raise ValueError("its checksum is another")
-        state: dict[str, Any] = torch.load(io.BytesIO(data[_DIGITS + 1 :]), weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        state: Any = torch.load(io.BytesIO(data[_DIGITS + 1 :]), weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError("it holds no state")
+    except Exception as error:  # torch's unpickler raises all kinds of them; code in a pickle is refused, not run
         raise ArtifactError(
-            f"the checkpoint is damaged: {error}", where=str(path), hint="start again with --overwrite"
+            f"the checkpoint is damaged: {str(error).partition('. ')[0] or type(error).__name__}",
+            where=str(path),
+            hint="start again with --overwrite",
         ) from error
     return state

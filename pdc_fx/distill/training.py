@@ -379,12 +379,22 @@ class _Run:
         self.checkpoints.save(state, self.position.epoch * self.steps + self.position.step)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state["signature"] != self._signature():
+        if state.get("signature") != self._signature():
             raise ArtifactError(
                 "the checkpoint belongs to a run with other options",
                 where=str(self.setting.directory),
                 hint="repeat the command as it was, or start again with --overwrite",
             )
+        try:
+            self._take_over(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            raise ArtifactError(
+                f"the checkpoint does not hold what a run saves: {type(error).__name__} {error}",
+                where=str(self.setting.directory),
+                hint="start again with --overwrite",
+            ) from error
+
+    def _take_over(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

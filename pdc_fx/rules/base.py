@@ -158,6 +158,7 @@ class Flow:
     frozen: list[tuple[Tensor, str, str]] = field(default_factory=list)
     makers: list[tuple[int, str, str]] = field(default_factory=list)
     bundles: list[Tensor] = field(default_factory=list)
+    spreads: list[Tensor] = field(default_factory=list)
     meetings: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     balanced: list[tuple[Tensor, str]] = field(default_factory=list)
     sites: list[MacSite] = field(default_factory=list)
@@ -193,6 +194,14 @@ class Flow:
         free = (labels != FIXED).all(1)
         self.freeze(labels[~free], "is combined with values that cannot shrink", module)
         self.bundles.append(labels[free])
+
+    def spread(self, rows: Tensor, module: str) -> None:
+        """State that the labels of each row, but for the first, are places that the first was given.
+
+        They are one channel, and what tells the first from other places of its channel tells these from theirs, too.
+        """
+        self.bundle(rows, module)
+        self.spreads.append(rows)
 
     def balance(self, labels: Tensor, module: str) -> None:
         """State that each row of ``labels`` is averaged over: exact only if all its clusters are equally large.
@@ -627,6 +636,15 @@ def rule(*targets: Any, moves: bool = False) -> Callable[[Rule], Rule]:
     Raises:
         TypeError: a target is something that no recording holds.
         LookupError: torch has no function of this name.
+
+    >>> class Doubled(nn.Module):
+    ...     def forward(self, x):
+    ...         return x * 2
+    >>> @rule(Doubled)
+    ... def doubled(site: Site) -> Value:
+    ...     return site.channels(site.argument(0, "x")).then(site.key)
+    >>> rule_for(Doubled) is doubled
+    True
     """
     keys = [key for target in targets for key in keys_of(target)]
     if moves:

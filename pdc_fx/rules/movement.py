@@ -9,7 +9,7 @@ along them and each of the places gets a path of its own.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -123,9 +123,6 @@ def permute(site: Site) -> Value:
 def cat(site: Site) -> Value:
     """``cat(tensors, dim)``."""
     parts = [site.channels(node) for node in site.argument(0, "tensors")]
-    parts = [p for p in parts if p.shape != (0,)]
-    if not parts:
-        return Channels.fixed(site.shape)
     dim = int(site.argument(1, "dim", site.node.kwargs.get("axis", 0))) % len(site.shape)
     return joined(site, parts, dim)
 
@@ -150,7 +147,13 @@ def stack_along(site: Site) -> Value:
 
 
 def joined(site: Site, parts: list[Channels], dim: int) -> Channels:
-    """Parts laid behind each other along ``dim``; what is no channel (zeros) stays none, as its size is made elsewhere."""
+    """Parts laid behind each other along ``dim``; what is no channel (zeros) stays none, as its size is made elsewhere.
+
+    Empty parts add nothing.
+    """
+    parts = [part for part in parts if prod(part.shape)]
+    if not parts:
+        return Channels.fixed(site.shape)
     across = {d for p in parts for d in p.varying if d != dim}
     if (
         not across
@@ -213,9 +216,8 @@ def split(site: Site) -> Value:
     x = site.channels(site.argument(0, "input"))
     parts = sorted((u for u in site.node.users if u.target is operator.getitem), key=_place)
     shapes = [u.meta["shape"] for u in parts]
-    changed = {d for s in shapes for d in range(len(x.shape)) if len(s) != len(x.shape) or s[d] != x.shape[d]}
     removes = any(len(s) != len(x.shape) for s in shapes)
-    dim = _unbound_dim(site) % len(x.shape) if removes else next(iter(changed), 0)
+    dim = _split_dim(site.node.target, site.argument, len(x.shape))
     if dim not in x.varying:
         label, path = (t.squeeze(dim) if removes else t for t in (x.label, x.path))
         return [Channels(s, label, mix(path, site.key, i)) for i, s in enumerate(shapes)]
@@ -234,7 +236,7 @@ def split(site: Site) -> Value:
 @literal("chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split hsplit vsplit dsplit", ordered=True)
 def edit_parts(edit: Edit) -> None:
     """Any kind of split along the channels becomes a split by the sizes that remain."""
-    dim = next(d for d, size in enumerate(edit.source) if edit.parts[0][d] != size)
+    dim = _split_dim(edit.call.target, edit.get, len(edit.source))
     kept = edit.kept_in[dim]
     if kept is None or bool(kept.all()):
         return
@@ -249,8 +251,12 @@ def _place(item: fx.Node) -> int:
     return index
 
 
-def _unbound_dim(site: Site) -> int:
-    return int(site.argument(1, "dim", 0))
+def _split_dim(target: Any, argument: Callable[..., Any], rank: int) -> int:
+    """The axis that a call splits, by its arguments: the sizes of the parts do not tell it where one part holds everything."""
+    name = str(getattr(target, "__name__", ""))
+    if name in ("hsplit", "vsplit", "dsplit"):
+        return {"hsplit": min(1, rank - 1), "vsplit": 0, "dsplit": 2}[name]
+    return int(argument(1 if name == "unbind" else 2, "dim", 0)) % rank
 
 
 @rule(torch.Tensor.__getitem__, moves=True)

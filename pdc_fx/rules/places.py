@@ -30,7 +30,7 @@ def spread(site: Site, label: Tensor, path: Tensor, dim: int, places: int) -> tu
     minted = site.flow.mint(label.numel() * places, site.module).reshape(path.shape)
     minted = torch.where(label == FIXED, FIXED, minted)
     rows = torch.cat([label, minted], dim + 1).movedim(dim + 1, -1).reshape(-1, places + 1)
-    site.flow.bundle(rows[rows[:, 0] != FIXED], site.module)
+    site.flow.spread(rows[rows[:, 0] != FIXED], site.module)
     return minted, path
 
 

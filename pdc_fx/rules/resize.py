@@ -71,6 +71,26 @@ def resize_rule(*classes: type[nn.Module]) -> Callable[[Resize], Resize]:
 
     The decorated function is called with the smaller module and with the old shape of its main tensor, the one of most axes that
     shrank: ``module.channels = module.scale.shape[0]``. It is for subclasses too, and goes before what was registered earlier.
+
+    Args:
+        classes: subclasses of ``torch.nn.Module``.
+
+    Raises:
+        TypeError: something else was given.
+
+    >>> import torch
+    >>> class Scale(nn.Module):
+    ...     def __init__(self, channels):
+    ...         super().__init__()
+    ...         self.channels, self.scale = channels, nn.Parameter(torch.ones(channels))
+    >>> @resize_rule(Scale)
+    ... def scaled(module, before):
+    ...     module.channels = module.scale.shape[0]
+    >>> smaller = Scale(8)
+    >>> smaller.scale = nn.Parameter(torch.ones(4))
+    >>> resize(smaller, (8,))
+    >>> smaller.channels
+    4
     """
     given: tuple[object, ...] = classes
     if others := [kind for kind in given if not (isinstance(kind, type) and issubclass(kind, nn.Module))]:

@@ -1,0 +1,132 @@
+"""What ``pdc_fx`` exports is listed once, typed, and documented with errors and an example, which tests/test_doctests.py runs."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pdc_fx
+
+SOURCE = Path(pdc_fx.__file__).read_text(encoding="utf-8")
+PUBLIC = {name: getattr(pdc_fx, name) for name in pdc_fx.__all__}
+FUNCTIONS = sorted(name for name, value in PUBLIC.items() if inspect.isfunction(value))
+CLASSES = sorted(name for name, value in PUBLIC.items() if inspect.isclass(value))
+TELLING = re.compile(
+    "(None|Callable|ChannelGroups|ModelGraph|ClusterPlan|Tying|Certificate|Compressed|OnnxInfo|OnnxComparison|BenchmarkReport)\\b"
+)
+"""What says by its own documentation what is returned, or is a decorator."""
+EXEMPT = {"render_inspection": {"Returns:", "Raises:"}}  # its first line says what it gives, and it raises nothing
+
+
+def objections(name: str, value: Any) -> list[str]:
+    """What the docstring of a public function or class lacks."""
+    text = inspect.getdoc(value) or ""
+    wanted = {">>> ": "has no example"}
+    if inspect.isfunction(value):
+        signature = inspect.signature(value)
+        sections = re.split(r"^(Args|Attributes|Returns|Raises):$", text, flags=re.MULTILINE)
+        args = sections[sections.index("Args") + 1] if "Args" in sections else ""
+        found = [
+            f"does not say what '{p}' is" for p in signature.parameters if not re.search(rf"\b{p}\b[^:\n]*:", args)
+        ]
+        given = str(signature.return_annotation)
+        wanted |= {"Returns:": f"does not say what it returns ({given})", "Raises:": "does not say what it raises"}
+        if TELLING.match(given):
+            del wanted["Returns:"]
+    else:
+        found = [
+            f".{key} has no docstring"
+            for key, member in vars(value).items()
+            if not key.startswith("_")
+            and (callable(member) or isinstance(member, (property, staticmethod)))
+            and not inspect.getdoc(getattr(value, key))
+        ]
+        if not re.search(r"^(Args|Attributes):$", text, re.MULTILINE):
+            found.append("does not say what it holds")
+    return [
+        f"{name} {what}"
+        for what in (
+            *found,
+            *(words for part, words in wanted.items() if part not in text and part not in EXEMPT.get(name, ())),
+        )
+    ]
+
+
+def test_all_names_are_there_and_listed_everywhere() -> None:
+    """In ``__all__``, for type checkers, and in the table of homes."""
+    tree = ast.parse(SOURCE)
+    (typed,) = (node for node in tree.body if isinstance(node, ast.If))
+    for_checkers = {
+        alias.asname or alias.name: node.module
+        for node in typed.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert sorted(pdc_fx.__all__) == sorted({"PdcError", *pdc_fx._HOMES}) == sorted({"PdcError", *for_checkers})
+    assert for_checkers == pdc_fx._HOMES
+    assert len(set(pdc_fx.__all__)) == len(pdc_fx.__all__)
+    assert set(pdc_fx.__all__) <= set(dir(pdc_fx))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = pdc_fx.nothing
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
+def test_it_is_documented(name: str) -> None:
+    assert objections(name, PUBLIC[name]) == []
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_it_is_typed(name: str) -> None:
+    """Every parameter and the result; the annotations can be read."""
+    function = PUBLIC[name]
+    signature = inspect.signature(function)
+    assert set(function.__annotations__) == {*signature.parameters, "return"}
+    for annotation in function.__annotations__.values():
+        ast.parse(annotation, mode="eval")
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
+def test_it_is_in_the_reference(name: str, root: Path) -> None:
+    """docs/reference/python.md names it, or the module that has it."""
+    page = (root / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    value = PUBLIC[name]
+    assert f"::: {value.__module__}.{name}\n" in page or f"::: {value.__module__}\n" in page
+
+
+def test_the_objections_themselves() -> None:
+    def bare(x: int, y: int = 0) -> int:
+        """Adds.
+
+        Args:
+            x: a number.
+        """
+        return x + y
+
+    assert objections("bare", bare) == [
+        "bare does not say what 'y' is",
+        "bare has no example",
+        "bare does not say what it returns (int)",
+        "bare does not say what it raises",
+    ]
+
+    class Bare:
+        """Holds."""
+
+        def method(self) -> None:
+            pass
+
+    assert objections("Bare", Bare) == [
+        "Bare .method has no docstring",
+        "Bare does not say what it holds",
+        "Bare has no example",
+    ]
+
+
+def test_every_module_can_be_imported_alone() -> None:
+    assert {importlib.import_module(home).__name__ for home in pdc_fx._HOMES.values()} == set(pdc_fx._HOMES.values())

@@ -1,0 +1,192 @@
+"""What is wrong is refused without anybody asking for it: a merge, a directory, a file of one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import pdc_fx
+from pdc_fx.artifacts import CERTIFICATE, RECIPE, WEIGHTS, Compressed, load, save, sha256
+from pdc_fx.errors import ArtifactError, ExactnessError, ExportError, VerificationError
+from pdc_fx.export import store
+from pdc_fx.ir import ClusterPlan
+from pdc_fx.passes import surgery
+from pdc_fx.passes.check import check, random_halves
+from pdc_fx.passes.compare import compare
+from pdc_fx.passes.rewrite import ChannelAddition
+
+
+def network(bias: bool = True) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, bias=bias), nn.ReLU(), nn.Conv2d(8, 4, 3, bias=bias))
+
+
+def tied(model: nn.Module, example: Tensor) -> tuple[nn.Module, ClusterPlan]:
+    groups = pdc_fx.analyze(model, example)
+    return model, pdc_fx.tie(model, random_halves(groups, 0), mode="hard").snap()
+
+
+def scaled(factor: float) -> Any:
+    right = surgery.merge_tensor
+    return lambda tensor, axes: right(tensor, axes) * factor
+
+
+# ---------------------------------------------------------------------------------------------------------------- merges
+@pytest.mark.parametrize("factor", [0.5, 1 + 1e-6, float("nan")], ids=["half", "nearly", "no_number"])
+def test_a_wrong_merge_is_refused_by_default(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = torch.zeros(1, 3, 8, 8)
+    model, plan = tied(network(), example)
+    assert isinstance(pdc_fx.rewrite(model, plan, example), nn.Module)
+    monkeypatch.setattr(surgery, "merge_tensor", scaled(factor))
+    for attempt in (lambda: pdc_fx.rewrite(model, plan, example), lambda: ChannelAddition(plan, example)(model)):
+        with pytest.raises(ExactnessError, match="the compact model is not the tied one"):
+            attempt()
+
+
+def test_examples_of_zeros_hide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without biases any two of these networks agree on zeros."""
+    example = torch.zeros(1, 3, 8, 8)
+    model, plan = tied(network(bias=False), example)
+    monkeypatch.setattr(surgery, "merge_tensor", scaled(0.5))
+    with pytest.raises(ExactnessError, match="the compact model is not the tied one"):
+        pdc_fx.rewrite(model, plan, example)
+
+
+class Fixed(nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.full_like(x, self.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_never_agrees(value: float) -> None:
+    example = torch.zeros(1, 3)
+    for pair in ((Fixed(1.0), Fixed(value)), (Fixed(value), Fixed(1.0)), (Fixed(value), Fixed(value))):
+        assert not compare(*pair, example, tolerance=1e-9).passed
+
+
+def test_a_check_that_would_say_nothing_is_an_error() -> None:
+    class Deaf(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean() + 0 * self.body(x)
+
+    with pytest.raises(ExactnessError, match="the check says nothing"):
+        check(Deaf(), torch.zeros(1, 3, 8, 8))
+
+
+def test_sizes_that_modules_repeat_follow() -> None:
+    """Other code reads them, although no forward pass of these does."""
+    layers = [
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.PReLU(8),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.Flatten(),
+        nn.Linear(128, 4),
+    ]
+    example = torch.zeros(1, 3, 8, 8)
+    model, plan = tied(nn.Sequential(*layers), example)
+    compact: Any = pdc_fx.rewrite(model, plan, example)
+    assert compact[0].out_channels == compact[1].num_features == compact[2].num_parameters == 4
+    assert (compact[3].in_channels, compact[3].out_channels, compact[3].groups) == (4, 4, 4)
+    assert compact[5].in_features == 64
+
+
+# ----------------------------------------------------------------------------------------------------------- directories
+@pytest.fixture(scope="module")
+def result() -> Compressed:
+    torch.manual_seed(0)
+    example = torch.zeros(1, 3, 8, 8)
+    model, plan = tied(network(), example)
+    compact = pdc_fx.rewrite(model, plan, example)
+    return Compressed(compact, model, plan, example, compare(model, compact, example, tolerance=1e-6))
+
+
+@pytest.fixture(scope="module")
+def written(result: Compressed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(result, tmp_path_factory.mktemp("saved") / "out")
+
+
+@pytest.fixture
+def copied(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "out"))
+
+
+def recertify(folder: Path, *names: str) -> None:
+    """As somebody would who knows what the certificate lists."""
+    certificate = json.loads((folder / CERTIFICATE).read_text())
+    certificate["files"].update({name: sha256(folder / name) for name in names})
+    (folder / CERTIFICATE).write_text(json.dumps(certificate))
+
+
+def test_what_was_saved_is_loaded(result: Compressed, written: Path) -> None:
+    loaded, images = load(network, written), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), result.model.eval()(images))
+
+
+def test_a_flipped_byte_is_refused(copied: Path) -> None:
+    data = bytearray((copied / WEIGHTS).read_bytes())
+    data[-1] ^= 1
+    (copied / WEIGHTS).write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"changed since the directory was certified: model\.safetensors"):
+        load(network, copied)
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_weights_with_other_names_are_refused(change: str, copied: Path) -> None:
+    weights = load_file(copied / WEIGHTS)
+    kept = weights.pop("2.bias")
+    save_file(weights if change == "missing" else {**weights, "2.bias": kept, "3.bias": kept + 0}, copied / WEIGHTS)
+    recertify(copied, WEIGHTS)
+    with pytest.raises(ArtifactError, match=rf"do not fit: .*{change} \['[23]\.bias'\]"):
+        load(network, copied)
+
+
+def test_a_recipe_of_another_format_is_refused(copied: Path) -> None:
+    recipe = json.loads((copied / RECIPE).read_text())
+    (copied / RECIPE).write_text(json.dumps({**recipe, "format": 2}))
+    recertify(copied, RECIPE)
+    with pytest.raises(ArtifactError, match="recipe format 2 is not known"):
+        load(network, copied)
+
+
+def test_a_directory_that_fails_gets_no_name(
+    result: Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ONNX file is that of another network."""
+    from pdc_fx.export import onnx as exporting
+
+    right = exporting.export_onnx
+
+    def wrong(model: nn.Module, *args: Any, **options: Any) -> Any:
+        torch.manual_seed(1)
+        widths = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+        return right(nn.Sequential(nn.Conv2d(3, widths[0], 3), nn.ReLU(), nn.Conv2d(widths[0], 4, 3)), *args, **options)
+
+    monkeypatch.setattr(exporting, "export_onnx", wrong)
+    with pytest.raises(VerificationError, match="the verification failed"):
+        save(result, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_onnx_is_not_written(tmp_path: Path) -> None:
+    node = onnx.helper.make_node("Relu", ["nowhere"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [], [onnx.helper.make_tensor_value_info("y", 1, [1])])
+    with pytest.raises(ExportError, match="not valid ONNX"):
+        store.store(onnx.helper.make_model(graph), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
