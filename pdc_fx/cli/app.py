@@ -215,12 +215,12 @@ def compress(
     }
     first = Processes.of_environment().first
     staging = Staging(output, overwrite=overwrite, resume=resume, write=first)
-    if first:
-        replace_file(staging.path / CONFIG, effective(chosen).encode())
     with (
         _kept_if_resumable(staging, first),
         TrainingProgress(epochs) if first and epochs else nullcontext() as progress,
     ):
+        if first:
+            replace_file(staging.path / CONFIG, effective(chosen).encode())
         compressed = run_compress(
             loaded.model,
             example,
