@@ -246,6 +246,17 @@ def test_files_of_two_runs_are_refused(compressed: Path, tmp_path: Path) -> None
     assert not (tmp_path / "m.onnx").exists()
 
 
+def test_no_room_from_the_start_leaves_nothing(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    result = run("compress", spec, *options(tmp_path / "out", **{"epochs": 0, "start": "fold"}))
+    assert result.exit_code == 2
+    assert "No space left" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_files_of_another_model_are_refused(compressed: Path, spec: str, tmp_path: Path) -> None:
     """One ONNX file that computes something else and says of what recipe it is, one that says nothing, and weights."""
     other = tmp_path / "other"
