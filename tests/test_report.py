@@ -259,6 +259,10 @@ def test_a_benchmark_that_ran_is_shown() -> None:
     for part in ("3.000 ms", "2.000 ms", "1.50×", "efficiency 0.75", "Medians of 30 calls", "onnxruntime <1>"):
         assert part in text
     assert "Not measured when" not in text
+    assert "peak memory" not in text
+    detailed = replace(times, dense_memory=3_000_000, compact_memory=2_000_000, reasons=("widths <8>",))
+    text = Page(render(timing=replace(timing, timings=(detailed,)))).text
+    assert "Batch 8: peak memory 3 MB dense, 2 MB compact. widths <8>" in text
 
 
 @pytest.mark.parametrize(
