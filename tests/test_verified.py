@@ -190,3 +190,12 @@ def test_a_file_that_is_no_onnx_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="not valid ONNX"):
         store.store(onnx.helper.make_model(graph), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_upsampling_in_half_precision(tmp_path: Path) -> None:
+    """The factors of its node stay in single precision: ONNX knows no others."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(8, 4, 1))
+    example = torch.zeros(1, 3, 8, 8)
+    info = pdc_fx.export_onnx(model, example, tmp_path / "model.onnx", fp16=True)
+    assert "Resize" in info.nodes
+    assert pdc_fx.verify_onnx(model, info.path, example).passed
