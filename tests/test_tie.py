@@ -339,11 +339,11 @@ def test_projecting_twice_is_projecting_once(
 
 
 def test_a_tied_module_keeps_every_bit() -> None:
-    """A third of three equal numbers' sum is not always that number."""
+    """A seventh of the sum of seven equal numbers is not always that number."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(), nn.Conv2d(9, 4, 3))
+    net = nn.Sequential(nn.Conv2d(3, 14, 3), nn.ReLU(), nn.Conv2d(14, 4, 3))
     groups = analyze(net, torch.zeros(1, 3, 8, 8))
-    tying = tie(net, ClusterPlan(groups, (np.arange(9) // 3,)), mode="hard")
+    tying = tie(net, ClusterPlan(groups, (np.arange(14) // 7,)), mode="hard")
     before = copy.deepcopy(net.state_dict())
     tying.step()
     tying.snap()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 import pdc_fx
 from pdc_fx.artifacts import CERTIFICATE, RECIPE, WEIGHTS, Compressed, load, save, sha256
-from pdc_fx.errors import ArtifactError, ExactnessError, ExportError, VerificationError
+from pdc_fx.errors import ArtifactError, ExactnessError, ExportError, PdcError, VerificationError
 from pdc_fx.export import store
+from pdc_fx.files import replace_file
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes import surgery
 from pdc_fx.passes.check import check, random_halves
@@ -199,3 +201,30 @@ def test_an_upsampling_in_half_precision(tmp_path: Path) -> None:
     info = pdc_fx.export_onnx(model, example, tmp_path / "model.onnx", fp16=True)
     assert "Resize" in info.nodes
     assert pdc_fx.verify_onnx(model, info.path, example).passed
+
+
+def test_a_node_that_is_only_written_in_another_way_is_not_blamed(tmp_path: Path) -> None:
+    """ONNX computes a SiLU in two nodes, of which the first gives what PyTorch never returns."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 3))
+    example = torch.zeros(1, 3, 8, 8)
+    info = pdc_fx.export_onnx(model, example, tmp_path / "model.onnx")
+    assert "Sigmoid" in info.nodes
+    with torch.no_grad():
+        model[2].weight[0] += 1.0  # type: ignore[operator, index]
+    found = pdc_fx.verify_onnx(model, info.path, example)
+    assert found.first_difference is not None
+    assert found.first_difference.startswith("Conv node")
+
+
+def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    replace_file(path, b"before")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PdcError, match="No space left on device"):
+        replace_file(path, b"after")
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
