@@ -815,8 +815,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "checkpoint-of-another-run",
         "pdc_fx/distill/training.py",
-        '        if state["signature"] != self._signature():',
-        '        if not state["signature"]:',
+        '        if state.get("signature") != self._signature():',
+        '        if not state.get("signature"):',
         "a checkpoint of a run with other options is continued",
         tests("training", "a_checkpoint_of_another_run_is_refused"),
     ),

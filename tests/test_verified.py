@@ -155,7 +155,7 @@ def test_weights_with_other_names_are_refused(change: str, copied: Path) -> None
     kept = weights.pop("2.bias")
     save_file(weights if change == "missing" else {**weights, "2.bias": kept, "3.bias": kept + 0}, copied / WEIGHTS)
     recertify(copied, WEIGHTS)
-    with pytest.raises(ArtifactError, match=rf"do not fit: .*{change} \['[23]\.bias'\]"):
+    with pytest.raises(ArtifactError, match=rf"do not fit the recipe: .*{change} \['[23]\.bias'\]"):
         load(network, copied)
 
 
