@@ -57,12 +57,14 @@ HEAVY = (
     "torchvision",
 )
 PROBED = """
-conv functional shared_module depthwise depthwise_multiplier linear batch_norm instance_norm prelu residual layer_scale squeeze_excite
-concat input_concat input_beside_added input_added half_activated half_flipped rolled_onto_itself three_cycles split chunk flatten
-flatten_channels_last view_literal select subsampled_padded mean_over_channels softmax_over_channels sorted_channels channel_shuffle grouped
-grouped_wider grouped_residual layer_norm layer_norm_with_inputs layer_norm_of_odd_pair layer_norm_channels_last group_norm
-group_norm_bare einsum matmul_transposed bilinear attention transposed transposed_grouped transposed_depthwise pixel_shuffle
-channel_shuffle_function repeat gather spatial_transformer output_is_stem
+conv functional shared_module depthwise depthwise_multiplier linear batch_norm instance_norm prelu residual
+layer_scale squeeze_excite concat input_concat input_beside_added input_added half_activated half_flipped
+halves_scaled rolled_onto_itself three_cycles split chunk flatten flatten_channels_last view_literal select
+subsampled_padded mean_over_channels softmax_over_channels sorted_channels channel_shuffle grouped grouped_wider
+grouped_residual layer_norm layer_norm_with_inputs layer_norm_of_odd_pair layer_norm_channels_last group_norm
+group_norm_bare einsum matmul_transposed bilinear attention transposed transposed_grouped transposed_depthwise
+pixel_shuffle channel_shuffle_function repeat gather spatial_transformer output_is_stem slopes_from_the_input
+group_norm_beside_frozen
 """
 """Samples of the probe of merges: one or two of each kind."""
 WRONG = 1e-5
@@ -145,6 +147,7 @@ def run_in(tree: Path, work: Callable[[], int], timeout: float = TIMEOUT) -> tup
                 os.setsid()
                 for stream in (1, 2):
                     os.dup2(output.fileno(), stream)
+                sys.stdout, sys.stderr = (os.fdopen(stream, "w") for stream in (1, 2))
                 os.chdir(tree)
                 os.environ.update(PYTHONPATH=str(tree), PYTHONDONTWRITEBYTECODE="1")
                 sys.dont_write_bytecode = True
@@ -413,7 +416,7 @@ def _judge_here(fault: Fault) -> Row:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plant what is asked for; 1 if a fault survived, 2 if the table is out of date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="PATTERN", help="names of faults, with * and ?")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="names of faults, with * and ?")
     parser.add_argument("--again", action="store_true", help="repeat those that are in the file, too")
     parser.add_argument("--jobs", type=int, default=1, help="faults at a time, each in a copy of its own")
     parser.add_argument("--trust", action="store_true", help="do not run tests and probes without a fault first")
@@ -423,7 +426,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join([*problems, "bring benchmarks/mutation_table.py in line with the sources"]), file=sys.stderr)
         return 2
     known = read(options.output)
-    chosen = [fault for fault in FAULTS if fnmatchcase(fault.name, options.only or "*")]
+    chosen = [fault for fault in FAULTS if any(fnmatchcase(fault.name, pattern) for pattern in options.only)]
     settled = {name for name, row in known.items() if row["result"] == "caught"} if not options.again else set()
     pending = [f for f in chosen if f.name not in settled or known[f.name]["digest"] != digest(f)]
     with tempfile.TemporaryDirectory(prefix="mutations-") as scratch:

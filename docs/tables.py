@@ -352,8 +352,9 @@ def mutations(data: Data) -> str:
     silent = sum(row.get("probe", {}).get("wrong", 0) > 0 for row in faults)
     head = ("fault", "where", "test that fails", "networks at run time")
     return (
-        f"{len(faults)} of {data['planned']} faults planted, one at a time: {len(caught)} make a test fail. With {len(certified)} of them the "
-        f"certificate refuses networks at run time as well; with {silent} a network came back that is silently another function.\n\n"
+        f"{len(faults)} of {data['planned']} faults planted, one at a time: {len(caught)} make a test fail. With {len(certified)} of "
+        f"them the certificate refuses networks at run time as well; with {silent} a network came back that is silently "
+        "another function.\n\n"
         f"{table(head, rows, 4)}\n\n" + source("benchmarks/results/mutations.json", "python benchmarks/mutations.py")
     )
 

@@ -67,19 +67,6 @@ class Compressed:
         metrics: one record per epoch, below those of kind ``features`` (maps that were compared) and ``network`` (what was trained).
         source: the model spec, the number of classes, the data and the command line, as far as known.
         original: the network before compression, whose filters the report compares; None where it is not at hand.
-
-    >>> import tempfile
-    >>> import numpy as np
-    >>> from pdc_fx.passes.analysis import AnalyzeDependencies
-    >>> from pdc_fx.passes.rewrite import ChannelAddition
-    >>> from pdc_fx.passes.tie import Tying
-    >>> net, example = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), torch.zeros(1, 3, 8, 8)
-    >>> plan = ClusterPlan(AnalyzeDependencies(example)(net).groups, (np.array([0, 0, 1, 1]),))
-    >>> merge = ChannelAddition(Tying(net, plan, "hard").snap(), example)
-    >>> small = merge(net)
-    >>> result = Compressed(small, net, plan, example, merge.comparison)
-    >>> result.exactness.passed, result.model[0]
-    (True, Conv2d(3, 2, kernel_size=(3, 3), stride=(1, 1)))
     """
 
     model: nn.Module

@@ -299,6 +299,7 @@ SAMPLES = (
     Sample("instance_norm", between(lambda m, x: m.a(x), a=nn.InstanceNorm2d(8, affine=True)), 8),
     Sample("relu", between(lambda m, x: m.a(x), a=nn.ReLU(inplace=True)), 8),
     Sample("prelu", between(lambda m, x: m.a(x), a=nn.PReLU(8)), 8),
+    Sample("slopes_from_the_input", lambda: Net(lambda m, x: m.head(F.prelu(m.stem(x), x.mean((0, 2, 3)))), stem=conv(3, 3), head=conv(3, 4)), 0),
     Sample("prelu_one", between(lambda m, x: m.a(x), a=nn.PReLU()), 8),
     Sample("dropout", between(lambda m, x: m.a(x), a=nn.Dropout(0.5)), 8),
     unary("dropout_always", lambda x: F.dropout(x, 0.5), 0),
@@ -383,6 +384,7 @@ SAMPLES = (
     Sample("group_norm_of_each", between(lambda m, x: m.n(x), n=nn.GroupNorm(8, 8)), 8),
     Sample("group_norm_of_each_functional", between(lambda m, x: F.group_norm(x, 8)), 8),
     Sample("group_norm_of_all", between(lambda m, x: m.n(x), n=nn.GroupNorm(1, 8)), 8),
+    Sample("group_norm_beside_frozen", between(lambda m, x: m.n(torch.cat([x, m.a(x)], 1)) * x.softmax(1)[:, :1], a=conv(8, 8), n=nn.GroupNorm(1, 16), head=16), 0),
     Sample("group_norm_residual", between(lambda m, x: x + m.n(m.a(x)), a=conv(8, 8), n=nn.GroupNorm(4, 8)), 8),
     # contractions
     Sample("einsum", between(lambda m, x: torch.einsum("bchw,oc->bohw", x, m.w), w=weight(8, 8)), 16),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -70,3 +72,15 @@ def test_refusals() -> None:
         pdc_fx.fold(model, groups, flops_reduction=0.999)
     with pytest.raises(InputError, match="not finite"):
         pdc_fx.fold(model, groups, flops_reduction=0.5, images=torch.full((4, 3, 12, 12), float("nan")))
+
+
+def test_statistics_are_those_of_the_images() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    images = torch.randn(16, 3, 8, 8)
+    tied, _ = pdc_fx.fold(net, pdc_fx.analyze(net, images[:1]), flops_reduction=0.5, images=images)
+    layer: Any = tied
+    with torch.no_grad():
+        maps = layer[0](images).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(layer[1].running_mean, maps.mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer[1].running_var, maps.var(1), rtol=1e-4, atol=1e-5)

@@ -52,6 +52,17 @@ def test_a_narrow_layer_is_not_emptied_for_its_large_maps() -> None:
     assert min(found.widths[i] / g.channels for i, g in enumerate(groups.groups)) > 0.1
 
 
+def test_what_saves_more_goes_first() -> None:
+    """Two groups of equally different filters, the first on maps of 64 times as many positions."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, 8, 1), nn.ReLU(), nn.Conv2d(16, 4, 3, padding=1)
+    )
+    groups = analyze(net, torch.zeros(1, 3, 32, 32))
+    reduction = 1 - groups.macs({0: 10}) / groups.macs()
+    assert plan(net, groups, flops_reduction=reduction).widths == {0: 10, 1: 16}
+
+
 def test_weights_that_are_not_finite_are_named() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     groups = analyze(model, torch.zeros(1, 3, 8, 8))

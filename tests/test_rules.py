@@ -60,6 +60,12 @@ def test_predicted_macs_are_those_of_the_compact_model(sample: Sample) -> None:
     assert plan.params_after == sum(p.numel() for p in compact.parameters())
 
 
+@pytest.mark.parametrize("name", ["rolled_onto_itself", "three_cycles"])
+def test_a_channel_that_meets_itself_is_refused_for_that(name: str) -> None:
+    model, inputs = prepared(next(sample for sample in SAMPLES if sample.name == name))
+    assert any("its places cannot be told apart" in entry.reason for entry in analyze(model, inputs).frozen)
+
+
 def function_of(registered_rule: Any) -> Any:
     return getattr(registered_rule, "func", registered_rule)
 

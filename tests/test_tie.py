@@ -338,6 +338,18 @@ def test_projecting_twice_is_projecting_once(
             assert torch.allclose(got, mean, rtol=0, atol=8 * torch.finfo(dtype).eps)
 
 
+def test_a_tied_module_keeps_every_bit() -> None:
+    """A seventh of the sum of seven equal numbers is not always that number."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 14, 3), nn.ReLU(), nn.Conv2d(14, 4, 3))
+    groups = analyze(net, torch.zeros(1, 3, 8, 8))
+    tying = tie(net, ClusterPlan(groups, (np.arange(14) // 7,)), mode="hard")
+    before = copy.deepcopy(net.state_dict())
+    tying.step()
+    tying.snap()
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
 def test_a_tied_tensor_keeps_its_zeros_and_their_signs() -> None:
     weight = torch.tensor([-0.0, -0.0, 0.0, 0.1, 0.1, 0.1, 0.0])
     before = weight.view(torch.int32).clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 import pdc_fx
 from pdc_fx.artifacts import CERTIFICATE, RECIPE, WEIGHTS, Compressed, load, save, sha256
-from pdc_fx.errors import ArtifactError, ExactnessError, ExportError, VerificationError
+from pdc_fx.errors import ArtifactError, ExactnessError, ExportError, PdcError, VerificationError
 from pdc_fx.export import store
+from pdc_fx.files import replace_file
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes import surgery
 from pdc_fx.passes.check import check, random_halves
@@ -153,7 +155,7 @@ def test_weights_with_other_names_are_refused(change: str, copied: Path) -> None
     kept = weights.pop("2.bias")
     save_file(weights if change == "missing" else {**weights, "2.bias": kept, "3.bias": kept + 0}, copied / WEIGHTS)
     recertify(copied, WEIGHTS)
-    with pytest.raises(ArtifactError, match=rf"do not fit: .*{change} \['[23]\.bias'\]"):
+    with pytest.raises(ArtifactError, match=rf"do not fit the recipe: .*{change} \['[23]\.bias'\]"):
         load(network, copied)
 
 
@@ -190,3 +192,39 @@ def test_a_file_that_is_no_onnx_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="not valid ONNX"):
         store.store(onnx.helper.make_model(graph), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_upsampling_in_half_precision(tmp_path: Path) -> None:
+    """The factors of its node stay in single precision: ONNX knows no others."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(8, 4, 1))
+    example = torch.zeros(1, 3, 8, 8)
+    info = pdc_fx.export_onnx(model, example, tmp_path / "model.onnx", fp16=True)
+    assert "Resize" in info.nodes
+    assert pdc_fx.verify_onnx(model, info.path, example).passed
+
+
+def test_a_node_that_is_only_written_in_another_way_is_not_blamed(tmp_path: Path) -> None:
+    """ONNX computes a SiLU in two nodes, of which the first gives what PyTorch never returns."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 3))
+    example = torch.zeros(1, 3, 8, 8)
+    info = pdc_fx.export_onnx(model, example, tmp_path / "model.onnx")
+    assert "Sigmoid" in info.nodes
+    with torch.no_grad():
+        model[2].weight[0] += 1.0  # type: ignore[operator, index]
+    found = pdc_fx.verify_onnx(model, info.path, example)
+    assert found.first_difference is not None
+    assert found.first_difference.startswith("Conv node")
+
+
+def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    replace_file(path, b"before")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PdcError, match="No space left on device"):
+        replace_file(path, b"after")
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
