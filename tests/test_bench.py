@@ -410,8 +410,12 @@ def test_figures_that_cannot_be_kept_are_printed(
     directory = copy_of(folder, tmp_path / "out", lambda _: None)
     if name == "read-only":
 
-        def refused(*_: Any) -> None:
-            raise OSError(30, "Read-only file system")
+        replace = os.replace
+
+        def refused(old: Path, new: Path) -> None:
+            if directory in Path(new).parents:
+                raise OSError(30, "Read-only file system")
+            replace(old, new)
 
         monkeypatch.setattr(os, "replace", refused)
     else:
