@@ -409,7 +409,6 @@ def test_figures_that_cannot_be_kept_are_printed(
 ) -> None:
     directory = copy_of(folder, tmp_path / "out", lambda _: None)
     if name == "read-only":
-
         replace = os.replace
 
         def refused(old: Path, new: Path) -> None:
