@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections import OrderedDict
 from collections.abc import Iterator
 from datetime import datetime
@@ -54,6 +55,22 @@ def expected(graph: ModelGraph, group: int) -> set[int]:
 
 def group_made_by(graph: ModelGraph, tensor: str) -> int:
     return next(i for i, group in enumerate(graph.groups.groups) if any(m.tensor == tensor for m in group.producers))
+
+
+def test_what_a_page_asks_for_is_noted_and_refused(browser: Any, tmp_path: Path) -> None:
+    """Else the other tests would show nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.5)
+        wanted = f"http://127.0.0.1:{server.getsockname()[1]}/x.png"
+        page = tmp_path / "asks.html"
+        page.write_text(f"<img src='{wanted}'><script>console.log('said')</script>")
+        with opened(browser, page) as found:
+            found.page.wait_for_load_state("networkidle")
+            assert found.requests == [page.as_uri(), wanted]
+            assert "said" in found.messages
+            assert any("ERR_" in message for message in found.messages)
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 def test_search_click_and_the_right_members_light_up(at: Opened, graph: ModelGraph) -> None:
