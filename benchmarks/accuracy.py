@@ -47,6 +47,7 @@ HELD_OUT = 5000
 SAME = {"lr": 0.03, "features": "none", "cutmix_alpha": 1.0, "mixup_prob": 0.5}
 """Options of all arms where they say nothing else."""
 MATCH = {"features": "match", "features_weight": 20.0}
+INPUTS = {"precondition": "inputs"}
 UNMIXED = {"cutmix_alpha": 0.0}
 
 
@@ -115,6 +116,7 @@ ARMS = {
     "hard": Arm("clusters of weights, tied from the start", clustered),
     "hard+match": Arm("the same, maps matched", clustered, options=MATCH),
     "calibrate": Arm("calibrated, then tied", calibrated),
+    "calibrate+inputs": Arm("the same, steps in the metric of the inputs", calibrated, options=INPUTS),
     "calibrate+match": Arm("the same, maps matched", calibrated, options=MATCH),
     "calibrate+match-cutmix": Arm("the same, no images mixed", calibrated, options={**MATCH, **UNMIXED}),
     "pdc": Arm("reconstruction at intervals", clustered, mode="pdc"),
@@ -127,6 +129,7 @@ ARMS = {
     "tp-l1-global": Arm("Torch-Pruning, L1, global", pruned("L1", everywhere=True)),
     "tp-group-global": Arm("Torch-Pruning, group norm, global", pruned("group norm", everywhere=True)),
     "tp-l1-cutmix": Arm("Torch-Pruning, L1, no images mixed", pruned("L1"), options=UNMIXED),
+    "tp-l1+inputs": Arm("Torch-Pruning, L1, and our steps", pruned("L1"), options=INPUTS),
     "tp-l1+match": Arm("Torch-Pruning, L1, and our matched maps", pruned("L1"), options=MATCH),
     "scratch": Arm("the narrow network from scratch", from_scratch),
 }

@@ -56,7 +56,10 @@ def edited(
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(program.graph, copies))
-    made_by = {call: copies[node] for node, call in program.calls.items() if node in copies}
+    made_by: dict[fx.Node, fx.Node] = {}
+    for node, call in program.calls.items():
+        if node in copies:
+            made_by.setdefault(call, copies[node])  # the first: an identity after it gives the same result once more
     chains = {gather.node: gather for gather in program.gathers}
     indices: dict[str, Tensor] = {}
     changed = changed_numbers(program.graph, program.calls, prediction, named_tensors(compact))

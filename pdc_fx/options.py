@@ -13,6 +13,7 @@ Mode = Literal["pdc", "csgd", "hard", "progressive"]
 Start = Literal["model", "fold", "calibrate"]
 Amp = Literal["auto", "bf16", "fp16", "no"]
 Distill = Literal["kl", "zscore", "dkd", "dist"]
+Precondition = Literal["none", "inputs"]
 Features = Literal["auto", "match", "attention", "none"]
 
 
@@ -25,6 +26,7 @@ class TrainOptions:
         batch_size: images per step, over all processes together.
         lr: peak learning rate.
         opt: ``sgd`` with Nesterov momentum, or ``adamw``.
+        precondition: ``inputs`` takes the steps of convolutions in the metric of what they read (:mod:`pdc_fx.distill.metric`).
         momentum: of SGD; weight_decay: of both, on weights of two or more axes.
         sched: ``cosine`` down to 0, or ``step``: times ``lr_gamma`` every ``lr_step_size`` epochs.
         warmup_epochs: over which the learning rate rises to its peak; at most a quarter of the run.
@@ -61,6 +63,7 @@ class TrainOptions:
     batch_size: int = 128
     lr: float = 0.05
     opt: Literal["sgd", "adamw"] = "sgd"
+    precondition: Precondition = "none"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     sched: Literal["cosine", "step"] = "cosine"
@@ -95,6 +98,8 @@ class TrainOptions:
             "batch_size must be at least 1": self.batch_size >= 1,
             "lr must be positive": 0 < self.lr < float("inf"),
             "opt must be 'sgd' or 'adamw'": self.opt in ("sgd", "adamw"),
+            f"precondition must be one of {', '.join(get_args(Precondition))}": self.precondition
+            in get_args(Precondition),
             "momentum must be in [0, 1)": 0 <= self.momentum < 1,
             "weight_decay must not be negative": self.weight_decay >= 0,
             "sched must be 'cosine' or 'step'": self.sched in ("cosine", "step"),

@@ -38,6 +38,14 @@ class Staging:
         self.final, self._given = directory.absolute(), str(directory)
         if not self.final.name:
             raise InputError("this cannot be an output directory", where=str(directory), hint="give a name with -o")
+        try:
+            str(self.final).encode()
+        except UnicodeEncodeError as error:  # said now, and not when training is over
+            raise InputError(
+                "the path of the output directory is no text here, and ONNX Runtime takes no other",
+                where=self._given.encode("utf-8", "backslashreplace").decode(),
+                hint="set PYTHONUTF8=1 where only the locale does not know the letters, or choose another with -o",
+            ) from error
         self.path, self._old = (self.final.with_name(f".{self.final.name}.{kind}") for kind in ("partial", "old"))
         self._overwrite = overwrite
         self._lock: weakref.finalize[..., Any] | None = None  # called, it gives the lock back

@@ -86,7 +86,7 @@ COMPRESS = "compress MODEL --data digits -o OUT --flops-reduction 0.4"
         (f"compress {LONG}.py:f --data digits -o OUT --flops-reduction 0.4", (), "File name too long"),
         (f"compress MODEL --data digits -o OUT/{LONG} --flops-reduction 0.4", (), "File name too long"),
         (f"compress MODEL --data folder:{LONG} -o OUT --flops-reduction 0.4", (), "File name too long"),
-        ("compress MODEL --data digits --flops-reduction 0.4", ("-o", NO_TEXT + "\0"), "null"),
+        ("compress MODEL --data digits --flops-reduction 0.4", ("-o", NO_TEXT), "is no text here"),
         ("check MODEL", ("--seed", "-7"), "--seed"),
         ("check MODEL", ("--input", "999999x1x99999x99999"), "no memory"),
         ("check --all torchvision", ("-o", LONG), "work would begin"),

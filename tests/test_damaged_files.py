@@ -190,7 +190,7 @@ anything = st.one_of(
 QUIET = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
-@settings(QUIET, max_examples=120)
+@settings(QUIET, max_examples=100)
 @given(data=st.data())
 def test_random_changes_of_a_recipe(whole: Path, data: st.DataObject) -> None:
     recipe = json.loads((whole / RECIPE).read_text())
@@ -207,7 +207,7 @@ def test_random_changes_of_a_recipe(whole: Path, data: st.DataObject) -> None:
     refused_or_fine(use)
 
 
-@settings(QUIET, max_examples=12)
+@settings(QUIET, max_examples=10)
 @given(data=st.data())
 def test_random_changes_of_a_directory(
     whole: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -220,7 +220,6 @@ def test_random_changes_of_a_directory(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder.parent)
         assert code_of("verify", folder, "--no-data") in (0, 1, 2)
-        assert code_of("export", folder, "-o", "m.onnx") in (0, 1, 2)
 
 
 def test_a_plan_cannot_ask_for_all_memory(whole: Path) -> None:

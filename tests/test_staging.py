@@ -122,6 +122,13 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest
         filled(tmp_path / "out", "new").publish()
 
 
+def test_a_place_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """In a locale of ASCII a Greek name arrives so; ONNX Runtime would refuse it after the training."""
+    with pytest.raises(InputError, match=r"is no text here.*PYTHONUTF8=1"):
+        Staging(tmp_path / os.fsdecode(b"\xce\xad\xff"))
+    assert names(tmp_path) == []
+
+
 def test_a_place_without_a_name_is_refused() -> None:
     with pytest.raises(InputError, match="cannot be an output directory"):
         Staging(Path("/"))

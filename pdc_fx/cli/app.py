@@ -35,7 +35,7 @@ from pdc_fx.cli.options import (
     show_progress,
 )
 from pdc_fx.errors import InputError, VerificationError
-from pdc_fx.options import Amp, Distill, Features, Mode, Start, TrainOptions
+from pdc_fx.options import Amp, Distill, Features, Mode, Precondition, Start, TrainOptions
 
 DEFAULT = TrainOptions()
 
@@ -109,6 +109,10 @@ def compress(
     ] = DEFAULT.batch_size,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULT.lr,
     opt: Annotated[Literal["sgd", "adamw"], typer.Option(help="Optimizer.")] = DEFAULT.opt,
+    precondition: Annotated[
+        Precondition,
+        typer.Option(help="'inputs': steps of convolutions in the metric of what they read (K-FAC's half)."),
+    ] = DEFAULT.precondition,
     momentum: Annotated[float, typer.Option(help="Of SGD, with Nesterov's correction.")] = DEFAULT.momentum,
     weight_decay: Annotated[
         float, typer.Option("--wd", "--weight-decay", help="On weights; not on biases and norms.")

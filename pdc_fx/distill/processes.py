@@ -73,6 +73,14 @@ class Processes:
         torch.distributed.all_reduce(total)
         return [float(value) for value in total.tolist()]
 
+    def averaged(self, values: Tensor) -> Tensor:
+        """The mean over all processes; in each of them the same bits."""
+        if self.count == 1:
+            return values
+        total = values.to(self.device, copy=True)
+        torch.distributed.all_reduce(total)
+        return total / self.count
+
     def share_buffers(self, model: nn.Module) -> None:
         """Give all processes the first one's buffers (running statistics are each process's own between two steps)."""
         self._share(model.buffers())

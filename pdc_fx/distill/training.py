@@ -30,6 +30,7 @@ from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
 from pdc_fx.distill.features import captured, compared, feature_loss
 from pdc_fx.distill.interruption import Interruption
 from pdc_fx.distill.loss import distillation_loss, logits_of
+from pdc_fx.distill.metric import InputMetric
 from pdc_fx.distill.optim import learning_rate, optimizer_for
 from pdc_fx.distill.precision import half_precision
 from pdc_fx.distill.processes import Processes
@@ -162,6 +163,7 @@ class _Run:
                 cast("nn.Module", torch.compile(network)) for network in (self.student, self.teacher)
             )
         self.optimizer = optimizer_for(self.model, options)
+        self.metric = InputMetric(self.model, self.processes) if options.precondition == "inputs" else None
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate(options, self.steps))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
         average = get_ema_multi_avg_fn(options.model_ema_decay)  # type: ignore[no-untyped-call]
@@ -258,6 +260,8 @@ class _Run:
             loss = loss + options.features_weight * feature_loss(self.maps.loss, maps)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.metric is not None:
+            self.metric.step(position.epoch * self.steps + position.step, images)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
@@ -373,6 +377,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "metric": None if self.metric is None else self.metric.state_dict(),
             "tying": self.tying.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
         }
@@ -399,6 +404,8 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.metric is not None:
+            self.metric.load_state_dict(state["metric"])
         self.tying.load_state_dict(state["tying"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])

@@ -1,0 +1,103 @@
+"""Steps in the metric of what a convolution reads.
+
+Written out over the taps of its kernel, a convolution is ``y = W x`` at every position, with ``d`` numbers in ``x``. What comes out of
+ReLUs is positive, and neighbouring pixels are alike, so that the second moments of ``x`` differ by orders of magnitude from one
+direction to another, and plain descent crawls in most of them. K-FAC (Martens, Grosse, ICML 2015; for convolutions Grosse, Martens,
+ICML 2016) takes the Fisher matrix of ``W`` for a Kronecker product of moments of gradients and of inputs. Its half that knows the inputs:
+
+    A = E[x x^T]
+    G  ->  c G (A + damping tr(A) / d I)^-1,      c such that the norm of G stays
+
+``A`` is also what the least squares of :mod:`pdc_fx.passes.calibrate` invert: training goes on in the metric in which it was begun.
+A linear layer reads one position an image, too few to know ``A`` from a batch, and keeps its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pdc_fx.distill.processes import Processes
+from pdc_fx.passes.axes import named_tensors
+from pdc_fx.passes.statistics import Reader, Watch, run_watched
+
+DAMPING = 0.1
+EVERY = 100
+IMAGES = 64
+SAMPLES = 8192
+WIDEST = 4608
+"""Numbers that one convolution reads at a position, 512 channels under 3 x 3 taps; those that read more keep their gradient."""
+
+
+class _Moments(Watch):
+    """The second moments of what each convolution reads, ``(groups, d, d)``, summed over the uses of its weight."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, SAMPLES)
+        self.found: dict[str, Tensor] = {}
+
+    def before(self, reader: Reader) -> None:
+        if reader.options is None or reader.matrix()[0, 0].numel() > WIDEST:
+            return
+        x = reader.patches().float().flatten(2)
+        moments = torch.einsum("sgi,sgj->gij", x, x) / len(x)
+        self.found[reader.weight] = moments + self.found.get(reader.weight, 0)
+
+
+class InputMetric:
+    """Changes the gradients of convolutions as said above; every hundredth step the moments are taken anew, from its own images.
+
+    Args:
+        model: what is trained. Moments are those in eval mode.
+        processes: the moments are means over all of them, so that they go on alike.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False))
+    >>> metric = InputMetric(model, Processes())
+    >>> images = torch.randn(64, 3, 8, 8) * torch.tensor([10.0, 1, 1])[:, None, None]
+    >>> model(images).sum().backward()
+    >>> model[0].weight.grad = torch.ones(4, 3, 1, 1)
+    >>> metric.step(0, images)
+    >>> [round(g, 1) for g in model[0].weight.grad[0].flatten().tolist()]  # what is read loudly moves less
+    [0.0, 1.2, 1.2]
+    """
+
+    def __init__(self, model: nn.Module, processes: Processes) -> None:
+        self.model, self.processes = model, processes
+        self.inverses: dict[str, Tensor] = {}
+
+    def step(self, number: int, images: Tensor) -> None:
+        """After the backward pass of a step. ``number`` counts from 0, ``images`` has shape ``(N, channels, height, width)``."""
+        if number % EVERY == 0:
+            self._refresh(images[:IMAGES])
+        tensors = named_tensors(self.model)
+        for name, inverse in self.inverses.items():
+            gradient = tensors[name].grad
+            if gradient is None:
+                continue
+            rows = gradient.reshape(len(inverse), -1, inverse.shape[-1])
+            moved = rows @ inverse.to(rows.dtype)
+            moved = moved * (rows.norm() / moved.norm().clamp_min(torch.finfo(rows.dtype).tiny))
+            gradient.copy_(moved.reshape(gradient.shape))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The inverses, by the names of the weights."""
+        return dict(self.inverses)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with these."""
+        self.inverses = {name: inverse.to(self.processes.device) for name, inverse in state.items()}
+
+    def _refresh(self, images: Tensor) -> None:
+        watch = _Moments(self.model)
+        run_watched(self.model, images, watch)
+        self.inverses = {name: _damped_inverse(self.processes.averaged(found)) for name, found in watch.found.items()}
+
+
+def _damped_inverse(moments: Tensor) -> Tensor:
+    """``(A + damping tr(A) / d I)^-1`` for each group; what reads nothing but zeros keeps its gradient."""
+    mean = moments.diagonal(dim1=1, dim2=2).mean(1)
+    unit = torch.eye(moments.shape[-1], device=moments.device)
+    damped = moments + torch.where(mean > 0, DAMPING * mean, 1.0)[:, None, None] * unit
+    return torch.cholesky_inverse(torch.linalg.cholesky(damped))
