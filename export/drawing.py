@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pdc_fx.export.layout import NODE_WIDTH, Layout
+from pdc_fx.export.layout import NODE_WIDTH, Block, Layout
 from pdc_fx.export.model_graph import ModelGraph, Operator
 from pdc_fx.export.page import number
 from pdc_fx.ir import ChannelGroups
@@ -15,6 +15,9 @@ _STRIPES = 12
 
 _LETTERS = 16
 """So many letters and digits fit into a node."""
+
+_LETTER = 6.7
+"""Width of a letter of a block's title, on average."""
 
 _SPOKEN = 3
 """A screen reader names so many groups of a value and counts the others."""
@@ -111,6 +114,19 @@ def label_of(node: Operator, groups: ChannelGroups, channels: str) -> str:
     longest = _LETTERS - len(channels) + ("→" in channels)  # the text of two numbers is smaller
     label = name if "→" in channels and len(label) > longest else label
     return label if len(label) <= longest else label[: longest - 1] + "…"
+
+
+def title_of(block: Block) -> str:
+    """The module of a block, without its first parts where all of them are wider than the block.
+
+    >>> title_of(Block("layer1.0", 0, 0, 148, 200)), title_of(Block("features.denseblock1.denselayer1", 0, 0, 148, 200))
+    ('layer1.0', '…denselayer1')
+    """
+    longest, text = int((block.width - 8) / _LETTER), block.module
+    if len(text) <= longest:
+        return text
+    ends = ["…" + text[at + 1 :] for at, letter in enumerate(text) if letter == "."]
+    return next((end for end in ends if len(end) <= longest), "…" + text[1 - longest :])
 
 
 def spoken(node: Operator, widths: Mapping[int, int] | None = None) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pdc_fx.export.drawing import boxes, curves, hues
+from pdc_fx.export.drawing import boxes, curves, hues, title_of
 from pdc_fx.export.layout import NODE_HEIGHT, NODE_WIDTH, Layout, layout
 from pdc_fx.export.model_graph import ModelGraph
 from pdc_fx.export.page import number, percent, quantity, render
@@ -99,6 +99,7 @@ def render_inspection(graph: ModelGraph, *, title: str, command: str = "") -> st
         boxes=boxes(graph, placed),
         curves=curves(graph, placed),
         placed=placed,
+        title_of=title_of,
         size={"width": NODE_WIDTH, "height": NODE_HEIGHT},
         rows=rows,
         layers=layers,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pdc_fx.errors import InputError
 from pdc_fx.export.charts import BOX, charts, table
-from pdc_fx.export.drawing import boxes, curves
+from pdc_fx.export.drawing import boxes, curves, title_of
 from pdc_fx.export.inspection import GroupRow, frozen_rows, group_rows, page_data
 from pdc_fx.export.layout import NODE_HEIGHT, NODE_WIDTH, layout
 from pdc_fx.export.model_graph import ModelGraph
@@ -153,6 +153,7 @@ def render_report(
         boxes=boxes(graph, placed, plan.widths),
         curves=curves(graph, placed),
         placed=placed,
+        title_of=title_of,
         size={"width": NODE_WIDTH, "height": NODE_HEIGHT},
         widths=plan.widths,
         rows=rows,

@@ -6,7 +6,7 @@
     certificate.json    what was measured, and the SHA-256 of the files
     metrics.jsonl       one line per epoch, below what was trained and whose maps were compared
     report.html         all of it for people
-    benchmark.json      what ``pdc-fx bench`` measured last, if it ran; the page shows it, too
+    benchmark.json      what was timed last, by ``pdc-fx bench`` or the demonstration; the page shows it, too
 
 A directory is made complete beside its place and then renamed, so that under its name there is either nothing or all of it.
 """
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pdc_fx.errors import ArtifactError, InputError, VerificationError
-from pdc_fx.files import parse_json, replace_file
+from pdc_fx.files import parse_json, replace_file, way_out
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.compare import Comparison
 from pdc_fx.passes.rewrite import analysis_for, describe, merge_channels
@@ -35,6 +35,7 @@ from pdc_fx.trace import Inputs, as_arguments
 
 if TYPE_CHECKING:
     from pdc_fx.export.benchmark import BenchmarkReport
+    from pdc_fx.export.benchmark_torch import TorchReport
 
 FORMAT = 1
 WEIGHTS, RECIPE, ONNX, CERTIFICATE, METRICS, REPORT, BENCHMARK = (
@@ -110,7 +111,9 @@ def write_model(compressed: Compressed, directory: Path) -> None:
         (directory / WEIGHTS).chmod(permissions)
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"the weights cannot be written: {error}", where=str(directory / WEIGHTS), hint="make room there"
+            f"the weights cannot be written: {error}",
+            where=str(directory / WEIGHTS),
+            hint=way_out(error) if isinstance(error, OSError) else "make room there",
         ) from error
     recipe = {
         "format": FORMAT,
@@ -120,6 +123,18 @@ def write_model(compressed: Compressed, directory: Path) -> None:
         "plan": compressed.plan.to_dict(),
     }
     write_text(directory / RECIPE, json.dumps(recipe, indent=1))
+
+
+def benchmark_record(
+    timing: BenchmarkReport, dense: str = "exported from the recipe", engines: Sequence[TorchReport] = ()
+) -> dict[str, Any]:
+    """What a benchmark leaves for programs; ``dense`` says where the dense network's file came from."""
+    return {**timing.to_json(), "dense": dense, "torch": [engine.to_json() for engine in engines]}
+
+
+def write_benchmark(directory: Path, record: Mapping[str, Any]) -> None:
+    """Keep a :func:`benchmark_record` in an output directory."""
+    write_text(directory / BENCHMARK, json.dumps(record, indent=1) + "\n")
 
 
 def onnx_metadata(
@@ -194,6 +209,7 @@ def deliver(
         keys = ("latency_reduction", "predicted_reduction", "measured_reduction")
         certificate["latency"] = {**plan.options["latency"], **{key: plan.options.get(key) for key in keys}}
     write_text(directory / CERTIFICATE, json.dumps(certificate, indent=1))
+    timing = None if timed is None else timed(directory / ONNX)
     page = render_report(
         plan,
         model_graph(analysis_for(compressed.tied, plan, compressed.example_inputs).solution),
@@ -203,9 +219,11 @@ def deliver(
         certificate=certificate,
         command=str(compressed.source.get("command", "")),
         original=None if compressed.original is None else compressed.original.state_dict(),
-        timing=None if timed is None else timed(directory / ONNX),
+        timing=timing,
     )
     write_text(directory / REPORT, page)
+    if timing is not None:
+        write_benchmark(directory, {**benchmark_record(timing, "exported from the teacher"), "compact": ONNX})
     if not (directory / METRICS).exists():
         write_text(directory / METRICS, "".join(json.dumps(m) + "\n" for m in compressed.metrics))
     return certificate

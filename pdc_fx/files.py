@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -16,6 +17,17 @@ from pdc_fx.errors import PdcError
 def is_replaceable(path: Path) -> bool:
     """Whether a file may be renamed to this place: nothing stands there, or a regular file. A device or a folder would be lost."""
     return path.is_file() or not path.exists()
+
+
+def way_out(error: OSError) -> str:
+    """What helps where a file could not be written.
+
+    >>> way_out(OSError(errno.ENOSPC, "No space left on device")), way_out(OSError(errno.EROFS, "Read-only file system"))
+    ('make room there', 'make it writable, or choose another place')
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "make room there"
+    return "make it writable, or choose another place"
 
 
 def replace_file(path: Path, *parts: bytes | memoryview) -> None:
@@ -41,7 +53,7 @@ def replace_file(path: Path, *parts: bytes | memoryview) -> None:
         raise PdcError(
             f"the file cannot be written: {error.strerror or error}",
             where=str(path),
-            hint="make room there; what was written before is complete",
+            hint=f"{way_out(error)}; what was written before is complete",
         ) from error
 
 

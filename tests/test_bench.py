@@ -425,6 +425,7 @@ def test_figures_that_cannot_be_kept_are_printed(
     assert json.loads(result.stdout)["timings"]
     (note,) = [line for line in result.stderr.splitlines() if line.startswith("note:")]
     assert ("Read-only file system" if name == "read-only" else "no place for a benchmark") in note
+    assert ("make it writable" in note, "make room" in note) == (name == "read-only", False)
     after = {path.name: path.read_bytes() for path in directory.iterdir() if path.name != BENCHMARK}
     assert after == {name: content for name, content in before.items() if name != BENCHMARK}
 

@@ -326,7 +326,7 @@ def test_a_model_that_makes_float32_tensors_is_checked_in_float64(folder: Path) 
 
 
 BAD = [
-    (["export", "{f}/net.py:net", "-o", "{f}/n.onnx", "--input-name", "x", "--output-name", "x"], 2, "name of two"),
+    (["export", "{f}/net.py:net", "-o", "{f}/n.onnx", "--input-name", "x", "--output-name", "x"], 2, "have one name"),
     (["export", "{f}/net.py:net", "-o", "{f}/n.onnx", "--input-name", "x", "--input-name", "y"], 2, "the model has 1"),
     (["export", "{f}/net.py:net", "-o", "{f}/n.onnx", "--opset", "0"], 2, "out of range"),
     (["export", "{f}/net.py:Pair", "-o", "{f}/n.onnx", "--input", "1x1x8x8"], 2, "does not run"),

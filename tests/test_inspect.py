@@ -58,7 +58,7 @@ def test_table_and_tree(spec: str) -> None:
     assert result.exit_code == 0, result.stderr
     assert max(map(len, result.stdout.splitlines())) <= 80
     for words in (
-        "8 of 12 channels in 1 groups can be merged",
+        "8 of 12 channels in 1 group can be merged",
         "stem residual stream of 8 channels",
         "made by stem, blocks.0, blocks.1, blocks.2 and 6 more",
         "joined by add in forward",
@@ -68,6 +68,22 @@ def test_table_and_tree(spec: str) -> None:
     everything = run(spec, "--all").stdout
     assert "blocks.8" in everything
     assert "more" not in everything
+
+
+def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    """Nor can they be taken for markup, or break a row."""
+    odd = "[b]\x1b[31m\u202er\nl"
+    (tmp_path / "odd.py").write_text(
+        "from torch import nn\n\ndef net():\n"
+        "    parts = {name: nn.Conv2d(2, 2, 1) for name in (" + repr(odd) + ", '<script>')}\n"
+        "    model = nn.Sequential()\n    [model.add_module(*part) for part in parts.items()]\n    return model\n\n"
+        "net.input_shape = (1, 2, 4, 4)\n"
+    )
+    result = run(f"{tmp_path / 'odd.py'}:net")
+    assert result.exit_code == 0, result.stderr
+    assert r"[b]\u001b[31m\u202er\nl" in result.stdout
+    assert "<script>" in result.stdout
+    assert not re.search("[\x1b\u202e]", result.stdout)
 
 
 def test_a_model_without_groups(spec: str) -> None:

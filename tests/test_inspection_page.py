@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+from collections import OrderedDict
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 import torchvision
 from browser import Opened, installed_browser, lightness, lit, opened
 from odd_names import SHOWN, Odd
+from torch import nn
 
 from pdc_fx.export.inspection import render_inspection
 from pdc_fx.export.model_graph import ModelGraph
@@ -52,6 +55,22 @@ def expected(graph: ModelGraph, group: int) -> set[int]:
 
 def group_made_by(graph: ModelGraph, tensor: str) -> int:
     return next(i for i, group in enumerate(graph.groups.groups) if any(m.tensor == tensor for m in group.producers))
+
+
+def test_what_a_page_asks_for_is_noted_and_refused(browser: Any, tmp_path: Path) -> None:
+    """Else the other tests would show nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.5)
+        wanted = f"http://127.0.0.1:{server.getsockname()[1]}/x.png"
+        page = tmp_path / "asks.html"
+        page.write_text(f"<img src='{wanted}'><script>console.log('said')</script>")
+        with opened(browser, page) as found:
+            found.page.wait_for_load_state("networkidle")
+            assert found.requests == [page.as_uri(), wanted]
+            assert "said" in found.messages
+            assert any("ERR_" in message for message in found.messages)
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 def test_search_click_and_the_right_members_light_up(at: Opened, graph: ModelGraph) -> None:
@@ -223,6 +242,23 @@ def test_nothing_is_wider_than_the_screen(browser: Any, path: Path, width: int) 
             "all => Math.min(...all.map(e => parseFloat(getComputedStyle(e).fontSize)))",
         )
         assert small >= 11
+
+
+def test_titles_stay_in_their_blocks(browser: Any, tmp_path: Path) -> None:
+    """A long name loses its first parts, and keeps them where the mouse rests."""
+    layers = {f"denselayer{i}": nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU()) for i in range(10)}
+    net = nn.ModuleDict({"denseblock1": nn.Sequential(OrderedDict(layers))})
+    page = tmp_path / "long.html"
+    graph = inspect(nn.Sequential(OrderedDict(features=nn.Sequential(OrderedDict(net)))), torch.zeros(1, 2, 4, 4))
+    page.write_text(render_inspection(graph, title="long"), encoding="utf-8")
+    with opened(browser, page) as found:
+        titles, blocks = found.page.locator("#view .title"), found.page.locator("#view .block")
+        assert titles.count() == blocks.count() == 10
+        for number in range(10):
+            title, block = titles.nth(number).bounding_box(), blocks.nth(number).bounding_box()
+            assert title["x"] + title["width"] <= block["x"] + block["width"]
+            assert titles.nth(number).text_content() == f"…denselayer{number}"
+            assert blocks.nth(number).text_content() == f"features.denseblock1.denselayer{number}"
 
 
 def test_no_name_becomes_markup(browser: Any, tmp_path: Path) -> None:

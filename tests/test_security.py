@@ -16,7 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pdc_fx.artifacts import CERTIFICATE, RECIPE, changed_files
+from pdc_fx.artifacts import BENCHMARK, CERTIFICATE, RECIPE, changed_files
 from pdc_fx.cli import app
 from pdc_fx.cli.options import open_recipe
 from pdc_fx.distill import Checkpoints
@@ -191,6 +191,8 @@ def test_no_command_uses_the_network(tmp_path: Path) -> None:
     assert "NETWORK" not in done.stderr, done.stderr[-2000:]
     codes = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("COMMAND")]
     assert codes == [[line.split()[0], "0"] for line in COMMANDS.splitlines()], done.stderr[-2000:]
+    bench, demo = (json.loads((tmp_path / name / BENCHMARK).read_text()) for name in ("out", "demo"))
+    assert bench.keys() == demo.keys()  # whoever measures a directory's speed leaves the same file in it
 
 
 def test_blocked_sockets_are_noticed() -> None:

@@ -45,6 +45,7 @@ def bench(
 
     For a DIR the figures are also kept there, as benchmark.json and in report.html.
     """
+    from pdc_fx.artifacts import benchmark_record
     from pdc_fx.cli.render import err, print_json
     from pdc_fx.cli.render_bench import print_benchmark
     from pdc_fx.export.benchmark import benchmark
@@ -78,11 +79,7 @@ def bench(
         )
     if torch and pair is not None:
         engines = pair.in_torch(report.provider, counts, progress)
-    result = {
-        **report.to_json(),
-        "dense": "exported from the recipe" if pair else str(source),
-        "torch": [engine.to_json() for engine in engines],
-    }
+    result = benchmark_record(report, "exported from the recipe" if pair else str(source), engines)
     if json:
         print_json(result)
     else:
@@ -95,12 +92,12 @@ def bench(
 
 def _keep(directory: Path, result: dict[str, Any], report: BenchmarkReport, engines: Sequence[TorchReport]) -> None:
     """Put the figures where the directory's page shows them. They have been printed: where they cannot be kept, that is a note."""
-    from pdc_fx.artifacts import BENCHMARK, REPORT, write_text
+    from pdc_fx.artifacts import REPORT, write_benchmark, write_text
     from pdc_fx.cli.render import err
     from pdc_fx.export.speed import with_speed
 
     try:
-        write_text(directory / BENCHMARK, codec.dumps(result, indent=1) + "\n")
+        write_benchmark(directory, result)
         page = directory / REPORT
         if page.is_file():
             write_text(page, with_speed(page.read_bytes().decode(), report, engines))

@@ -18,6 +18,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from pdc_fx.distill import StepReport
+from pdc_fx.export.page import visible
 from pdc_fx.ir import Certificate, ChannelGroup, ChannelGroups, Role
 
 if TYPE_CHECKING:
@@ -42,6 +43,23 @@ def quantity(value: float) -> str:
         if value >= factor:
             return f"{value / factor:.3g} {prefix}"
     return f"{value:.0f}"
+
+
+def shown(name: str) -> str:
+    r"""A name as a terminal may print it: no markup, and escapes in place of what would recolour, reorder or break its line.
+
+    >>> print(shown("[bold]\x1b[31mred\n"))
+    \[bold]\u001b[31mred\n
+    """
+    return escape(visible(name).replace("\n", "\\n").replace("\t", "\\t"))
+
+
+def counted(number: int, what: str) -> str:
+    """
+    >>> counted(1, "group"), counted(12, "group")
+    ('1 group', '12 groups')
+    """
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def share(part: float, whole: float) -> str:
@@ -70,9 +88,9 @@ def print_graph(name: str, graph: ModelGraph, *, everything: bool) -> None:
     """The dependency report for a terminal: figures, the table of groups, the tree of coupled ones, what is frozen."""
     groups = graph.groups
     macs = groups.macs()
-    out.print(f"[bold]{escape(name)}[/]: {quantity(macs)} MACs, {quantity(groups.params())} parameters")
+    out.print(f"[bold]{shown(name)}[/]: {quantity(macs)} MACs, {quantity(groups.params())} parameters")
     out.print(
-        f"{groups.mergeable_channels} of {groups.channels} channels in {len(groups.groups)} groups can be merged; "
+        f"{groups.mergeable_channels} of {groups.channels} channels in {counted(len(groups.groups), 'group')} can be merged; "
         f"{share(groups.mergeable_macs(), macs)} of the MACs are in layers that can shrink"
     )
     if groups.groups:
@@ -82,7 +100,7 @@ def print_graph(name: str, graph: ModelGraph, *, everything: bool) -> None:
     if groups.frozen:
         out.print(frozen_table(groups))
     for module in groups.unreached:
-        out.print(f"not reached by the example inputs: {escape(module)}")
+        out.print(f"not reached by the example inputs: {shown(module)}")
 
 
 def groups_table(graph: ModelGraph, limit: int | None = None) -> Table:
@@ -96,7 +114,7 @@ def groups_table(graph: ModelGraph, limit: int | None = None) -> Table:
     for index in ordered[:limit]:
         count = Counter(member.role for member in groups[index].members)
         figures = (groups[index].channels, count["producer"], count["consumer"])
-        table.add_row(escape(groups[index].name), *map(str, figures), *map(quantity, graph.stakes[index]))
+        table.add_row(shown(groups[index].name), *map(str, figures), *map(quantity, graph.stakes[index]))
     table.caption_justify = "left"
     table.caption = "MACs, params: of the layers that shrink with the group"
     if limit is not None and len(ordered) > limit:
@@ -112,7 +130,7 @@ def groups_tree(graph: ModelGraph, *, everything: bool) -> Tree:
     for index in coupled if everything else coupled[:BRANCHES]:
         group = graph.groups.groups[index]
         kind = "residual stream" if index in graph.streams else "group"
-        branch = tree.add(f"[bold]{escape(group.name)}[/] {kind} of {group.channels} channels")
+        branch = tree.add(f"[bold]{shown(group.name)}[/] {kind} of {group.channels} channels")
         joined = [
             f"{graph.nodes[n].name.strip('_')} in {graph.nodes[n].module or 'forward'}"
             for n in graph.joins.get(index, ())
@@ -126,7 +144,7 @@ def groups_tree(graph: ModelGraph, *, everything: bool) -> Tree:
             if modules:
                 limit = len(modules) if everything else LEAVES
                 more = f" and {len(modules) - limit} more" if len(modules) > limit else ""
-                branch.add(f"[dim]{title}[/] {escape(', '.join(modules[:limit]))}{more}")
+                branch.add(f"[dim]{title}[/] {shown(', '.join(modules[:limit]))}{more}")
     if not everything and len(coupled) > BRANCHES:
         tree.add(f"[dim]{len(coupled) - BRANCHES} more (--all shows them)[/]")
     return tree
@@ -145,7 +163,7 @@ def frozen_table(groups: ChannelGroups) -> Table:
     table.add_column("made by", overflow="fold", max_width=24)
     table.add_column("why", overflow="fold")
     for entry in groups.frozen:
-        table.add_row(str(entry.channels), escape(entry.module), escape(entry.reason))
+        table.add_row(str(entry.channels), shown(entry.module), shown(entry.reason))
     return table
 
 
@@ -153,21 +171,21 @@ def print_certificate(certificate: Certificate) -> None:
     """The result of a dry run."""
     verdict = "[bold green]passed[/]" if certificate.passed else "[bold red]FAILED[/]"
     out.print(
-        f"[bold]{escape(certificate.model)}[/]: {verdict}, relative error {certificate.max_rel_error:.2g} "
+        f"[bold]{shown(certificate.model)}[/]: {verdict}, relative error {certificate.max_rel_error:.2g} "
         f"(allowed {certificate.tolerance:g}, {certificate.dtype}, seed {certificate.seed})"
     )
     out.print(
         f"half of the channels merged at random: MACs {quantity(certificate.macs_before)} -> {quantity(certificate.macs_after)}, "
         f"parameters {quantity(certificate.params_before)} -> {quantity(certificate.params_after)}; "
-        f"{certificate.mergeable_channels} of {certificate.channels} channels in {certificate.groups} groups; "
+        f"{certificate.mergeable_channels} of {certificate.channels} channels in {counted(certificate.groups, 'group')}; "
         f"result: {certificate.result_type}"
     )
     if certificate.first_difference:
-        out.print(f"first difference: {escape(certificate.first_difference)}")
+        out.print(f"first difference: {shown(certificate.first_difference)}")
     for entry in certificate.frozen:
-        out.print(f"frozen: {entry.channels} channels of '{escape(entry.module)}': {escape(entry.reason)}")
+        out.print(f"frozen: {entry.channels} channels of '{shown(entry.module)}': {shown(entry.reason)}")
     for module in certificate.unreached:
-        out.print(f"not reached: {escape(module)}")
+        out.print(f"not reached: {shown(module)}")
     out.print("seconds: " + ", ".join(f"{phase} {value:.2f}" for phase, value in certificate.seconds.items()))
 
 
@@ -278,11 +296,14 @@ class TrainingProgress:
         )
 
     def on_epoch(self, record: dict[str, Any]) -> None:
+        epoch = f"epoch {record['epoch']}/{self.epochs}: loss {record['loss']:.4f}, held-out accuracy {percent(record['accuracy'])}"
+        if err.is_terminal and not err.is_dumb_terminal:  # the bars below show the rest, and a long line would break
+            err.print(f"{epoch}, residual {record['residual']:.2g}, {duration(record['seconds'])}", soft_wrap=True)
+            return
         left = self.epochs - record["epoch"]
         rest = f", about {duration(left * record['seconds'])} left" if left else ""
         err.print(
-            f"epoch {record['epoch']}/{self.epochs}: loss {record['loss']:.4f}, held-out accuracy {percent(record['accuracy'])}, "
-            f"learning rate {record['lr']:.2g}, MACs {quantity(record['macs'])}, tie residual {record['residual']:.2g}, "
+            f"{epoch}, learning rate {record['lr']:.2g}, MACs {quantity(record['macs'])}, tie residual {record['residual']:.2g}, "
             f"{duration(record['seconds'])}{rest}",
             soft_wrap=True,
         )
