@@ -221,7 +221,7 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
             raise InputError(f"give exactly one of {', '.join(f'{name}_reduction' for name in targets)}")
         self.option, self.target = next(iter(given.items()))
         if not 0 < self.target < 1:
-            percent = f"write {self.target / 100:g} for {self.target:g}%" if 1 < self.target < 100 else None
+            percent = f"write {self.target / 100:g} for {self.target:g}%" if 1 < self.target < 100 else ""
             raise InputError(f"a reduction is a share between 0 and 1, not {self.target}", hint=percent)
         if (self.option == "latency") != (latency is not None):
             raise InputError("latency_reduction and a measure of latency go together")
