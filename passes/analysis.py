@@ -14,6 +14,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from pdc_fx.errors import TraceError
+from pdc_fx.errors import InputError, TraceError
 from pdc_fx.ir import ChannelGroups, ClusterPlan, Integers, first_appearance
 from pdc_fx.passes.base import Pass
-from pdc_fx.passes.dependency import Solution, Stuck, flow_of, places_of, solve, spread
+from pdc_fx.passes.dependency import Solution, Stuck, flow_of, matches, places_of, solve, spread
 from pdc_fx.passes.gathers import Gather, gathers
 from pdc_fx.passes.literals import Program, edited
 from pdc_fx.passes.prediction import Mismatch, Prediction, lie_alike, takes_numbers
@@ -60,6 +61,7 @@ class AnalyzeDependencies(Pass[nn.Module, Analysis]):
 
     def call(self, value: nn.Module) -> Analysis:
         recording = self.recording or record(value, self.example_inputs)
+        _require_modules(value, self.frozen)
         solution = solve(flow_of(recording), self.frozen)
         if not solution.groups.groups and not _spread(solution):
             return Analysis(solution)
@@ -324,3 +326,15 @@ def restricted(plan: ClusterPlan, groups: ChannelGroups) -> ClusterPlan:
         numbers = [known_as.setdefault(known.get(place, (-1, row)), row) for row, place in enumerate(places)]
         chosen.append(first_appearance(np.asarray(numbers)))
     return ClusterPlan(groups, tuple(chosen), plan.allocation, plan.options)
+
+
+def _require_modules(model: nn.Module, patterns: tuple[str, ...]) -> None:
+    """Refuse a pattern that meets no module: what was to be kept would be merged in silence."""
+    names = [name for name, _ in model.named_modules()]
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in names):
+            near = get_close_matches(pattern, names, n=3)
+            raise InputError(
+                f"no module is called {pattern!r}, which was to be frozen",
+                hint=f"did you mean {', '.join(near)}?" if near else "names are those of model.named_modules()",
+            )

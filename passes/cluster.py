@@ -221,7 +221,8 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
             raise InputError(f"give exactly one of {', '.join(f'{name}_reduction' for name in targets)}")
         self.option, self.target = next(iter(given.items()))
         if not 0 < self.target < 1:
-            raise InputError(f"a reduction is a share between 0 and 1, not {self.target}")
+            percent = f"write {self.target / 100:g} for {self.target:g}%" if 1 < self.target < 100 else ""
+            raise InputError(f"a reduction is a share between 0 and 1, not {self.target}", hint=percent)
         if (self.option == "latency") != (latency is not None):
             raise InputError("latency_reduction and a measure of latency go together")
         if allocation not in ("uniform", "global"):
@@ -254,7 +255,14 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
 
     def call(self, value: ChannelGroups) -> ClusterPlan:
         measure = self._measure(value)
-        found = self._choices(blocs(value, named_tensors(self.model)))
+        tensors = named_tensors(self.model)
+        absent = [m.tensor for group in value.groups for m in group.members if m.tensor not in tensors]
+        if absent:
+            raise InputError(
+                f"the groups belong to another model: this one has no {absent[0]!r}",
+                hint="analyze the model that is planned for",
+            )
+        found = self._choices(blocs(value, tensors))
         choices = {r: [rounded(bloc, r, self.min_channels) for bloc in found] for r in self.rounding.finer()}
         finest = list(choices.values())[-1]
         smallest = _widths(finest, [len(bloc.widths) - 1 for bloc in finest])

@@ -316,7 +316,7 @@ def _frozen_units(
     reasons = _Reasons(len(slots.starts) - 1)
     for tensor, dim in flow.axes if names else ():
         module = tensor.rpartition(".")[0]
-        if any(_matches(module, name) for name in names):
+        if any(matches(module, name) for name in names):
             flow.freeze(flow.axes[tensor, dim].label, "was frozen by request", module)
     for labels, reason, module in (*flow.frozen, *(_labels_of(entry, flow) for entry in stuck)):
         reasons.add(unit[labels.numpy()], f"{reason} (at '{module}')" if module else reason)
@@ -333,7 +333,8 @@ def _labels_of(entry: Stuck, flow: Flow) -> tuple[torch.Tensor, str, str]:
     return torch.stack(labels), entry.reason, entry.module
 
 
-def _matches(module: str, pattern: str) -> bool:
+def matches(module: str, pattern: str) -> bool:
+    """Whether ``pattern`` names this module, or one that it lies in."""
     from fnmatch import fnmatchcase
 
     return fnmatchcase(module, pattern) or module.startswith(pattern + ".")

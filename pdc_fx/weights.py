@@ -21,7 +21,8 @@ WRAPPERS = ("module.", "_orig_mod.")
 def load_weights(model: nn.Module, path: Path) -> Normalization | None:
     """Load a file into ``model``, which is left as it is if the file does not fit; give what its metadata says about inputs."""
     if not path.is_file():
-        raise InputError("there is no such weights file", where=str(path))
+        what = "the weights are a directory, not a file" if path.is_dir() else "there is no such weights file"
+        raise InputError(what, where=str(path))
     state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_checkpoint(path), {})
     own = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
     state = _without_wrapper(state, own)
@@ -46,7 +47,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
 
 
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict of a checkpoint: plain, or under ``state_dict`` or ``model``.
+    """The state dict of a checkpoint: plain, or under ``state_dict``, ``model_state_dict`` or ``model``.
 
     A damaged file makes torch's unpickler raise all kinds of errors (``TypeError``, ``IndexError``, ...), so all are caught.
     """
@@ -60,17 +61,20 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
             where=str(path),
             hint="it is damaged, or a pickle that holds code, which is never run; save model.state_dict(), best as safetensors",
         ) from error
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(data, dict) and isinstance(data.get(key), dict):
             data = data[key]
     if not isinstance(data, dict) or not data or not all(isinstance(v, Tensor) for v in data.values()):
-        raise InputError("the checkpoint holds no state dict", where=str(path), hint="save model.state_dict()")
+        keys = f", but {', '.join(map(repr, list(data)[:5]))}" if isinstance(data, dict) and data else ""
+        raise InputError(f"the checkpoint holds no state dict{keys}", where=str(path), hint="save model.state_dict()")
     return {str(key): value for key, value in data.items()}
 
 
 def _reason(error: Exception) -> str:
     """What the unpickler met, or the first sentence: further on, torch advises to run the code in the file."""
     met = re.search(r"WeightsUnpickler error: (.+)", str(error))
+    if str(error).isdecimal():  # torch's unpickler names a byte that is no instruction so
+        return "this is no file of torch.save"
     return met[1] if met else str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 

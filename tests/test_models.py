@@ -336,6 +336,7 @@ WRITERS: dict[str, Writer] = {
     "state dict": as_checkpoint(lambda s: s),
     "old format": as_checkpoint(lambda s: s, _use_new_zipfile_serialization=False),
     "state_dict": as_checkpoint(lambda s: {"epoch": 3, "state_dict": s, "optimizer": {"lr": 0.1}}),
+    "model_state_dict": as_checkpoint(lambda s: {"model_state_dict": s, "optimizer": {"state": {}}}),
     "model": as_checkpoint(lambda s: {"model": s, "args": [1, 2]}),
     "DataParallel": as_checkpoint(lambda s: {"state_dict": prefixed("module.", s)}),
     "compiled": as_checkpoint(lambda s: prefixed("_orig_mod.", s)),
@@ -436,7 +437,7 @@ def as_torchscript(_: dict[str, Tensor], folder: Path) -> Path:
 
 DAMAGE: dict[str, tuple[Writer, str]] = {
     "absent": (lambda _, f: f / "absent.safetensors", r"there is no such weights file \[.*absent.safetensors\]"),
-    "a directory": (lambda _, f: f, "there is no such weights file"),
+    "a directory": (lambda _, f: f, "are a directory, not a file"),
     "cut safetensors": (truncated(as_safetensors), "the weights file cannot be read: .*cut short"),
     "empty safetensors": (holding("w.safetensors", b""), "the weights file cannot be read"),
     "text as safetensors": (
@@ -450,13 +451,14 @@ DAMAGE: dict[str, tuple[Writer, str]] = {
     "cut checkpoint": (truncated(WRITERS["state dict"]), "cannot be read as plain weights"),
     "cut old checkpoint": (truncated(WRITERS["old format"]), "cannot be read as plain weights"),
     "empty checkpoint": (holding("w.pth", b""), "cannot be read as plain weights"),
-    "text as checkpoint": (holding("w.pth", b"hello"), "cannot be read as plain weights"),
+    "text as checkpoint": (holding("w.pth", b"hello"), "as plain weights: this is no file of torch.save"),
     "code": (as_checkpoint(lambda _: Code()), "cannot be read as plain weights: .*holds code, which is never run"),
     "code in a state dict": (as_checkpoint(lambda s: {**s, "x": Code()}), "holds code, which is never run"),
     "a whole module": (as_checkpoint(lambda _: nn.Linear(2, 2)), "holds code, .*save model.state_dict()"),
     "torchscript": (as_torchscript, "cannot be read as plain weights"),
     "numbers": (as_checkpoint(lambda _: {"state_dict": {"epoch": 3}}), "holds no state dict"),
     "a list": (as_checkpoint(lambda s: list(s.values())), "holds no state dict"),
+    "another key": (as_checkpoint(lambda s: {"epoch": 3, "net": s}), "holds no state dict, but 'epoch', 'net'"),
     "an empty dict": (as_checkpoint(lambda _: {}), "holds no state dict"),
     "not a number": (
         lambda s, f: as_safetensors({**s, "fc.bias": torch.full((10,), float("nan"))}, f),

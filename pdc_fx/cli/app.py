@@ -34,6 +34,7 @@ from pdc_fx.cli.options import (
     reported,
     show_progress,
 )
+from pdc_fx.cli.panels import GroupedCommand
 from pdc_fx.errors import InputError, VerificationError
 from pdc_fx.options import Amp, Distill, Features, Mode, Precondition, Start, TrainOptions
 
@@ -53,7 +54,7 @@ app.command()(inspect)
 app.command()(check)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 @reported
 def compress(
     model: Model,
