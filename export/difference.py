@@ -175,7 +175,8 @@ def relative_error(value: NDArray[Any], reference: NDArray[Any], *, scale: float
     """
     if not value.size:
         return 0.0
-    error = float(np.max(np.abs(np.asarray(value, np.float64) - reference)))
+    with np.errstate(invalid="ignore"):  # the difference of two infinities
+        error = float(np.max(np.abs(np.asarray(value, np.float64) - reference)))
     scale = _largest(reference) if scale is None else scale
     if not np.isfinite(error) or not np.isfinite(scale):
         return float("inf")

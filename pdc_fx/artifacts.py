@@ -293,7 +293,7 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
 
 
 _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "model": (lambda v: isinstance(v, str), "a text"),
+    "model": (lambda v: v is None or isinstance(v, str), "a text"),
     "num_classes": (lambda v: v is None or (type(v) is int and v > 0), "a whole number"),
     "data": (lambda v: isinstance(v, str), "a text"),
     "mean": (lambda v: _are(v, float, int), "a list of numbers"),

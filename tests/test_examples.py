@@ -43,7 +43,7 @@ pdc_fx.rewrite = spoiled
 
 
 def python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Python in a process of its own, with this repository's packages; an example may take a minute."""
+    """Python in a process of its own, with this repository's packages; an example may take a minute on two cores, of which it has a share."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, *arguments],
@@ -51,7 +51,7 @@ def python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def main(directory: str, mode: str, start: str) -> None:
         "accuracy": made.accuracy["compact"],
         "written": sorted(p.name for p in Path(directory).iterdir()),
     }
-    print(json.dumps(found), flush=True)
+    os.write(1, f"{json.dumps(found)}\n".encode())  # at once, since both processes write into one pipe
 
 
 if __name__ == "__main__":

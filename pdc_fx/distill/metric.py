@@ -53,6 +53,7 @@ class InputMetric:
         model: what is trained. Moments are those in eval mode.
         processes: the moments are means over all of them, so that they go on alike.
 
+    >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False))
     >>> metric = InputMetric(model, Processes())
     >>> images = torch.randn(64, 3, 8, 8) * torch.tensor([10.0, 1, 1])[:, None, None]
