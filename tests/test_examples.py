@@ -43,7 +43,7 @@ pdc_fx.rewrite = spoiled
 
 
 def python(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Python in a process of its own, with this repository's packages; an example may take a minute on two cores, of which it has a share."""
+    """Python in a process of its own, with this repository's packages; an example may take a minute on two free cores."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, *arguments],
