@@ -60,8 +60,9 @@ class InputMetric:
     >>> model(images).sum().backward()
     >>> model[0].weight.grad = torch.ones(4, 3, 1, 1)
     >>> metric.step(0, images)
-    >>> [round(g, 1) for g in model[0].weight.grad[0].flatten().tolist()]  # what is read loudly moves less
-    [0.0, 1.2, 1.2]
+    >>> loud, quiet, _ = model[0].weight.grad[0].flatten().tolist()
+    >>> loud < quiet / 10
+    True
     """
 
     def __init__(self, model: nn.Module, processes: Processes) -> None:
