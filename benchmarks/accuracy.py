@@ -46,7 +46,7 @@ from pdc_fx.pipeline import analyze, calibrate, plan, rewrite
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 HELD_OUT = 5000
-SAME = {"lr": 0.03, "features": "none", "compile": True}
+SAME = {"features": "none", "compile": True}
 """Options of all arms where they say nothing else."""
 MATCH = {"features": "match", "features_weight": 20.0, "compile": False}
 INPUTS = {"precondition": "inputs"}

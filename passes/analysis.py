@@ -62,6 +62,7 @@ class AnalyzeDependencies(Pass[nn.Module, Analysis]):
     def call(self, value: nn.Module) -> Analysis:
         recording = self.recording or record(value, self.example_inputs)
         _require_modules(value, self.frozen)
+        _require_one_way(recording)
         solution = solve(flow_of(recording), self.frozen)
         if not solution.groups.groups and not _spread(solution):
             return Analysis(solution)
@@ -326,6 +327,34 @@ def restricted(plan: ClusterPlan, groups: ChannelGroups) -> ClusterPlan:
         numbers = [known_as.setdefault(known.get(place, (-1, row)), row) for row, place in enumerate(places)]
         chosen.append(first_appearance(np.asarray(numbers)))
     return ClusterPlan(groups, tuple(chosen), plan.allocation, plan.options)
+
+
+_VALUES: set[Any] = {
+    getattr(Tensor, name) for name in ("__bool__", "__int__", "__float__", "__index__", "item", "tolist")
+}
+"""Functions that make a number of a tensor, by which Python may decide."""
+
+
+def _require_one_way(recording: Recording) -> None:
+    """Refuse a program that reads values of its input in a module of which parts did not run: others may run on other images.
+
+    Such parts would keep their widths while what they read loses channels.
+    """
+    depends: set[fx.Node] = set()
+    for node in recording.graph.nodes:
+        if node.op == "placeholder" or not depends.isdisjoint(node.all_input_nodes):
+            depends.add(node)
+        if node.target not in _VALUES or node not in depends:
+            continue
+        module = node.meta["module"]
+        skipped = [name for name in recording.unreached if not module or name.startswith(f"{module}.")]
+        if skipped:
+            raise TraceError(
+                f"the model reads values of its input, and {', '.join(repr(name) for name in skipped[:3])} did not run: on other "
+                "inputs it may take another way, which would not fit the merged channels",
+                where=node.meta["source"],
+                hint="compute both ways and choose by torch.where, or remove what is never taken",
+            )
 
 
 def _require_modules(model: nn.Module, patterns: tuple[str, ...]) -> None:
