@@ -10,7 +10,9 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -119,6 +121,22 @@ def call_shapes(loaded: LoadedModel) -> CallShapes:
     Raises:
         InputError: nothing says what it is.
     """
+    known = _known_shapes(loaded)
+    if known is None:
+        raise InputError(
+            "the model does not say what its input is",
+            where=loaded.spec,
+            hint="pass --input, e.g. 1x3x224x224, or give the factory an attribute input_shape",
+        )
+    return known
+
+
+def says_its_input(loaded: LoadedModel) -> bool:
+    """Whether :func:`call_shapes` knows what the model is called with."""
+    return _known_shapes(loaded) is not None
+
+
+def _known_shapes(loaded: LoadedModel) -> CallShapes | None:
     if loaded.input_shape is not None:
         return CallShapes((loaded.input_shape,))
     kind, _, name = loaded.spec.partition(":")
@@ -129,11 +147,7 @@ def call_shapes(loaded: LoadedModel) -> CallShapes:
         shape = _as_shape((1, *configuration["input_size"])) if "input_size" in configuration else None
         if shape is not None:
             return CallShapes((shape,))
-    raise InputError(
-        "the model does not say what its input is",
-        where=loaded.spec,
-        hint="pass --input, e.g. 1x3x224x224, or give the factory an attribute input_shape",
-    )
+    return None
 
 
 def _torchvision_shapes(name: str) -> CallShapes:
@@ -230,9 +244,10 @@ def factory(spec: str, num_classes: int | None = None) -> Callable[[], nn.Module
         return _guarded(spec, _torchvision(name, num_classes))
     if kind == "timm":
         return _guarded(spec, _timm(name, num_classes))
-    target = _attribute(_from_file(Path(kind)) if kind.endswith(".py") else _from_module(kind), name, spec)
+    file = Path(kind).expanduser() if kind.endswith(".py") else None
+    target = _attribute(_from_module(kind) if file is None else _from_file(file), name, spec)
     arguments = _class_arguments(target, num_classes, spec)
-    make = _guarded(spec, lambda: target(**arguments))
+    make = _guarded(spec, lambda: target(**arguments), file)
     if hasattr(target, "input_shape"):
         make.input_shape = target.input_shape  # type: ignore[attr-defined]
     return make
@@ -260,16 +275,19 @@ def collection(family: str) -> list[str]:
     raise InputError(f"{family!r} is no collection of models", hint="write torchvision or timm")
 
 
-def _guarded(spec: str, create: Callable[[], object]) -> Callable[[], nn.Module]:
-    """``create``, with an error that names the spec if it fails or gives something else."""
+def _guarded(spec: str, create: Callable[[], object], file: Path | None = None) -> Callable[[], nn.Module]:
+    """``create``, with an error that names the spec, and the line of ``file``, if it fails or gives something else."""
 
     def make() -> nn.Module:
         try:
-            model = create()
+            with nullcontext() if file is None else _importing_beside(file):
+                model = create()
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"the factory raised {type(error).__name__}: {error}", where=spec) from error
+            line = None if file is None else _line(error, file)
+            where = spec if line is None else f"{spec}, line {line}"
+            raise InputError(f"the factory raised {type(error).__name__}: {error}", where=where) from error
         if not isinstance(model, nn.Module):
             raise InputError(
                 f"the factory gave a {type(model).__name__} instead of a torch.nn.Module",
@@ -317,9 +335,28 @@ def _nearest(name: str, known: list[str]) -> str:
     )
 
 
+@contextmanager
+def _importing_beside(file: Path) -> Iterator[None]:
+    """While entered, what lies beside a user's file can be imported, as when Python runs the file."""
+    beside = str(file.resolve().parent)
+    sys.path.insert(0, beside)
+    try:
+        yield
+    finally:
+        if beside in sys.path:
+            sys.path.remove(beside)
+
+
+def _line(error: BaseException, file: Path) -> int | None:
+    """The line of ``file`` that raised ``error``, or from which what did was called."""
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        return error.lineno
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return lines[-1] if lines else None
+
+
 def _from_file(path: Path) -> Any:
-    """Run a user's file; while it runs, it can import what lies beside it."""
-    path = path.expanduser()
+    """Run a user's file."""
     if not path.is_file():
         raise InputError("there is no such file", where=str(path), hint="paths are relative to the current directory")
     module_name = f"_pdc_fx_model_{path.stem}_{abs(hash(path.resolve()))}"
@@ -328,16 +365,14 @@ def _from_file(path: Path) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses and pickling look a class's module up by name
-    beside = str(path.resolve().parent)
-    sys.path.insert(0, beside)
     try:
-        spec.loader.exec_module(module)
+        with _importing_beside(path):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         sys.modules.pop(module_name, None)
-        raise InputError(f"the file raised {type(error).__name__} when it was run: {error}", where=str(path)) from error
-    finally:
-        if beside in sys.path:
-            sys.path.remove(beside)
+        line = _line(error, path)
+        where = str(path) if line is None else f"{path}:{line}"
+        raise InputError(f"the file raised {type(error).__name__} when it was run: {error}", where=where) from error
     return module
 
 

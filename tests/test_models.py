@@ -127,7 +127,7 @@ def test_spec(spec: str, classes: int | None, expected: int, file: Path, monkeyp
         ("FILE:smal", r"there is no function 'smal' .*did you mean small"),
         ("FILE:NUMBER", "there is no function 'NUMBER'"),
         ("FILE:INSTANCE", "'INSTANCE' is a model, not a function that makes one .*nets.py:INSTANCE"),
-        ("FILE:broken", "the factory raised ZeroDivisionError: division by zero .*nets.py:broken"),
+        ("FILE:broken", r"the factory raised ZeroDivisionError: division by zero .*nets.py:broken, line \d+"),
         ("FILE:weights", "the factory gave a .*Dict instead of a torch.nn.Module"),
         ("no_such_package.nets:small", "the module cannot be imported: ModuleNotFoundError"),
         ("torchvision.models:resnet5O", "did you mean .*resnet50"),
@@ -141,8 +141,9 @@ def test_bad_spec(spec: str, message: str, file: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("def small(:", "the file raised SyntaxError"),
-        ("import no_such_package", "the file raised ModuleNotFoundError .*no_such_package"),
+        ("\ndef small(:", r"the file raised SyntaxError .*bad.py:2\]"),
+        ("import no_such_package", r"the file raised ModuleNotFoundError .*no_such_package.*bad.py:1\]"),
+        ("import json\njson.loads('x')", r"the file raised JSONDecodeError .*bad.py:2\]"),
         ("raise SystemExit('usage')", "the file raised SystemExit when it was run: usage"),
         ("", "there is no function 'small' .*it defines none"),
     ],
@@ -160,8 +161,11 @@ def test_bad_file(content: str, message: str, tmp_path: Path) -> None:
 
 def test_a_file_imports_what_lies_beside_it(tmp_path: Path) -> None:
     (tmp_path / "pdc_fx_test_beside.py").write_text(FILE)
-    (tmp_path / "main.py").write_text("from pdc_fx_test_beside import small")
+    (tmp_path / "pdc_fx_test_later.py").write_text(FILE)
+    late = "def late():\n    import pdc_fx_test_later\n    return pdc_fx_test_later.small()\n"
+    (tmp_path / "main.py").write_text(f"from pdc_fx_test_beside import small\n{late}")
     assert build_model(f"{tmp_path / 'main.py'}:small").input_shape == (1, 3, 9, 9)
+    assert build_model(f"{tmp_path / 'main.py'}:late").model
     assert str(tmp_path) not in sys.path
 
 

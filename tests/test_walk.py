@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -45,3 +48,45 @@ def test_help_at_80_columns_names_every_option_in_full(monkeypatch: pytest.Monke
     names = [name for parameter in command.params for name in parameter.opts if name.startswith("--")]
     assert [name for name in names if name not in shown] == []
     assert {parameter.name for parameter in command.params} - PANELS.keys() <= {"model", "help"}
+
+
+SILENT = """
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+"""
+
+
+def compress(tmp_path: Path, *options: str) -> tuple[int, str]:
+    """``compress`` of a model that does not say what its input is, without training, and what it printed."""
+    (tmp_path / "net.py").write_text(SILENT)
+    fixed = ["--data", "digits", "--flops-reduction", "0.5", "--epochs", "0", "--start", "calibrate"]
+    done = CliRunner().invoke(
+        app, ["compress", f"{tmp_path / 'net.py'}:net", *fixed, "-o", str(tmp_path / "out"), *options]
+    )
+    return done.exit_code, done.output
+
+
+def test_where_nobody_says_the_shape_of_the_input_the_images_do(tmp_path: Path) -> None:
+    code, output = compress(tmp_path, "--mean", "0.25", "--std", "0.5")
+    assert code == 0, output
+    recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
+    assert (recipe["mean"], recipe["std"]) == ([0.25], [0.5])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mean", "0.5"], "--mean and --std go together"),
+        (["--mean", "a", "--std", "0.5"], "write 0.485,0.456,0.406"),
+        (["--mean", "0.5,0.5,0.5", "--std", "1,1,1"], "mean and std need 1 number"),
+        (["--mean", "0.5", "--std", "0"], "std must be positive"),
+        (["--mean", "nan", "--std", "1"], "mean and std need 1 number"),
+    ],
+)
+def test_a_normalisation_that_cannot_be(options: list[str], message: str, tmp_path: Path) -> None:
+    code, output = compress(tmp_path, *options)
+    assert code == 2
+    assert message in " ".join(output.split())
+    assert not (tmp_path / "out").exists()

@@ -152,6 +152,15 @@ def compress(
     augment: Annotated[
         str | None, typer.Option(help="Augmentation: imagenet, cifar, flip, digits or none; the data's own by default.")
     ] = DEFAULT.augment,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="M,M,M",
+            help="Means that the model was trained with, one a channel, for pixels in [0, 1]; from the weights' metadata, or else the "
+            "data's own.",
+        ),
+    ] = None,
+    std: Annotated[str | None, typer.Option(metavar="S,S,S", help="Standard deviations that belong to --mean.")] = None,
     mixup_alpha: Annotated[
         float, typer.Option(min=0, help="Mix images in pairs: parameter of the Beta distribution; 0 for never.")
     ] = DEFAULT.mixup_alpha,
@@ -190,6 +199,7 @@ def compress(
     from pdc_fx.artifacts import deliver
     from pdc_fx.cli.config import CONFIG, effective
     from pdc_fx.cli.render import TrainingProgress, delivery_rows, err, out, print_comparisons, print_json, result_table
+    from pdc_fx.data import open_data
     from pdc_fx.distill import Processes
     from pdc_fx.files import replace_file
     from pdc_fx.models import build_model
@@ -207,11 +217,19 @@ def compress(
     chosen_provider = choose(provider) if provider == "auto" else provider  # one that is not here may be planned for
     if teacher_weights is not None and teacher_model is None:
         teacher_model = model
-    loaded, example = open_image_model(model, weights, num_classes, input)
+    loaded, example = open_image_model(
+        model, weights, num_classes, input, lambda: open_data(data, download=download).image_shape
+    )
     teacher = (
         build_model(teacher_model, weights=teacher_weights, num_classes=num_classes).model if teacher_model else None
     )
-    images = _open_data(data, loaded, example, download)
+    shape = tuple(example.shape[1:])
+    if len(shape) != 3:
+        raise InputError("training needs a model of images", where=f"input {tuple(example.shape)}")
+    images = open_data(data, input_shape=fitted(data, shape), download=download)
+    normalization = _normalization(mean, std) or loaded.normalization
+    if normalization:
+        images = images.with_normalization(*normalization)
     source = {
         "model": model,
         "num_classes": num_classes,
@@ -284,15 +302,17 @@ def _kept_if_resumable(staging: Any, first: bool) -> Iterator[None]:
         raise
 
 
-def _open_data(spec: str, loaded: Any, example: Any, download: bool) -> Any:
-    """The data, prepared as the model was trained where its weights say so."""
-    from pdc_fx.data import open_data
-
-    shape = tuple(example.shape[1:])
-    if len(shape) != 3:
-        raise InputError("training needs a model of images", where=f"input {tuple(example.shape)}")
-    images = open_data(spec, input_shape=fitted(spec, shape), download=download)
-    return images.with_normalization(*loaded.normalization) if loaded.normalization else images
+def _normalization(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """What ``--mean`` and ``--std`` say, or None where they were not given."""
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise InputError("--mean and --std go together", hint="give both, as the model was trained with them")
+    try:
+        numbers = [tuple(float(part) for part in text.split(",")) for text in (mean, std)]
+    except ValueError as error:
+        raise InputError(f"--mean and --std are numbers: {error}", hint="write 0.485,0.456,0.406") from error
+    return numbers[0], numbers[1]
 
 
 app.command()(export)

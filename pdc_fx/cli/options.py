@@ -170,12 +170,23 @@ def open_recipe(directory: Path, model: str | None) -> tuple[Any, Callable[[], A
     return read_plan(recipe, directory), factory(spec, recipe.get("num_classes"))
 
 
-def open_image_model(spec: str, weights: Path | None, classes: int | None, shapes: list[str] | None) -> tuple[Any, Any]:
-    """The model, and one tensor of zeros, for what works on models of one tensor only."""
-    from pdc_fx.models import build_model, default_input, parse_shape, zeros
+def open_image_model(
+    spec: str,
+    weights: Path | None,
+    classes: int | None,
+    shapes: list[str] | None,
+    otherwise: Callable[[], tuple[int, ...]] | None = None,
+) -> tuple[Any, Any]:
+    """The model, and one tensor of zeros, for what works on models of one tensor only.
+
+    ``otherwise`` gives the shape of an image, without a batch dimension, for a model of which nobody says it.
+    """
+    from pdc_fx.models import build_model, default_input, parse_shape, says_its_input, zeros
 
     if len(shapes or ()) > 1:
         raise InputError("this works for models of one tensor only", hint="pass --input once")
     size = parse_shape(shapes[0]) if shapes else None
     loaded = build_model(spec, weights=weights, num_classes=classes)
+    if size is None and otherwise is not None and not says_its_input(loaded):
+        size = (1, *otherwise())
     return loaded, zeros(size or default_input(loaded))

@@ -7,7 +7,7 @@ from typing import Any
 from typer.core import TyperCommand
 
 _PANELS = {
-    "Model and data": "data weights num_classes input freeze workers augment download",
+    "Model and data": "data weights num_classes input freeze workers augment mean std download",
     "Budget": "flops_reduction params_reduction latency_reduction latency_table provider allocation round_to",
     "Tying": "mode start calibration_images",
     "Training": "epochs batch_size lr opt precondition momentum weight_decay sched lr_step_size lr_gamma warmup_epochs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -130,7 +131,8 @@ class ImageData:
     def __post_init__(self) -> None:
         check_augmentation(self.augmentation)
         channels = self.image_shape[0]
-        if len(self.mean) != channels or len(self.std) != channels or not all(0 < s < float("inf") for s in self.std):
+        sound = all(0 < s < math.inf for s in self.std) and all(map(math.isfinite, self.mean))
+        if len(self.mean) != channels or len(self.std) != channels or not sound:
             raise InputError(
                 f"mean and std need {channels} number(s), one a channel, and std must be positive",
                 where=f"{self.name}: mean {self.mean}, std {self.std}",
