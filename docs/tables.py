@@ -107,8 +107,7 @@ def accuracy(data: Data) -> str:
     ]
     arms = (
         "`tp-l1` prunes with Torch-Pruning by L1 norms and fine-tunes; `calibrate` is pdc-fx with its default start. Teacher, "
-        "distillation of the logits, images (with CutMix where the name says so) and schedule are the same; `match` also compares "
-        "maps with the teacher's."
+        "distillation of the logits, images and schedule are the same; `inputs` is `--precondition inputs`."
     )
     head = ("model", "arm", "epochs", "teacher", "MACs", "test top-1", "seeds")
     return f"{table(head, body, 2)}\n\n{arms} {source('benchmarks/results/accuracy.json', 'python benchmarks/accuracy.py')}"
