@@ -239,7 +239,7 @@ def factory(spec: str, num_classes: int | None = None) -> Callable[[], nn.Module
     """
     kind, separator, name = spec.rpartition(":")
     if not separator or not kind or not name:
-        raise InputError(f"{spec!r} is no model", hint=f"write {FORMS}")
+        raise InputError(f"{spec!r} is no model", hint=_nearest_form(spec))
     if kind == "torchvision":
         return _guarded(spec, _torchvision(name, num_classes))
     if kind == "timm":
@@ -323,6 +323,15 @@ def _timm(name: str, num_classes: int | None) -> Callable[[], object]:
         raise InputError(f"timm has no model {name!r}", hint=_nearest(name, timm.list_models()))
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     return lambda: timm.create_model(name, pretrained=False, **options)
+
+
+def _nearest_form(spec: str) -> str:
+    """What somebody may have meant who left out one side of a spec."""
+    from torchvision.models import list_models
+
+    if spec.endswith(".py"):
+        return f"write {spec}:NAME, where NAME is a function in it that returns the model"
+    return f"did you mean torchvision:{spec}?" if spec in list_models() else f"write {FORMS}"
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -397,6 +397,7 @@ BAD = [
         "lr must be positive",
     ),
     (["verify", "{f}/nowhere"], 2, "no such directory"),
+    (["verify", "{f}/net.py"], 2, "a file, not a directory"),
     (["verify", "{f}"], 2, "no output directory"),
     (["export", "{f}/net.py:net", "-o", "{f}/no/such/place.onnx"], 2, "{f}/no/such"),
     (["export", "{f}/net.py:net", "-o", "{f}/y.onnx", "--opset", "3"], 2, "opset"),

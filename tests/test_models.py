@@ -117,7 +117,9 @@ def test_spec(spec: str, classes: int | None, expected: int, file: Path, monkeyp
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("resnet50", r"'resnet50' is no model; write torchvision:NAME"),
+        ("resnet50", r"'resnet50' is no model; did you mean torchvision:resnet50"),
+        ("my_resnet", r"'my_resnet' is no model; write torchvision:NAME"),
+        ("nets.py", r"'nets.py' is no model; write nets.py:NAME"),
         ("torchvision:", "is no model"),
         (":small", "is no model"),
         ("torchvision:resnet51", r"torchvision has no model 'resnet51'; did you mean resnet\d+"),

@@ -159,7 +159,8 @@ def verify(
     from pdc_fx.export.verify import verify_onnx
 
     if not directory.is_dir():
-        raise InputError("there is no such directory", where=str(directory))
+        what = "this is a file, not a directory" if directory.exists() else "there is no such directory"
+        raise InputError(what, where=str(directory), hint="give the directory that 'compress' wrote")
     choose(provider)
     recipe, certificate = read_fields(directory, RECIPE), read_fields(directory, CERTIFICATE)
     changed = changed_files(directory)
