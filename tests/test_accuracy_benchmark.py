@@ -70,3 +70,18 @@ def test_rows_that_are_there_are_not_run_again_and_the_table_fits(
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 1 + len(bench.ARMS)
     assert max(map(len, shown)) <= 80
+
+
+def test_a_teacher_that_remembers_answers_each_batch_once(bench: ModuleType, tmp_path: Path) -> None:
+    asked: list[int] = []
+    teacher = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    teacher.register_forward_hook(lambda *_: asked.append(1))
+    one, other = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = [teacher(images) for images in (one, other)]
+        asked.clear()
+        for _ in range(2):
+            remembered = bench.Remembered(teacher, tmp_path)  # of another run
+            for images, answer in zip((one, other), expected, strict=True):
+                assert torch.equal(remembered(images), answer)
+    assert len(asked) == 2
