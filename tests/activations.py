@@ -20,7 +20,7 @@ from pdc_fx import trace
 from pdc_fx.ir import ChannelGroups, ClusterPlan, Integers, first_appearance
 from pdc_fx.passes.dependency import Solution, _places, flow_of, solve
 from pdc_fx.rules import Channels
-from pdc_fx.rules.base import FIXED, mix
+from pdc_fx.rules.channels import FIXED, mix
 from pdc_fx.trace import Inputs, Recorder, Recording, function_name, record
 
 TOLERANCE = 1e-10  # relative to the largest magnitude in the tensor, or to SMALL where all of it is rounding noise

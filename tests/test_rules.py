@@ -17,7 +17,7 @@ from pdc_fx.passes.compare import compare
 from pdc_fx.passes.rewrite import merge_channels
 from pdc_fx.passes.tie import Tying
 from pdc_fx.rules import registered
-from pdc_fx.rules.base import functions, rule, rule_for
+from pdc_fx.rules.registry import functions, rule, rule_for
 from pdc_fx.trace import record
 
 

@@ -27,7 +27,9 @@ from pdc_fx.passes.compare import compare
 from pdc_fx.passes.rewrite import merge_channels
 from pdc_fx.passes.tie import Tying
 from pdc_fx.rules import base
-from pdc_fx.rules.base import Channels, Rule, Site, Value, mix, rule, rule_for
+from pdc_fx.rules.base import Rule, Site, Value
+from pdc_fx.rules.channels import Channels, mix
+from pdc_fx.rules.registry import rule, rule_for
 
 
 def verdict(model: nn.Module, inputs: torch.Tensor, seeds: range = range(3)) -> str:
