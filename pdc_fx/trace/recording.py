@@ -52,6 +52,7 @@ def record(model: nn.Module, example_inputs: Inputs) -> Recording:
     Raises:
         TraceError: the model is no module, is scripted, lives on the meta device, or raises on these inputs.
 
+    >>> import torch
     >>> recording = record(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.zeros(1, 3, 8, 8))
     >>> [n.name for n in recording.graph.nodes if n.op == "call_function"]
     ['conv2d', 'relu']
