@@ -20,7 +20,7 @@ from torch import fx
 from pdc_fx.ir import ChannelGroups, Integers
 from pdc_fx.passes.dependency import Solution
 from pdc_fx.rules import Channels
-from pdc_fx.rules.base import FIXED
+from pdc_fx.rules.channels import FIXED
 from pdc_fx.trace import function_name
 
 if TYPE_CHECKING:

@@ -32,7 +32,9 @@ from pdc_fx.passes.prediction import Mismatch, Prediction, lie_alike, takes_numb
 from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tie import Tying
 from pdc_fx.rules import Channels, Flow, Weight
-from pdc_fx.rules.base import FIXED, literal_of, moves, rule_for
+from pdc_fx.rules.channels import FIXED
+from pdc_fx.rules.literals import literal_of
+from pdc_fx.rules.registry import moves, rule_for
 from pdc_fx.rules.resize import follows
 from pdc_fx.symbolic import symbolic_trace
 from pdc_fx.trace import Inputs, Recording, function_name, record, record_graph_module

@@ -25,7 +25,8 @@ from torch import fx
 
 from pdc_fx.ir import ChannelGroup, ChannelGroups, FrozenChannels, Integers, Member, Role
 from pdc_fx.rules import Channels, Flow, Site, Weight, apply_rule
-from pdc_fx.rules.base import FIXED, mix
+from pdc_fx.rules.channels import FIXED, mix
+from pdc_fx.rules.registry import rule_for
 from pdc_fx.trace import Recording
 
 
@@ -64,7 +65,7 @@ def flow_of(recording: Recording) -> Flow:
         elif node.op == "output":
             site.freeze(list(node.args), "is an output of the model")
         else:
-            flow.values[node] = apply_rule(site)
+            flow.values[node] = apply_rule(site, rule_for(node.target))
     for (tensor, _), axis in list(flow.axes.items()):
         if (reason := recording.overlapping.get(tensor)) is not None:
             flow.freeze(axis.label, reason, tensor.rpartition(".")[0])

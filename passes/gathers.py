@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from pdc_fx.ir import Integers
 from pdc_fx.passes.dependency import spread
 from pdc_fx.rules import Flow
-from pdc_fx.rules.base import moves
+from pdc_fx.rules.registry import moves
 
 
 @dataclass(frozen=True)

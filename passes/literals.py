@@ -21,7 +21,8 @@ from pdc_fx.passes.gathers import Gather, moved_by
 from pdc_fx.passes.numbers import changed_numbers
 from pdc_fx.passes.prediction import Mismatch, Prediction, lie_alike
 from pdc_fx.rules import Channels, Weight, creation, movement
-from pdc_fx.rules.base import Edit, literal_of, rule_for
+from pdc_fx.rules.literals import Edit, literal_of
+from pdc_fx.rules.registry import rule_for
 from pdc_fx.trace import Inputs, as_arguments, evaluating, record_graph_module
 
 # What these functions make repeats one value, at any size that is asked for.

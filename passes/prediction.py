@@ -21,7 +21,8 @@ from torch import Tensor, fx
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.dependency import Solution
 from pdc_fx.rules import Channels, Flow, creation, elementwise
-from pdc_fx.rules.base import FIXED, rule_for
+from pdc_fx.rules.channels import FIXED
+from pdc_fx.rules.registry import rule_for
 from pdc_fx.trace import function_name
 
 Masks = tuple[Tensor | None, ...]

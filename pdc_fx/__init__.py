@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pdc_fx.passes.check import check
     from pdc_fx.passes.tie import Tying
     from pdc_fx.pipeline import analyze, calibrate, compress, fold, inspect, plan, rewrite, tie
-    from pdc_fx.rules.base import rule
+    from pdc_fx.rules.registry import rule
     from pdc_fx.rules.resize import resize_rule
 
 _HOMES = {
@@ -52,7 +52,7 @@ _HOMES = {
     "ClusterPlan": "pdc_fx.ir",
     "Tying": "pdc_fx.passes.tie",
     "TrainOptions": "pdc_fx.distill",
-    "rule": "pdc_fx.rules.base",
+    "rule": "pdc_fx.rules.registry",
     "resize_rule": "pdc_fx.rules.resize",
 }
 

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from pdc_fx import trace
 from pdc_fx.ir import ChannelGroups, ClusterPlan, Integers, first_appearance
 from pdc_fx.passes.dependency import Solution, _places, flow_of, solve
 from pdc_fx.rules import Channels
-from pdc_fx.rules.base import FIXED, mix
+from pdc_fx.rules.channels import FIXED, mix
 from pdc_fx.trace import Inputs, Recorder, Recording, function_name, record
+from pdc_fx.trace import recording as recording_module
 
 TOLERANCE = 1e-10  # relative to the largest magnitude in the tensor, or to SMALL where all of it is rounding noise
 SMALL = 1e-4
@@ -37,7 +37,7 @@ def record_values(model: nn.Module, inputs: Inputs) -> tuple[Recording, dict[fx.
             with torch._C.DisableTorchFunction():
                 kept[node] = tensor.detach().clone()
 
-    with patch.object(trace, "Recorder", Keeping):
+    with patch.object(recording_module, "Recorder", Keeping):
         return record(model, inputs), kept
 
 

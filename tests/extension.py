@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pdc_fx.rules import base, resize
+from pdc_fx.rules import literals, registry, resize
 from pdc_fx.trace import LEAVES
 
 
 @contextmanager
 def registry_restored() -> Iterator[None]:
     """Take back what is registered inside."""
-    tables = (base._RULES, base._LITERALS, base._MOVES, LEAVES)
+    tables = (registry._RULES, literals._LITERALS, registry._MOVES, LEAVES)
     before, sizes = [table.copy() for table in tables], list(resize.TABLE)
     try:
         yield

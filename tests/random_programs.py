@@ -27,7 +27,7 @@ from pdc_fx.passes.compare import compare
 from pdc_fx.passes.rewrite import ChannelAddition, describe, merge_channels
 from pdc_fx.passes.tie import Tying
 from pdc_fx.rules import registered
-from pdc_fx.rules.base import rule_for
+from pdc_fx.rules.registry import rule_for
 from pdc_fx.trace import record
 
 SAVED = Path(__file__).with_name("random_programs.json")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import pdc_fx
 from pdc_fx import trace
 from pdc_fx.errors import PdcError
+from pdc_fx.trace.guard import Guard
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),
@@ -181,6 +182,6 @@ def test_the_guard_is_off_while_recorded_functions_run(monkeypatch: pytest.Monke
     import torchvision
 
     seen: list[object] = []
-    monkeypatch.setattr(trace._Guard, "_noticed", lambda self, func, args, kwargs: seen.append(func))
+    monkeypatch.setattr(Guard, "_noticed", lambda self, func, args, kwargs: seen.append(func))
     trace.record(torchvision.models.resnet50().eval(), torch.randn(1, 3, 32, 32))
     assert seen == []

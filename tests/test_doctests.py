@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import pdc_fx
-from pdc_fx.rules import base, resize
+from pdc_fx.rules import registry, resize
+from pdc_fx.trace import LEAVES
 
 FOUND = (info.name for info in pkgutil.walk_packages(pdc_fx.__path__, "pdc_fx."))
 MODULES = ["pdc_fx", *sorted(name for name in FOUND if not name.endswith("__main__"))]
@@ -24,12 +25,12 @@ def test_modules_were_found() -> None:
 @pytest.fixture
 def rules_as_they_were() -> Iterator[None]:
     """Examples may register rules."""
-    registries: list[Any] = [base._RULES, base._MOVES, base.LEAVES, resize.TABLE]
-    copies = [type(registry)(registry) for registry in registries]
+    tables: list[Any] = [registry._RULES, registry._MOVES, LEAVES, resize.TABLE]
+    copies = [type(table)(table) for table in tables]
     yield
-    for registry, copy in zip(registries, copies, strict=True):
-        registry.clear()
-        (registry.extend if isinstance(registry, list) else registry.update)(copy)
+    for table, copy in zip(tables, copies, strict=True):
+        table.clear()
+        (table.extend if isinstance(table, list) else table.update)(copy)
 
 
 @pytest.mark.usefixtures("rules_as_they_were")

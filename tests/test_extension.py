@@ -12,7 +12,8 @@ from samples import Net, between, conv, joined_parts, two
 from torch import Tensor, nn
 
 import pdc_fx
-from pdc_fx.rules import Channels, Declined, Site, Value, base
+from pdc_fx.rules import Channels, Declined, Site, Value, literal, mix
+from pdc_fx.rules.base import Rule
 from pdc_fx.trace import LEAVES, leaf_class, record
 
 
@@ -92,7 +93,7 @@ def projection_rule(site: Site) -> Value:
 def gated_rule(site: Site) -> Value:
     x, other = site.channels(site.argument(0, "x")), site.channels(site.argument(1, "other"))
     site.flow.unify(x.label, other.label, site.module, "meets")
-    both = Channels(x.shape, x.label, base.mix(x.path, other.path, site.key))
+    both = Channels(x.shape, x.label, mix(x.path, other.path, site.key))
     ride(site, x, site.own("inner.scale"), site.own("inner.shift"))
     return [both.then(1), both.then(2)]
 
@@ -253,7 +254,7 @@ def declines(site: Site) -> Value:
         (declines, "is too clever"),
     ],
 )
-def test_a_rule_that_cannot_be_right_freezes(rule: base.Rule, reason: str) -> None:
+def test_a_rule_that_cannot_be_right_freezes(rule: Rule, reason: str) -> None:
     pdc_fx.rule(ScaleShift)(rule)
     pdc_fx.resize_rule(ScaleShift)(resized)
     groups = pdc_fx.analyze(MODULES["scale_shift"][0](), torch.randn(2, 3, 8, 8))
@@ -308,7 +309,7 @@ def test_what_makes_no_sense_for_a_class_is_refused() -> None:
     with pytest.raises(TypeError, match="gather"):
         pdc_fx.rule(ScaleShift, moves=True)
     with pytest.raises(TypeError, match="resize_rule"):
-        base.literal(ScaleShift)
+        literal(ScaleShift)
     with pytest.raises(TypeError, match="subclasses"):
         pdc_fx.resize_rule(3)  # type: ignore[arg-type]
     assert ScaleShift not in LEAVES

@@ -17,7 +17,7 @@ from pdc_fx.passes.compare import compare
 from pdc_fx.passes.rewrite import merge_channels
 from pdc_fx.passes.tie import Tying
 from pdc_fx.rules import registered
-from pdc_fx.rules.base import functions, rule, rule_for
+from pdc_fx.rules.registry import functions, rule, rule_for
 from pdc_fx.trace import record
 
 
@@ -100,9 +100,9 @@ def test_without_channel_addition_the_check_fails(sample: Sample, monkeypatch: p
 
 def test_a_wrong_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Softmax over channels treated as element-wise: the dry run must not pass."""
-    from pdc_fx.rules import base, elementwise
+    from pdc_fx.rules import elementwise, registry
 
-    monkeypatch.setattr(base, "_RULES", dict(base._RULES))
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
     rule("softmax")(elementwise.unary)
     model = between(lambda m, x: x.softmax(1))()
     assert not check(model, torch.randn(2, 3, 8, 8)).passed

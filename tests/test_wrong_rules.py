@@ -26,8 +26,10 @@ from pdc_fx.passes.check import random_halves, randomize_statistics
 from pdc_fx.passes.compare import compare
 from pdc_fx.passes.rewrite import merge_channels
 from pdc_fx.passes.tie import Tying
-from pdc_fx.rules import base
-from pdc_fx.rules.base import Channels, Rule, Site, Value, mix, rule, rule_for
+from pdc_fx.rules import registry
+from pdc_fx.rules.base import Rule, Site, Value
+from pdc_fx.rules.channels import Channels, mix
+from pdc_fx.rules.registry import rule, rule_for
 
 
 def verdict(model: nn.Module, inputs: torch.Tensor, seeds: range = range(3)) -> str:
@@ -237,7 +239,7 @@ def test_a_wrong_rule_is_caught(wrong: Wrong, monkeypatch: pytest.MonkeyPatch) -
     torch.manual_seed(0)
     model = wrong.build()
     assert verdict(copy.deepcopy(model), inputs) in ("passed", "nothing to merge"), "the right rule must not be caught"
-    monkeypatch.setattr(base, "_RULES", dict(base._RULES))
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
     rule(wrong.targets)(wrong.rule)
     if wrong.how == "trial":
         assert verdict(copy.deepcopy(model), inputs) in ("passed", "nothing to merge")

@@ -29,7 +29,7 @@ from pdc_fx.distill.loss import logits_of
 from pdc_fx.errors import InputError
 from pdc_fx.options import Features
 from pdc_fx.rules import elementwise, normalization
-from pdc_fx.rules.base import rule_for
+from pdc_fx.rules.registry import rule_for
 from pdc_fx.trace import Recorder, Recording, record
 
 Shape = tuple[int, ...]

@@ -12,20 +12,10 @@ from pdc_fx.rules import (
     places,
     spatial,
 )
-from pdc_fx.rules.base import (
-    Channels,
-    Declined,
-    Edit,
-    Flow,
-    Site,
-    Value,
-    Weight,
-    apply_rule,
-    literal,
-    mix,
-    registered,
-    rule,
-)
+from pdc_fx.rules.base import Declined, Flow, Site, Value, Weight, apply_rule
+from pdc_fx.rules.channels import Channels, mix
+from pdc_fx.rules.literals import Edit, literal
+from pdc_fx.rules.registry import registered, rule
 from pdc_fx.rules.resize import resize_rule
 
 __all__ = [

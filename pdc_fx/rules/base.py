@@ -1,21 +1,7 @@
-"""How channels flow: the abstract value, the analysis state a rule writes to, and the registry.
+"""What a rule works with: the call it is for, and the analysis state it writes to.
 
-**The abstract value.** For a tensor of shape ``s`` a rule sees :class:`Channels`: two integer tensors ``label`` and ``path`` of
-the rank of ``s``, with size 1 along every axis in which the channel does not vary (``1 x C x 1 x 1`` for a feature map).
-
-- ``label`` says *which* channel lives at a position. Producers mint labels; element-wise operations unify them; data movement
-  is executed on them. ``FIXED`` (-1) marks what is no channel: an input image, a constant.
-- ``path`` says *how* the value there came about: a 64-bit hash of the operations from the producer on. Two positions with
-  equal paths were treated alike. A channel is known by the paths at which each tensor axis meets it, its *signature*:
-  channels of equal signature may replace each other, and the places of one are matched to the places of another by path.
-
-This is why merging is exact for channels of one signature, by induction over the graph: if producers and channel-wise
-parameters agree inside a cluster, then two positions of equal path hold equal values, and a reader may sum their slices.
-What could break the induction makes the path differ: another operation on a part of the channels, a gate that is a different
-channel, another place in a flattened map.
-
-**A rule** is a function from a :class:`Site` (one recorded call) to the abstract value of its result. It says which axis of which
-tensor produces, reads or rides on which channels; analysis, tying and rewriting all follow from that.
+A *rule* is a function from a :class:`Site` (one recorded call) to the abstract value of its result (:mod:`pdc_fx.rules.channels`). It says
+which axis of which tensor produces, reads or rides on which channels; analysis, tying and rewriting all follow from that.
 """
 
 from __future__ import annotations
@@ -30,82 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from pdc_fx.ir import MacSite, Role
-from pdc_fx.trace import LEAVES, Recording, function_name
-
-FIXED = -1
-Shape = tuple[int, ...]
-
-
-def mix(*parts: Tensor | int) -> Tensor:
-    """Hash integers and integer tensors (broadcast) into one int64 tensor; order matters."""
-    result: Tensor | int = 0x1234567
-    for part in parts:
-        mixed = result ^ part
-        if isinstance(mixed, int):  # what an int64 would hold
-            mixed = (mixed * 0x9E3779B97F4A7C1 + 0x7F4A7C15 + 2**63) % 2**64 - 2**63
-            result = mixed ^ (mixed >> 29)
-        else:  # a tensor of our own, so that it may be changed in place
-            mixed.mul_(0x9E3779B97F4A7C1).add_(0x7F4A7C15)
-            result = mixed.bitwise_xor_(mixed >> 29)
-    return torch.as_tensor(result)
-
-
-@dataclass(frozen=True)
-class Channels:
-    """Where the channels of one tensor live.
-
-    Attributes:
-        shape: the tensor's shape on the example inputs.
-        label: int64, of the same rank; size 1 or the full size along each axis.
-        path: int64, same shape as ``label``.
-        same: axes along which the tensor is known to repeat one value (expanded, or zeros made in the forward pass).
-    """
-
-    shape: Shape
-    label: Tensor
-    path: Tensor
-    same: frozenset[int] = frozenset()
-
-    @staticmethod
-    def fixed(shape: Shape, same: Iterable[int] = ()) -> Channels:
-        """No channel at all."""
-        one = torch.full([1] * len(shape), FIXED)
-        return Channels(shape, one, torch.zeros_like(one), frozenset(same))
-
-    @property
-    def varying(self) -> tuple[int, ...]:
-        """The axes along which the channel varies."""
-        return tuple(d for d, size in enumerate(self.label.shape) if size > 1)
-
-    def size(self, dim: int) -> int:
-        """Along how many positions of ``dim`` the value may differ."""
-        return 1 if dim in self.same else self.shape[dim]
-
-    def then(self, key: int | Tensor, shape: Shape | None = None) -> Channels:
-        """The same channels after an operation that treats all positions alike."""
-        same = self.same if shape is None else frozenset[int]()
-        return Channels(self.shape if shape is None else shape, self.label, mix(self.path, key), same)
-
-    def expanded(self, dims: Iterable[int]) -> Channels:
-        """Write the label out along ``dims``; positions that were one now differ in their path."""
-        label, path = self.label, self.path
-        for dim in dims:
-            size = self.shape[dim]
-            if label.shape[dim] == 1 and size != 1:
-                sizes = [-1] * label.dim()
-                sizes[dim] = size
-                index = torch.arange(size).reshape([size if d == dim else 1 for d in range(label.dim())])
-                label, path = label.expand(sizes), mix(path, index)
-        return replace(self, label=label, path=path)
-
-    def collapsed(self) -> Channels:
-        """Shrink axes along which the label turns out not to vary to size 1, hashing their paths together."""
-        label, path = self.label, self.path
-        for dim, size in enumerate(label.shape):
-            if size > 1 and bool((label == label.narrow(dim, 0, 1)).all()):
-                index = torch.arange(size).reshape([size if d == dim else 1 for d in range(label.dim())])
-                label, path = label.narrow(dim, 0, 1), mix(path, index).sum(dim, keepdim=True)
-        return replace(self, label=label, path=path)
+from pdc_fx.rules.channels import FIXED, Channels, Shape, mix
+from pdc_fx.trace import Recording, function_name
 
 
 @dataclass(frozen=True)
@@ -270,7 +182,7 @@ class Site:
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument by position or name, nodes included."""
-        return _argument(self.node, position, name, default)
+        return argument_of(self.node, position, name, default)
 
     @property
     def leaf(self) -> nn.Module:
@@ -436,248 +348,20 @@ class Site:
         self.flow.sites.append(MacSite(weight.name, uses, self.module))
 
 
-@dataclass(frozen=True)
-class Edit:
-    """A call in an fx graph whose written-out sizes must follow the channels that went.
-
-    Attributes:
-        node: the call, to be changed in place.
-        call: the same call as it was recorded, in which numbers that the graph computes have their values.
-        source: the shape of its first argument before.
-        parts: the shapes of its results before, where it gives several.
-        kept_in, kept_out: for each axis of the first argument and of the result a bool mask of the positions that
-            remain, or None where all do.
-    """
-
-    node: fx.Node
-    call: fx.Node
-    source: Shape
-    parts: tuple[Shape, ...]
-    kept_in: tuple[Tensor | None, ...]
-    kept_out: tuple[Tensor | None, ...]
-
-    @property
-    def sizes(self) -> dict[int, int]:
-        """Axis of the result -> its size now, for the axes that carry channels."""
-        return {d: int(mask.sum()) for d, mask in enumerate(self.kept_out) if mask is not None}
-
-    def get(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument as it was: numbers have their values, even those that the graph computes."""
-        return _argument(self.call, position, name, default)
-
-    def set(self, position: int, name: str, value: Any) -> None:
-        """Write an argument out; what is as it was stays computed."""
-        value = _renewed(_argument(self.node, position, name), self.get(position, name), value)
-        if position < len(self.node.args):
-            self.node.update_arg(position, value)
-        else:
-            self.node.update_kwarg(name, value)
-
-
-def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
-
-
-def _renewed(written: Any, was: Any, now: Any) -> Any:
-    """``now``, but as it is written wherever that has not changed.
-
-    >>> _renewed(("computed", 8), (2, 8), (2, 5))
-    ('computed', 5)
-    """
-    sequence = (tuple, list)
-    if isinstance(written, sequence) and isinstance(now, sequence) and len(written) == len(was) == len(now):
-        return type(now)(map(_renewed, written, was, now))
-    return written if was == now else now
-
-
-EditRule = Callable[[Edit], None]
-
-
-@dataclass(frozen=True)
-class Literal:
-    """What a call may have written out.
-
-    Attributes:
-        edit: brings it in line; None for an order that can only be written as a gather.
-        ordered: it is which positions are meant, not only how many: no trial run can show that it fits.
-        concerns: whether a given call has it written out.
-    """
-
-    edit: EditRule | None
-    ordered: bool = False
-    concerns: Callable[[fx.Node], bool] = lambda _: True
-
-
-_LITERALS: dict[Any, Literal] = {}
-
-
-def literal(
-    *targets: Any, ordered: bool = False, concerns: Callable[[fx.Node], bool] = lambda _: True
-) -> Callable[[EditRule], EditRule]:
-    """Register how what functions have written out is edited, see :class:`Literal`; targets as for :func:`rule`, module classes excepted.
-
-    Sizes that a leaf module keeps are its attributes, for which there is :func:`pdc_fx.resize_rule`.
-    """
-    keys = [key for target in targets for key in keys_of(target)]
-    _refuse_classes(keys, "a leaf module has no arguments to edit: its sizes are attributes, see pdc_fx.resize_rule")
-
-    def register(function: EditRule) -> EditRule:
-        _LITERALS.update(dict.fromkeys(keys, Literal(function, ordered, concerns)))
-        return function
-
-    return register
-
-
-def gathered(*names: str) -> None:
-    """Register functions whose order along an axis is written out in a way that only a gather can replace."""
-    for name in names:
-        _LITERALS.update(dict.fromkeys(functions(name), Literal(None, ordered=True)))
-
-
-def literal_of(call: fx.Node) -> Literal | None:
-    """What a recorded call has written out, or None."""
-    found = _LITERALS.get(_key(call.target))
-    return found if found is not None and found.concerns(call) else None
-
-
 class Declined(Exception):
     """Raised by a rule that does not cover a call; the text says why and becomes the reason for freezing it."""
 
 
 Rule = Callable[[Site], Value]
-_RULES: dict[Any, Rule] = {}
-_MOVES: set[Any] = set()
-
-_NAMESPACES = (torch, torch.Tensor, torch.nn.functional, torch._C._nn, torch.special, torch._VF)
 
 
-def functions(names: str) -> list[Any]:
-    """Every torch function known under these names (as ``torch.add``, ``Tensor.add``, ``F.relu`` ...), in-place forms included."""
-    found = []
-    for name in names.split():
-        spelled = (name, f"{name}_", f"__{name}__", f"__i{name}__", f"__r{name}__")
-        matches = [getattr(space, s) for space in _NAMESPACES for s in spelled if callable(getattr(space, s, None))]
-        if not matches:
-            raise LookupError(f"no torch function is called {name!r}")
-        found.extend(matches)
-    return found
+def argument_of(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument of a recorded call by position or name."""
+    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
 
 
-def getter(name: str) -> Any:
-    """The function behind a tensor property, as it is recorded: ``getter("T")``."""
-    return (
-        vars(torch._C.TensorBase)[name].__get__
-        if name in vars(torch._C.TensorBase)
-        else vars(torch.Tensor)[name].__get__
-    )
-
-
-def keys_of(target: Any) -> list[Any]:
-    """What a target stands for in the registry.
-
-    Raises:
-        TypeError: it is something that a recording never holds.
-
-    >>> keys_of("torchvision.roi_align my_library::scale")
-    ['torchvision.roi_align', 'my_library.scale']
-    """
-    if isinstance(target, str):
-        words = [word.replace("::", ".") for word in target.split()]
-        return [key for word in words for key in ([word] if "." in word else functions(word))]
-    if isinstance(target, type) and issubclass(target, nn.Module):
-        if target in (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, fx.GraphModule):
-            raise TypeError(f"{target.__name__} only holds other modules: give the class that computes something")
-        return [target]
-    if isinstance(name := getattr(target, "_qualname", None), str):  # from torch.library.custom_op
-        return [name.replace("::", ".")]
-    hint = {
-        nn.Module: "a module itself is no target: give its class",
-        torch.jit.ScriptFunction: "a TorchScript function is not recorded: give a rule to a module class that calls it",
-    }
-    for kind, text in hint.items():
-        if isinstance(target, kind):
-            raise TypeError(text)
-    if isinstance(target, type) and issubclass(target, torch.autograd.Function):
-        raise TypeError(
-            "an autograd function is not recorded, what it calls is: give a rule to a module class that applies it"
-        )
-    if not callable(target):
-        raise TypeError(f"expected a function, an operator, its name or a module class, and got {target!r}")
-    return [_key(target)]
-
-
-def _key(target: Any) -> Any:
-    """Operators are known by their qualified name, so that the library that has them need not be imported."""
-    if isinstance(target, torch._ops.OpOverload):
-        target = target.overloadpacket
-    return str(target) if isinstance(target, torch._ops.OpOverloadPacket) else target
-
-
-def _refuse_classes(keys: Iterable[Any], why: str) -> None:
-    if any(isinstance(key, type) for key in keys):
-        raise TypeError(why)
-
-
-def rule(*targets: Any, moves: bool = False) -> Callable[[Rule], Rule]:
-    """Register a rule, a function from a :class:`Site` to the abstract value of the result; docs/writing-rules.md shows how.
-
-    Args:
-        targets: what the rule is for, any of
-
-            - a torch function, or a string of names of such (``"relu gelu"``: as ``torch.relu``, ``Tensor.relu``, ``F.relu``, in place),
-            - an operator (``torch.ops.my_library.scale``, one of its overloads, or what ``torch.library.custom_op`` gave) or its
-              qualified name, ``"my_library::scale"``, for which its library need not be there,
-            - a subclass of ``torch.nn.Module``, which then is a *leaf*: its call is recorded as one, and what it does inside is not
-              looked at. A subclass of it that has a ``forward`` of its own is not meant.
-        moves: the function only puts the values of its first argument into other places, whatever they are (it is run on
-            integers to see where), so that it, or a chain of such functions, may be replaced by a gather where its written-out
-            form does not fit the smaller network.
-
-    Raises:
-        TypeError: a target is something that no recording holds.
-        LookupError: torch has no function of this name.
-
-    >>> class Doubled(nn.Module):
-    ...     def forward(self, x):
-    ...         return x * 2
-    >>> @rule(Doubled)
-    ... def doubled(site: Site) -> Value:
-    ...     return site.channels(site.argument(0, "x")).then(site.key)
-    >>> rule_for(Doubled) is doubled
-    True
-    """
-    keys = [key for target in targets for key in keys_of(target)]
-    if moves:
-        _refuse_classes(keys, "a leaf module cannot be replaced by a gather")
-
-    def register(function: Rule) -> Rule:
-        _RULES.update(dict.fromkeys(keys, function))
-        if moves:
-            _MOVES.update(keys)
-        LEAVES.update(key for key in keys if isinstance(key, type))
-        return function
-
-    return register
-
-
-def moves(target: Any) -> bool:
-    """Whether a function only moves the values of its first argument."""
-    return _key(target) in _MOVES
-
-
-def rule_for(target: Any) -> Rule | None:
-    """The rule of a torch function, an operator or a module class, or None."""
-    return _RULES.get(_key(target))
-
-
-def registered() -> dict[Any, Rule]:
-    """A copy of the registry: torch function -> rule."""
-    return dict(_RULES)
-
-
-def apply_rule(site: Site) -> Value:
+def apply_rule(site: Site, rule: Rule | None) -> Value:
     """Run the rule of a call; without one, or where it declines, freeze all that the call touches and say why."""
-    function = rule_for(site.node.target)
     own = site.node.meta.get("own", {})
     value: Value = None
     try:
@@ -685,11 +369,11 @@ def apply_rule(site: Site) -> Value:
             raise Declined(
                 "runs or hands out memory where it cannot be followed (TorchScript, a C++ extension, dlpack)"
             )
-        if function is None:
+        if rule is None:
             raise Declined("has no rule")
         if site.node.meta.get("aliased"):
             raise Declined("changes in place a tensor that other views share")
-        value = function(site)
+        value = rule(site)
         _require_sense(site, value)
         return value
     except Declined as reason:
@@ -721,11 +405,3 @@ def fixed_result(node: fx.Node) -> Value:
     """The abstract value of a result of which nothing is known."""
     shape = node.meta.get("shape")
     return None if shape is None else Channels.fixed(shape)
-
-
-def dims_of(argument: Any, rank: int) -> tuple[int, ...]:
-    """An axis argument (None for all, an integer, or several) as sorted non-negative axes."""
-    if argument is None:
-        return tuple(range(rank))
-    dims: Sequence[int] = [argument] if isinstance(argument, int) else list(argument)
-    return tuple(sorted({d % rank for d in dims})) if rank else ()

@@ -22,8 +22,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from pdc_fx.rules.base import Channels, Declined, Shape, Site, Value, Weight, rule
+from pdc_fx.rules.base import Declined, Site, Value, Weight
+from pdc_fx.rules.channels import Channels, Shape
 from pdc_fx.rules.elementwise import aligned, met
+from pdc_fx.rules.registry import rule
 
 Letters = tuple[Hashable, ...]
 Operand = tuple[Any, Letters]

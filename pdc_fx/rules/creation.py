@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import torch
 
-from pdc_fx.rules.base import Channels, Site, Value, fixed_result, rule
+from pdc_fx.rules.base import Site, Value, fixed_result
+from pdc_fx.rules.channels import Channels
+from pdc_fx.rules.registry import rule
 
 _SEQUENCES = """
 arange range linspace logspace eye tensor as_tensor asarray from_numpy tril_indices triu_indices hann_window hamming_window

@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from pdc_fx.rules.base import Channels, Declined, Shape, Site, Value, Weight, getter, mix, rule
+from pdc_fx.rules.base import Declined, Site, Value, Weight
+from pdc_fx.rules.channels import Channels, Shape, mix
+from pdc_fx.rules.registry import getter, rule
 
 UNARY = """
 relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh sigmoid logsigmoid softplus softsign tanh

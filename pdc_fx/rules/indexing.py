@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pdc_fx.rules.base import Channels, Declined, Site, Value, functions, rule
+from pdc_fx.rules.base import Declined, Site, Value
+from pdc_fx.rules.channels import Channels
 from pdc_fx.rules.elementwise import combine, lifted, met
+from pdc_fx.rules.registry import functions, rule
 
 _TRUTH = functions("eq ne lt le gt ge logical_and logical_or logical_xor logical_not isnan isinf isfinite")
 _BITS = functions("bitwise_and bitwise_or bitwise_xor bitwise_not and or xor invert")

@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pdc_fx.rules.base import Channels, Declined, Edit, Site, Value, Weight, literal, mix, rule
+from pdc_fx.rules.base import Declined, Site, Value, Weight
+from pdc_fx.rules.channels import Channels, mix
+from pdc_fx.rules.literals import Edit, literal
 from pdc_fx.rules.places import in_a_row, spread
+from pdc_fx.rules.registry import rule
 
 
 def _weight(site: Site, positions: int) -> Weight:

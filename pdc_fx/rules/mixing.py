@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pdc_fx.rules.base import Declined, Site, Value, functions, rule
+from pdc_fx.rules.base import Declined, Site, Value
+from pdc_fx.rules.registry import functions, rule
 
 _RANDOM = """
 rand_like randn_like randint_like bernoulli multinomial normal uniform_ exponential_ fractional_max_pool2d fractional_max_pool3d

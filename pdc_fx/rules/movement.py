@@ -17,8 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pdc_fx.rules.base import Channels, Declined, Edit, Shape, Site, Value, gathered, getter, literal, mix, rule
+from pdc_fx.rules.base import Declined, Site, Value
+from pdc_fx.rules.channels import Channels, Shape, mix
 from pdc_fx.rules.indexing import has_tensors, picked, spelled_out
+from pdc_fx.rules.literals import Edit, gathered, literal
+from pdc_fx.rules.registry import getter, rule
 
 
 @rule(operator.getitem)

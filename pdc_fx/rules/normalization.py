@@ -19,7 +19,10 @@ from math import prod
 import torch
 from torch.nn import functional as F
 
-from pdc_fx.rules.base import Channels, Declined, Edit, Site, Value, literal, mix, rule
+from pdc_fx.rules.base import Declined, Site, Value
+from pdc_fx.rules.channels import Channels, mix
+from pdc_fx.rules.literals import Edit, literal
+from pdc_fx.rules.registry import rule
 
 
 def _per_channel(site: Site, entries: list[object]) -> Value:

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pdc_fx.rules.base import FIXED, Channels, Declined, Shape, Site, Value, mix, rule
+from pdc_fx.rules.base import Declined, Site, Value
+from pdc_fx.rules.channels import FIXED, Channels, Shape, mix
 from pdc_fx.rules.elementwise import lifted
+from pdc_fx.rules.registry import rule
 
 
 def spread(site: Site, label: Tensor, path: Tensor, dim: int, places: int) -> tuple[Tensor, Tensor]:

@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import fx
 
-from pdc_fx.rules.base import Channels, Declined, Site, Value, dims_of, functions, rule
+from pdc_fx.rules.base import Declined, Site, Value
+from pdc_fx.rules.channels import Channels
 from pdc_fx.rules.elementwise import combine
 from pdc_fx.rules.normalization import averaged
+from pdc_fx.rules.registry import functions, rule
 
 
 def per_map(site: Site, spatial: int) -> Value:
@@ -63,7 +66,7 @@ def reduction(site: Site) -> Value:
         dim = None
     if dim is not None and not isinstance(dim, (int, tuple, list)):
         raise Declined("has an axis that is not an integer")
-    dims = dims_of(dim, len(x.shape))
+    dims = _dims_of(dim, len(x.shape))
     if not dims:
         raise Declined("runs over all channels at once")
     if set(x.varying) <= set(dims):
@@ -147,3 +150,11 @@ def regions(site: Site) -> Value:
     label, path = site.along(site.channels(site.node.args[0]), 1)
     done = site.laid(label, path, 1, _result_shape(site)).then(site.key)
     return done if "shape" in site.node.meta else [done, done.then(1)]
+
+
+def _dims_of(argument: Any, rank: int) -> tuple[int, ...]:
+    """An axis argument (None for all, an integer, or several) as sorted non-negative axes."""
+    if argument is None:
+        return tuple(range(rank))
+    dims: Sequence[int] = [argument] if isinstance(argument, int) else list(argument)
+    return tuple(sorted({d % rank for d in dims})) if rank else ()

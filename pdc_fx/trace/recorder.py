@@ -25,324 +25,23 @@ and ``meta["own"]``, the nodes of its parameters and buffers by the names they h
 from __future__ import annotations
 
 import operator
-import sys
-import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pdc_fx.errors import TraceError
-
-Inputs = Tensor | tuple[Any, ...]
-
-_OWN_ROOTS = tuple(
-    f"{folder}/"
-    for folder in (Path(torch.__file__).parent, Path(__file__).parent, Path(__file__).parent.parent / "passes")
-)
-
-
-LEAVES: set[type[nn.Module]] = set()
-"""Module classes that are recorded as one call each; a rule for such a class enters it here."""
-
-
-def leaf_class(module: nn.Module) -> type[nn.Module] | None:
-    """The class under which ``module`` is a leaf, or None. A subclass with a forward of its own is another operator."""
-    if LEAVES:
-        for kind in type(module).__mro__:
-            if kind in LEAVES:
-                return kind
-            if "forward" in vars(kind):
-                return None
-    return None
-
-
-@dataclass(frozen=True)
-class Recording:
-    """One forward pass.
-
-    Attributes:
-        graph: torch functions in the order they ran.
-        shapes: shape of every parameter and buffer, by its name in the state dict (shared tensors under their first name).
-        parameters: names of the parameters among them.
-        unreached: modules of whose own parameters none was used.
-        inputs: shape and dtype of the tensors among the example inputs.
-        sized: the tensors of which the model's own code read sizes, and along which axis (None for all of them).
-        output: what the forward pass returned.
-        overlapping: tensors that share memory with others or with themselves -> the reason why they cannot change.
-    """
-
-    graph: fx.Graph
-    shapes: Mapping[str, tuple[int, ...]]
-    parameters: tuple[str, ...]
-    unreached: tuple[str, ...]
-    inputs: tuple[tuple[tuple[int, ...], str], ...]
-    sized: frozenset[tuple[fx.Node, int | None]]
-    output: Any = field(repr=False)
-    overlapping: Mapping[str, str] = field(default_factory=dict)
-
-
-def as_arguments(example_inputs: Inputs) -> tuple[Any, ...]:
-    """``example_inputs`` as a tuple of positional arguments."""
-    return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-
-
-def function_name(target: object) -> str:
-    """The name of a recorded function as a user would write it, e.g. ``torch.nn.functional.relu``."""
-    name = resolve_name(target) if callable(target) else None
-    return name or getattr(target, "__qualname__", None) or repr(target)
-
-
-class _DoublePrecision(TorchFunctionMode):
-    """Reads float32, where a forward pass asks for it by name, as float64."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        def double(value: Any) -> Any:
-            return torch.float64 if value is torch.float32 else value
-
-        named = {key: double(value) for key, value in (kwargs or {}).items()}
-        return (Tensor.double if func is Tensor.float else func)(*map(double, args), **named)
-
-
-@contextmanager
-def own_precision(model: nn.Module) -> Iterator[None]:
-    """Keep a model in double precision in double precision, though its forward pass makes float32 tensors.
-
-    Exactness is measured in float64, on models that were written for float32.
-    """
-    if not any(p.dtype is torch.float64 for p in model.parameters()):
-        yield
-        return
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with _DoublePrecision():
-            yield
-    finally:
-        torch.set_default_dtype(default)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module of ``model`` in eval mode and without gradients, and back as it was afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad(), own_precision(model), _eagerly():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def record(model: nn.Module, example_inputs: Inputs) -> Recording:
-    """Run ``model`` once in eval mode and record what it did.
-
-    Args:
-        model: any module; it is not changed.
-        example_inputs: a tensor, or a tuple of call arguments.
-
-    Raises:
-        TraceError: the model is no module, is scripted, lives on the meta device, or raises on these inputs.
-
-    >>> recording = record(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.zeros(1, 3, 8, 8))
-    >>> [n.name for n in recording.graph.nodes if n.op == "call_function"]
-    ['conv2d', 'relu']
-    """
-    require_usable(model)
-    return _record(model, model, as_arguments(example_inputs))
-
-
-def record_graph_module(
-    module: fx.GraphModule, example_inputs: Inputs, owner: nn.Module
-) -> tuple[Recording, dict[fx.Node, fx.Node]]:
-    """Record an fx graph as it is interpreted; also give, for each of its nodes, the recorded call that made its result.
-
-    Tensors and modules are called by the names they have in ``owner``, the module that was traced. ``meta["changes"]`` of a node of the
-    graph tells whether it changed a tensor in place.
-    """
-    found: dict[fx.Node, fx.Node] = {}
-
-    class Watched(fx.Interpreter):
-        recorder: Recorder
-        running = ""
-
-        def run_node(self, n: fx.Node) -> Any:
-            self.recorder.source, self.running = n.meta.get("source"), n.name
-            before = self.recorder.changes
-            result = super().run_node(n)
-            n.meta["changes"] = self.recorder.changes > before
-            part = result[0] if isinstance(result, (tuple, list)) and result else result
-            if isinstance(part, Tensor) and n.op != "output":
-                node = self.recorder.node_of(part)
-                if part is result or node.target is operator.getitem:
-                    found[n] = node if part is result else node.all_input_nodes[0]
-            return result
-
-    interpreter = Watched(module)
-
-    def run(*args: Any) -> Any:
-        interpreter.recorder = Recorder.active[-1]
-        return interpreter.run(*args)
-
-    try:
-        return _record(owner, run, as_arguments(example_inputs), module), found
-    except TraceError as error:
-        error.node = interpreter.running
-        raise
-
-
-def _record(
-    model: nn.Module, call: Callable[..., Any], args: tuple[Any, ...], program: fx.GraphModule | None = None
-) -> Recording:
-    require_values(args)
-    recorder = Recorder(model)
-    with evaluating(model), recorder.module_paths(model, program), recorder.leaves(model, program), recorder:
-        with recorder.unguarded():
-            mapped = recorder.placeholders(args)
-        try:
-            output = call(*args)
-        except Exception as error:
-            raise TraceError(
-                f"the model raised {type(error).__name__} in its forward pass: {error}",
-                where=_describe_inputs(args),
-                hint=way_out(error),
-                calls=sum(node.op == "call_function" for node in recorder.graph.nodes),
-            ) from error
-        with recorder.unguarded():
-            recorder.finish(output)
-    del mapped
-    shapes = {name: tuple(tensor.shape) for name, tensor in recorder.tensors.items()}
-    parameters = tuple(name for name, tensor in recorder.tensors.items() if isinstance(tensor, nn.Parameter))
-    inputs = tuple(
-        (tuple(a.shape), str(a.dtype).removeprefix("torch.")) for a in tree_leaves(args) if isinstance(a, Tensor)
-    )
-    return Recording(
-        recorder.graph,
-        shapes,
-        parameters,
-        recorder.unreached(),
-        inputs,
-        frozenset(recorder.sized),
-        output,
-        overlapping(recorder.tensors),
-    )
-
-
-@contextmanager
-def _eagerly() -> Iterator[None]:
-    """Run what was compiled with ``torch.compile`` as the Python it was compiled from."""
-    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled, and the import takes a second
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*when there are global hooks on modules")
-        yield
-
-
-def overlapping(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Tensors of which one cannot change without another one, or one entry without another, and why.
-
-    >>> weight = torch.zeros(8, 3)
-    >>> sorted(overlapping({"a": weight, "b": weight[:4], "c": torch.zeros(2), "d": torch.zeros(1).expand(8)}))
-    ['a', 'b', 'd']
-    """
-    found: dict[str, str] = {}
-    by_storage: dict[int, list[tuple[int, int, str]]] = {}
-    for name, tensor in {id(tensor): (name, tensor) for name, tensor in reversed(list(tensors.items()))}.values():
-        pointer = _pointer(tensor)
-        if not pointer or not tensor.numel():
-            continue
-        reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        if reach + 1 < tensor.numel():
-            found[name] = f"several entries of '{name}' are one number in memory (an expanded tensor)"
-        start = int(tensor.storage_offset())
-        by_storage.setdefault(pointer, []).append((start, start + int(reach), name))
-    for spans in by_storage.values():
-        spans.sort()
-        for index, (_, stop, name) in enumerate(spans):
-            for start, _, other in spans[index + 1 :]:
-                if start <= stop:
-                    found.setdefault(other, f"'{other}' shares memory with '{name}', without being the same tensor")
-                    found.setdefault(name, f"'{name}' shares memory with '{other}', without being the same tensor")
-    return found
-
-
-def _pointer(tensor: Tensor) -> int:
-    """Where the memory of a tensor lies; 0 where it has none of its own to look at."""
-    with torch._C.DisableTorchFunction():
-        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            tensor = torch._C._functorch.get_unwrapped(tensor)
-        try:
-            return tensor.untyped_storage().data_ptr()
-        except (NotImplementedError, RuntimeError):  # sparse, opaque and fake tensors
-            return 0
-
-
-def way_out(error: Exception) -> str:
-    """What to look at where a forward pass raised ``error``."""
-    if isinstance(error, TypeError) and "argument" in str(error):
-        return "example_inputs is one tensor, or a tuple with every argument of forward()"
-    return "check the shape and dtype of the example inputs (--input on the command line)"
-
-
-def _describe_inputs(args: tuple[Any, ...]) -> str:
-    return ", ".join(f"{tuple(a.shape)} {a.dtype}" if isinstance(a, Tensor) else type(a).__name__ for a in args)
-
-
-def require_usable(model: object) -> None:
-    """Raise :class:`TraceError` for what is no module that can run here and be changed; the message says what to pass instead."""
-    if not isinstance(model, nn.Module):
-        hint = "make an instance of it" if isinstance(model, type) else "pass the module itself"
-        name = model.__name__ if isinstance(model, type) else type(model).__name__
-        raise TraceError(f"expected a torch.nn.Module, got {name}", hint=hint)
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TraceError("a TorchScript module cannot be analysed", hint="pass the module it was scripted from")
-    if isinstance(model, fx.GraphModule) and "eval" in vars(model):  # torch.export forbids it there
-        raise TraceError("a program from torch.export cannot be analysed", hint="pass the module it was exported from")
-    for name, module in model.named_modules():
-        if ".nn.quantized" in type(module).__module__ or ".nn.intrinsic.quantized" in type(module).__module__:
-            raise TraceError(
-                "a quantized model cannot be analysed: its weights are packed",
-                where=f"'{name}': {type(module).__name__}",
-                hint="compress the float model, then quantize the result",
-            )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if nn.parameter.is_lazy(tensor):
-            raise TraceError(
-                "the model is lazy: it takes its shapes from the first input",
-                where=f"'{name}'",
-                hint="call it once, then load its weights",
-            )
-        if tensor.is_meta:
-            raise TraceError(
-                "the model's tensors are on the meta device and hold no values",
-                where=f"'{name}'",
-                hint="use model.to_empty(...) and load weights",
-            )
-
-
-def require_values(args: tuple[Any, ...]) -> None:
-    """Raise :class:`TraceError` for example inputs that hold no numbers."""
-    tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
-    lacking = any(t.is_meta for t in tensors)
-    if lacking or (tensors and not any(t.numel() for t in tensors)):
-        raise TraceError(
-            "an example input is on the meta device and holds no values" if lacking else "the example input is empty",
-            where=_describe_inputs(args),
-            hint="give a tensor as in use, torch.randn(...) say",
-        )
-
+from pdc_fx.trace.frames import user_frame
+from pdc_fx.trace.guard import Guard
+from pdc_fx.trace.storage import pointer_of
+from pdc_fx.trace.targets import leaf_class, memory_of
 
 # Functions that read a tensor's type and sizes, never its values: they need no node.
 _METHODS = """
@@ -366,47 +65,6 @@ _LENDING: set[Any] = {
     for name in ("data_ptr", "untyped_storage", "storage", "numpy", "__array__", "__dlpack__")
     if hasattr(Tensor, name)
 }
-
-
-class _Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notices operators that run while no recorded function does."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.recorder = recorder
-        self.paused = False
-        self.given: list[Tensor] = []  # what the call that runs may read
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        with torch._C.DisableTorchFunction():  # this call of it is not the model's
-            return self._noticed(func, args, kwargs)
-
-    def _noticed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.paused or getattr(func, "namespace", "") == "prim":
-            return func(*args, **kwargs)
-        self.recorder.bypassed(func, [t for t in _tensors((args, kwargs)) if not any(t is own for own in self.given)])
-        result = func(*args, **kwargs)
-        written = [t for t in _written(func, args, kwargs) if not any(t is own for own in self.given)]
-        for tensor in written:
-            self.recorder.forget(tensor)
-        return result
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The arguments that an operator changes, by its schema."""
-    arguments = getattr(getattr(func, "_schema", None), "arguments", ())
-    changed = [
-        args[index] if index < len(args) else kwargs.get(argument.name)
-        for index, argument in enumerate(arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
-    return _tensors(changed)
-
 
 _PLAIN = (
     type(None),
@@ -436,7 +94,7 @@ class Recorder(TorchFunctionMode):
         self.sized: set[tuple[fx.Node, int | None]] = set()
         self.source: str | None = None  # of what runs, where the frames do not tell
         self._model = model
-        self._guard = _Guard(self) if self.guarded else None
+        self._guard = Guard(self) if self.guarded else None
         self._inside_leaf = False
         self.changes = 0
         self._nodes: Any = WeakIdKeyDictionary()
@@ -686,15 +344,15 @@ class Recorder(TorchFunctionMode):
         self._remember(tensor)
 
     def _remember(self, tensor: Tensor) -> None:
-        if pointer := _pointer(tensor):
+        if pointer := pointer_of(tensor):
             self._storages.setdefault(pointer, []).append(weakref.ref(tensor))
 
     def _sharing(self, tensor: Tensor) -> list[Tensor]:
         """The known tensors in the memory of ``tensor``."""
-        pointer = _pointer(tensor)
+        pointer = pointer_of(tensor)
         alive = {id(t): t for ref in self._storages.get(pointer, ()) if (t := ref()) is not None}
         self._storages[pointer] = [weakref.ref(t) for t in alive.values()]
-        return [t for t in alive.values() if _pointer(t) == pointer]
+        return [t for t in alive.values() if pointer_of(t) == pointer]
 
     def _aliases(self, changed: Tensor) -> list[fx.Node]:
         return list(
@@ -720,10 +378,6 @@ class Recorder(TorchFunctionMode):
         return value if isinstance(value, _PLAIN) else repr(value)
 
 
-def memory_of(*tensors: Tensor) -> None:
-    """Stands in a recording for whatever made a tensor in the memory of known ones unseen: dlpack, a view, ``torch.vmap``."""
-
-
 def _output_leaves(output: Any) -> list[Any]:
     """The leaves of an output, also of objects that hold tensors as attributes."""
     leaves: list[Any] = []
@@ -738,15 +392,3 @@ def _output_leaves(output: Any) -> list[Any]:
 def _version(tensor: Tensor) -> int:
     """A counter that every in-place change raises."""
     return -1 if tensor.is_inference() else tensor._version
-
-
-def user_frame() -> str:
-    """File and line of the innermost frame outside torch and pdc-fx, as the end of its path: ``torchvision/models/resnet.py:92``.
-
-    That tells a person enough, is the same on every machine, and fits a line of a terminal.
-    """
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN_ROOTS):
-        frame = frame.f_back
-    path = frame.f_code.co_filename.replace("\\", "/").strip("/")
-    return f"{'/'.join(path.split('/')[-3:])}:{frame.f_lineno}"

@@ -1,0 +1,30 @@
+"""Module and example inputs -> :class:`Recording`: one real forward pass as a ``torch.fx`` graph of torch functions."""
+
+from __future__ import annotations
+
+from pdc_fx.trace.forward import Inputs, as_arguments, evaluating, own_precision, way_out
+from pdc_fx.trace.frames import user_frame
+from pdc_fx.trace.preconditions import require_usable, require_values
+from pdc_fx.trace.recorder import Recorder
+from pdc_fx.trace.recording import Recording, record, record_graph_module
+from pdc_fx.trace.storage import overlapping
+from pdc_fx.trace.targets import LEAVES, function_name, leaf_class
+
+__all__ = [
+    "LEAVES",
+    "Inputs",
+    "Recorder",
+    "Recording",
+    "as_arguments",
+    "evaluating",
+    "function_name",
+    "leaf_class",
+    "overlapping",
+    "own_precision",
+    "record",
+    "record_graph_module",
+    "require_usable",
+    "require_values",
+    "user_frame",
+    "way_out",
+]

@@ -1,0 +1,23 @@
+"""Which line of the model's own code is running."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+_PACKAGE = Path(__file__).parent.parent
+_OWN_ROOTS = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, _PACKAGE, _PACKAGE.parent / "passes"))
+
+
+def user_frame() -> str:
+    """File and line of the innermost frame outside torch and pdc-fx, as the end of its path: ``torchvision/models/resnet.py:92``.
+
+    That tells a person enough, is the same on every machine, and fits a line of a terminal.
+    """
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN_ROOTS):
+        frame = frame.f_back
+    path = frame.f_code.co_filename.replace("\\", "/").strip("/")
+    return f"{'/'.join(path.split('/')[-3:])}:{frame.f_lineno}"

@@ -1,0 +1,137 @@
+"""One forward pass as a frozen record: of a module, or of a symbolic graph as it is interpreted."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from pdc_fx.errors import TraceError
+from pdc_fx.trace.forward import Inputs, as_arguments, described, evaluating, way_out
+from pdc_fx.trace.preconditions import require_usable, require_values
+from pdc_fx.trace.recorder import Recorder
+from pdc_fx.trace.storage import overlapping
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One forward pass.
+
+    Attributes:
+        graph: torch functions in the order they ran.
+        shapes: shape of every parameter and buffer, by its name in the state dict (shared tensors under their first name).
+        parameters: names of the parameters among them.
+        unreached: modules of whose own parameters none was used.
+        inputs: shape and dtype of the tensors among the example inputs.
+        sized: the tensors of which the model's own code read sizes, and along which axis (None for all of them).
+        output: what the forward pass returned.
+        overlapping: tensors that share memory with others or with themselves -> the reason why they cannot change.
+    """
+
+    graph: fx.Graph
+    shapes: Mapping[str, tuple[int, ...]]
+    parameters: tuple[str, ...]
+    unreached: tuple[str, ...]
+    inputs: tuple[tuple[tuple[int, ...], str], ...]
+    sized: frozenset[tuple[fx.Node, int | None]]
+    output: Any = field(repr=False)
+    overlapping: Mapping[str, str] = field(default_factory=dict)
+
+
+def record(model: nn.Module, example_inputs: Inputs) -> Recording:
+    """Run ``model`` once in eval mode and record what it did.
+
+    Args:
+        model: any module; it is not changed.
+        example_inputs: a tensor, or a tuple of call arguments.
+
+    Raises:
+        TraceError: the model is no module, is scripted, lives on the meta device, or raises on these inputs.
+
+    >>> import torch
+    >>> recording = record(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.zeros(1, 3, 8, 8))
+    >>> [n.name for n in recording.graph.nodes if n.op == "call_function"]
+    ['conv2d', 'relu']
+    """
+    require_usable(model)
+    return _record(model, model, as_arguments(example_inputs))
+
+
+def record_graph_module(
+    module: fx.GraphModule, example_inputs: Inputs, owner: nn.Module
+) -> tuple[Recording, dict[fx.Node, fx.Node]]:
+    """Record an fx graph as it is interpreted; also give, for each of its nodes, the recorded call that made its result.
+
+    Tensors and modules are called by the names they have in ``owner``, the module that was traced. ``meta["changes"]`` of a node of the
+    graph tells whether it changed a tensor in place.
+    """
+    found: dict[fx.Node, fx.Node] = {}
+
+    class Watched(fx.Interpreter):
+        recorder: Recorder
+        running = ""
+
+        def run_node(self, n: fx.Node) -> Any:
+            self.recorder.source, self.running = n.meta.get("source"), n.name
+            before = self.recorder.changes
+            result = super().run_node(n)
+            n.meta["changes"] = self.recorder.changes > before
+            part = result[0] if isinstance(result, (tuple, list)) and result else result
+            if isinstance(part, Tensor) and n.op != "output":
+                node = self.recorder.node_of(part)
+                if part is result or node.target is operator.getitem:
+                    found[n] = node if part is result else node.all_input_nodes[0]
+            return result
+
+    interpreter = Watched(module)
+
+    def run(*args: Any) -> Any:
+        interpreter.recorder = Recorder.active[-1]
+        return interpreter.run(*args)
+
+    try:
+        return _record(owner, run, as_arguments(example_inputs), module), found
+    except TraceError as error:
+        error.node = interpreter.running
+        raise
+
+
+def _record(
+    model: nn.Module, call: Callable[..., Any], args: tuple[Any, ...], program: fx.GraphModule | None = None
+) -> Recording:
+    require_values(args)
+    recorder = Recorder(model)
+    with evaluating(model), recorder.module_paths(model, program), recorder.leaves(model, program), recorder:
+        with recorder.unguarded():
+            mapped = recorder.placeholders(args)
+        try:
+            output = call(*args)
+        except Exception as error:
+            raise TraceError(
+                f"the model raised {type(error).__name__} in its forward pass: {error}",
+                where=described(args),
+                hint=way_out(error),
+                calls=sum(node.op == "call_function" for node in recorder.graph.nodes),
+            ) from error
+        with recorder.unguarded():
+            recorder.finish(output)
+    del mapped
+    shapes = {name: tuple(tensor.shape) for name, tensor in recorder.tensors.items()}
+    parameters = tuple(name for name, tensor in recorder.tensors.items() if isinstance(tensor, nn.Parameter))
+    inputs = tuple(
+        (tuple(a.shape), str(a.dtype).removeprefix("torch.")) for a in tree_leaves(args) if isinstance(a, Tensor)
+    )
+    return Recording(
+        recorder.graph,
+        shapes,
+        parameters,
+        recorder.unreached(),
+        inputs,
+        frozenset(recorder.sized),
+        output,
+        overlapping(recorder.tensors),
+    )

@@ -1,0 +1,47 @@
+"""Where the memory of tensors lies, and which of them share it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def overlapping(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Tensors of which one cannot change without another one, or one entry without another, and why.
+
+    >>> weight = torch.zeros(8, 3)
+    >>> sorted(overlapping({"a": weight, "b": weight[:4], "c": torch.zeros(2), "d": torch.zeros(1).expand(8)}))
+    ['a', 'b', 'd']
+    """
+    found: dict[str, str] = {}
+    by_storage: dict[int, list[tuple[int, int, str]]] = {}
+    for name, tensor in {id(tensor): (name, tensor) for name, tensor in reversed(list(tensors.items()))}.values():
+        pointer = pointer_of(tensor)
+        if not pointer or not tensor.numel():
+            continue
+        reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if reach + 1 < tensor.numel():
+            found[name] = f"several entries of '{name}' are one number in memory (an expanded tensor)"
+        start = int(tensor.storage_offset())
+        by_storage.setdefault(pointer, []).append((start, start + int(reach), name))
+    for spans in by_storage.values():
+        spans.sort()
+        for index, (_, stop, name) in enumerate(spans):
+            for start, _, other in spans[index + 1 :]:
+                if start <= stop:
+                    found.setdefault(other, f"'{other}' shares memory with '{name}', without being the same tensor")
+                    found.setdefault(name, f"'{name}' shares memory with '{other}', without being the same tensor")
+    return found
+
+
+def pointer_of(tensor: Tensor) -> int:
+    """Where the memory of a tensor lies; 0 where it has none of its own to look at."""
+    with torch._C.DisableTorchFunction():
+        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+        try:
+            return tensor.untyped_storage().data_ptr()
+        except (NotImplementedError, RuntimeError):  # sparse, opaque and fake tensors
+            return 0
