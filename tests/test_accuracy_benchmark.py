@@ -20,8 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def bench() -> ModuleType:
     return importlib.import_module("accuracy")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,11 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[ModuleType]:
-    folder = str(ROOT / "benchmarks")
-    sys.path.insert(0, folder)
-    yield importlib.import_module("mutations")  # under its name, by which its processes find it
-    sys.path.remove(folder)
+def bench() -> ModuleType:
+    return importlib.import_module("mutations")
 
 
 def test_the_table_fits_the_sources(bench: ModuleType) -> None:

@@ -118,3 +118,16 @@ def test_an_unknown_operator_is_named_with_its_source_line() -> None:
 def test_misspelt_rule_names_are_refused() -> None:
     with pytest.raises(LookupError, match="no torch function"):
         functions("relu no_such_function")
+
+
+def test_a_reason_names_the_line_of_the_model_or_of_the_layer() -> None:
+    """Never that of whoever called us, which is the innermost outside of torch where a model is made of torch's layers alone."""
+
+    class Cumulative(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.cumsum(1)
+
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Softmax(1), nn.Conv2d(8, 4, 3), Cumulative())
+    reasons = [f.reason for f in analyze(layers, torch.zeros(1, 3, 8, 8)).frozen]
+    assert any("softmax" in reason and "nn/modules/activation.py:" in reason for reason in reasons)
+    assert any("cumsum" in reason and "tests/test_rules.py:" in reason for reason in reasons)

@@ -11,13 +11,22 @@ _PACKAGE = Path(__file__).parent.parent
 _OWN_ROOTS = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, _PACKAGE, _PACKAGE.parent / "passes"))
 
 
+_LAYERS = f"{Path(torch.nn.modules.__file__).parent}/"
+
+
 def user_frame() -> str:
     """File and line of the innermost frame outside torch and pdc-fx, as the end of its path: ``torchvision/models/resnet.py:92``.
 
-    That tells a person enough, is the same on every machine, and fits a line of a terminal.
+    That tells a person enough, is the same on every machine, and fits a line of a terminal. Where the model is made of torch's own
+    layers alone, it is the line of the layer.
     """
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN_ROOTS):
+    frame, layer = sys._getframe(2), None
+    while frame.f_back is not None and (file := frame.f_code.co_filename).startswith(_OWN_ROOTS):
+        if layer is None and file.startswith(_LAYERS) and frame.f_code.co_name == "forward":
+            layer = frame
+        if layer is not None and not file.startswith(_OWN_ROOTS[0]):  # pdc-fx: further out is who called it
+            frame = layer
+            break
         frame = frame.f_back
     path = frame.f_code.co_filename.replace("\\", "/").strip("/")
     return f"{'/'.join(path.split('/')[-3:])}:{frame.f_lineno}"

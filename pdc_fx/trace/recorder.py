@@ -339,7 +339,6 @@ class Recorder(TorchFunctionMode):
 
     def _bind(self, tensor: Tensor, node: fx.Node) -> None:
         node.meta["shape"] = tuple(tensor.shape)
-        node.meta["floating"] = tensor.is_floating_point()
         self._nodes[tensor] = node
         self._remember(tensor)
 
