@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import FrameType
 
 import torch
 
 _PACKAGE = Path(__file__).parent.parent
-_OWN_ROOTS = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, _PACKAGE, _PACKAGE.parent / "passes"))
-
-
-_LAYERS = f"{Path(torch.nn.modules.__file__).parent}/"
+_TORCH, *_OURS = (f"{folder}/" for folder in (Path(torch.__file__).parent, _PACKAGE, _PACKAGE.parent / "passes"))
+_LAYERS = f"{_TORCH}nn/modules/"
 
 
 def user_frame() -> str:
@@ -20,11 +19,12 @@ def user_frame() -> str:
     That tells a person enough, is the same on every machine, and fits a line of a terminal. Where the model is made of torch's own
     layers alone, it is the line of the layer.
     """
-    frame, layer = sys._getframe(2), None
-    while frame.f_back is not None and (file := frame.f_code.co_filename).startswith(_OWN_ROOTS):
+    frame = sys._getframe(2)
+    layer: FrameType | None = None
+    while frame.f_back is not None and (file := frame.f_code.co_filename).startswith((_TORCH, *_OURS)):
         if layer is None and file.startswith(_LAYERS) and frame.f_code.co_name == "forward":
             layer = frame
-        if layer is not None and not file.startswith(_OWN_ROOTS[0]):  # pdc-fx: further out is who called it
+        if layer is not None and file.startswith(tuple(_OURS)):  # further out is who called us
             frame = layer
             break
         frame = frame.f_back
