@@ -12,6 +12,7 @@ import pytest
 import torch
 from samples import conv
 from torch import Tensor, nn
+from zoo_other import EarlyExit
 
 import pdc_fx
 from pdc_fx.errors import InputError, TraceError
@@ -254,6 +255,11 @@ def test_a_model_that_chooses_by_values_is_refused(value: Callable[[nn.Module, T
 @pytest.mark.parametrize("value", [lambda self, _: self.limit < 0, lambda *_: True])
 def test_parts_that_no_value_of_the_image_decides_about_are_only_named(value: Callable[..., object]) -> None:
     assert pdc_fx.analyze(Chooses(value), X).unreached == ("dark", "aux")
+
+
+def test_an_early_exit_that_is_taken_is_refused() -> None:
+    with pytest.raises(TraceError, match=r"'second.conv', .* did not run"):
+        pdc_fx.analyze(EarlyExit(0.0), X)
 
 
 def test_a_model_that_reads_values_and_runs_whole_is_taken() -> None:

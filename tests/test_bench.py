@@ -449,7 +449,7 @@ def test_bench_in_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert words in result.stdout
     plain = run("bench", folder / "dense.onnx", folder / "dense.onnx", *QUICK, "-b", 1)
     assert plain.exit_code == 0, plain.stderr
-    assert "-" in plain.stdout.splitlines()[-2].split()  # no efficiency without MACs
+    assert any("-" in line.split() for line in plain.stdout.splitlines())  # no efficiency without MACs
 
 
 def copy_of(folder: Path, target: Path, change: Callable[[Path], object]) -> Path:

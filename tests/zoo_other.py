@@ -318,7 +318,6 @@ OTHER = (
     Entry("temporal_shift", lambda: TemporalShift(4), ((8, 3, 8, 8),), 0),
     Entry("conv_lstm", ConvLSTM, ((2, 1, 16, 12),), 6, True),
     Entry("functional", Functional, merges=8, keeps_class=True),
-    Entry("early_exit_taken", lambda: EarlyExit(0.0), merges=8, keeps_class=True),
     Entry("early_exit_not_taken", lambda: EarlyExit(1.0), merges=20, keeps_class=True),
     Entry("coordinates", CoordConv, merges=16, keeps_class=True),
     Entry("spatial_transformer", SpatialTransformer, merges=8, keeps_class=True),

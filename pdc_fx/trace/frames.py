@@ -21,12 +21,12 @@ def user_frame() -> str:
     """
     frame = sys._getframe(2)
     layer: FrameType | None = None
-    while frame.f_back is not None and (file := frame.f_code.co_filename).startswith((_TORCH, *_OURS)):
+    while (outer := frame.f_back) is not None and (file := frame.f_code.co_filename).startswith((_TORCH, *_OURS)):
         if layer is None and file.startswith(_LAYERS) and frame.f_code.co_name == "forward":
             layer = frame
         if layer is not None and file.startswith(tuple(_OURS)):  # further out is who called us
             frame = layer
             break
-        frame = frame.f_back
+        frame = outer
     path = frame.f_code.co_filename.replace("\\", "/").strip("/")
     return f"{'/'.join(path.split('/')[-3:])}:{frame.f_lineno}"
