@@ -160,9 +160,8 @@ def run(name: str, model: str, reduction: float, options: TrainOptions, data_spe
     """One row."""
     arm = ARMS[name]
     torch.set_num_threads(1)
-    loaded = build_model(
-        f"{ROOT / 'examples' / 'cifar_resnet.py'}:{model}", weights=SHARED / "weights" / f"{model}-cifar10.safetensors"
-    )
+    weights = SHARED / "weights" / f"{model}-cifar10.safetensors"
+    loaded = build_model(f"{ROOT / 'examples' / 'cifar_resnet.py'}:{model}", weights=weights)
     data, held_out = open_data(data_spec).hold_out(HELD_OUT)
     task = Task(loaded.model, data, torch.zeros(1, *data.image_shape), reduction)
     started = time.perf_counter()
@@ -171,7 +170,9 @@ def run(name: str, model: str, reduction: float, options: TrainOptions, data_spe
     directory.mkdir(parents=True, exist_ok=True)
     teacher = copy.deepcopy(task.model)
     if options.features == "none":
-        teacher = Remembered(teacher, directory.parent / f"{model}-teacher")
+        teacher = Remembered(
+            teacher, directory.parent / f"teacher-{hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}"
+        )
     training = TiedTraining(student, teacher, clusters, data, held_out, options, arm.mode, directory)
     final, metrics = training.run(resume=True)
     seconds = time.perf_counter() - started

@@ -22,7 +22,7 @@ def net():
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def gpu() -> ModuleType:
     return importlib.import_module("gpu")
 
 
