@@ -226,27 +226,26 @@ def test_a_model_that_cannot_be_copied_is_named() -> None:
 
 
 class Chooses(nn.Module):
-    """Decides by what ``value`` makes of the image; ``train_only`` is a head that eval mode never reaches."""
+    """Decides by what ``value`` makes of the image whether ``bright`` or ``dark`` runs."""
 
-    def __init__(self, value: Callable[[nn.Module, Tensor], object], *, train_only: bool = False) -> None:
+    def __init__(self, value: Callable[[nn.Module, Tensor], object], dark: nn.Module | None = None) -> None:
         super().__init__()
         self.stem, self.bright, self.head = conv(3, 8), conv(8, 8), conv(8, 4)
-        self.dark = nn.Identity() if train_only else conv(8, 8)
-        self.aux = conv(8, 4)
+        self.dark = dark or conv(8, 8)
         self.register_buffer("limit", torch.tensor(-100.0))
-        self.value, self.train_only = value, train_only
+        self.value = value
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         x = self.bright(x) if self.value(self, x) else self.dark(x)
-        return self.head(x) if self.train_only or not self.training else self.aux(x)  # type: ignore[no-any-return]
+        return self.head(x)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
     "value", [lambda _, x: x.mean() > -100, lambda _, x: x.mean().item() > -100, lambda _, x: int(x.sum()) > -1e6]
 )
 def test_a_model_that_chooses_by_values_is_refused(value: Callable[[nn.Module, Tensor], object]) -> None:
-    with pytest.raises(TraceError, match=r"'dark', 'aux' did not run") as caught:
+    with pytest.raises(TraceError, match=r"'dark' did not run") as caught:
         pdc_fx.analyze(Chooses(value), X)
     assert "test_bad_models.py" in caught.value.where
     assert "torch.where" in caught.value.hint
@@ -254,7 +253,7 @@ def test_a_model_that_chooses_by_values_is_refused(value: Callable[[nn.Module, T
 
 @pytest.mark.parametrize("value", [lambda self, _: self.limit < 0, lambda *_: True])
 def test_parts_that_no_value_of_the_image_decides_about_are_only_named(value: Callable[..., object]) -> None:
-    assert pdc_fx.analyze(Chooses(value), X).unreached == ("dark", "aux")
+    assert pdc_fx.analyze(Chooses(value), X).unreached == ("dark",)
 
 
 def test_an_early_exit_that_is_taken_is_refused() -> None:
@@ -263,9 +262,7 @@ def test_an_early_exit_that_is_taken_is_refused() -> None:
 
 
 def test_a_model_that_reads_values_and_runs_whole_is_taken() -> None:
-    model = Chooses(lambda _, x: x.mean() > -100, train_only=True)
-    model.aux = nn.Identity()
-    assert pdc_fx.analyze(model, X).groups
+    assert pdc_fx.analyze(Chooses(lambda _, x: x.mean() > -100, nn.Identity()), X).groups
 
 
 def test_a_model_without_parameters_has_nothing_to_merge() -> None:
