@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from data_files import different_sizes
 from torch import nn
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 import pdc_fx
 from pdc_fx.cli import app
 from pdc_fx.cli.panels import PANELS
+from pdc_fx.data import open_data
 from pdc_fx.errors import InputError
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
@@ -53,15 +56,15 @@ def test_help_at_80_columns_names_every_option_in_full(monkeypatch: pytest.Monke
 SILENT = """
 from torch import nn
 
-def net():
-    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+def net(num_classes=10):
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, num_classes))
 """
 
 
-def compress(tmp_path: Path, *options: str) -> tuple[int, str]:
+def compress(tmp_path: Path, *options: str, data: str = "digits") -> tuple[int, str]:
     """``compress`` of a model that does not say what its input is, without training, and what it printed."""
     (tmp_path / "net.py").write_text(SILENT)
-    fixed = ["--data", "digits", "--flops-reduction", "0.5", "--epochs", "0", "--start", "calibrate"]
+    fixed = ["--data", data, "--flops-reduction", "0.5", "--epochs", "0", "--start", "calibrate"]
     done = CliRunner().invoke(
         app, ["compress", f"{tmp_path / 'net.py'}:net", *fixed, "-o", str(tmp_path / "out"), *options]
     )
@@ -73,6 +76,30 @@ def test_where_nobody_says_the_shape_of_the_input_the_images_do(tmp_path: Path) 
     assert code == 0, output
     recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
     assert (recipe["mean"], recipe["std"]) == ([0.25], [0.5])
+
+
+def test_where_nobody_says_it_the_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def counted(spec: str, **options: Any) -> Any:
+        opened.append(spec)
+        return open_data(spec, **options)
+
+    monkeypatch.setattr(pdc_fx.data, "open_data", counted)
+    assert compress(tmp_path)[0] == 0
+    assert opened == ["digits"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_colour_images_for_a_grey_model_are_spoken_of(kind: str, tmp_path: Path) -> None:
+    data = different_sizes(tmp_path, kind)
+    assert open_data(data, input_shape=(1, 8, 8)).train.stored_shape == (3, 20, 24)
+    code, output = compress(
+        tmp_path, "--input", "1x1x8x8", "--num-classes", "2", "--calibration-images", "8", data=data
+    )
+    assert code == 0, output
+    assert "images: colour ones are made grey, as the model's input is" in output
+    assert "images:" not in compress(tmp_path, "--overwrite")[1]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ import typer
 from pdc_fx.cli.bench import bench
 from pdc_fx.cli.check import check
 from pdc_fx.cli.config import Config
-from pdc_fx.cli.deploy import export, fitted, onnx_accuracy, verify
+from pdc_fx.cli.deploy import export, onnx_accuracy, open_images, verify
 from pdc_fx.cli.inspect import inspect
 from pdc_fx.cli.options import (
     Classes,
@@ -217,16 +218,18 @@ def compress(
     chosen_provider = choose(provider) if provider == "auto" else provider  # one that is not here may be planned for
     if teacher_weights is not None and teacher_model is None:
         teacher_model = model
-    loaded, example = open_image_model(
-        model, weights, num_classes, input, lambda: open_data(data, download=download).image_shape
-    )
+    opened = cache(lambda: open_data(data, download=download))
+    loaded, example = open_image_model(model, weights, num_classes, input, lambda: opened().image_shape)
     teacher = (
         build_model(teacher_model, weights=teacher_weights, num_classes=num_classes).model if teacher_model else None
     )
     shape = tuple(example.shape[1:])
     if len(shape) != 3:
         raise InputError("training needs a model of images", where=f"input {tuple(example.shape)}")
-    images = open_data(data, input_shape=fitted(data, shape), download=download)
+    seen = (
+        opened.cache_info().currsize and opened().train.in_memory
+    )  # and so all of one shape, which is the model's input
+    images = opened() if seen else open_images(data, shape, download=download)
     normalization = _normalization(mean, std) or loaded.normalization
     if normalization:
         images = images.with_normalization(*normalization)

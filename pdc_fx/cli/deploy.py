@@ -221,18 +221,26 @@ def _accuracies(
     spec: str, recipe: dict[str, Any], compact: Any, shape: tuple[int, ...], onnx: Path, provider: str
 ) -> dict[str, float]:
     """Top-1 on the test images, in PyTorch and in ONNX Runtime."""
-    from pdc_fx.data import open_data
     from pdc_fx.distill import accuracy
 
-    images = open_data(spec, input_shape=fitted(spec, shape))
+    images = open_images(spec, shape)
     if recipe.get("mean"):
         images = images.with_normalization(recipe["mean"], recipe["std"])
     return {"compact": accuracy(compact, images.test, images), "onnx": onnx_accuracy(images, provider)(onnx)}
 
 
-def fitted(spec: str, shape: tuple[int, ...]) -> Any:
-    """The shape that images are brought to where a set may hold several."""
-    return shape if spec.startswith(("folder:", "parquet:")) else None
+def open_images(spec: str, shape: tuple[int, ...], *, download: bool = False) -> Any:
+    """Data, its images brought to the shape of the model's input where a set may hold several; says where colours are lost or made up."""
+    from pdc_fx.cli.render import err
+    from pdc_fx.data import open_data
+
+    several = spec.startswith(("folder:", "parquet:"))
+    images = open_data(spec, input_shape=shape if several else None, download=download)  # type: ignore[arg-type]
+    stored, channels = images.train.stored_shape[0], images.image_shape[0]
+    if stored != channels:
+        kinds = {1: "grey", 3: "colour"}
+        err.print(f"images: {kinds[stored]} ones are made {kinds[channels]}, as the model's input is", markup=False)
+    return images
 
 
 def onnx_accuracy(images: Any, provider: str = "cpu") -> Callable[[Path], float]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pdc_fx.data.augment import Shape, default_augmentation
-from pdc_fx.data.decode import SHAPE_HINT, channels_of, guarded
+from pdc_fx.data.decode import SHAPE_HINT
 from pdc_fx.data.images import ImageData, ImageSet
-from pdc_fx.data.stores import ImageSource, InMemoryStore, LazyStore, PixelSource
+from pdc_fx.data.stores import ImageSource, InMemoryStore, LazyStore, PixelSource, first_shape
 from pdc_fx.errors import InputError
 
 IN_MEMORY_BYTES = 2**30
@@ -24,12 +24,7 @@ GREY_MEAN, GREY_STD = (0.449,), (0.226,)  # the averages of ImageNet's over its 
 
 def image_set(source: ImageSource, labels: Tensor, input_shape: Shape | None) -> ImageSet:
     """Decode the images now if they are small together; keep the source for the rest, and for crops of whole images."""
-    if input_shape is None:
-        name = source.name(0)
-        first = guarded(source.image, 0, name)
-        shape = (channels_of(first, name), first.height, first.width)
-    else:
-        shape = input_shape
+    shape = input_shape or first_shape(source)
     store = LazyStore(source, shape, fit=input_shape is not None)
     if len(source) * shape[0] * shape[1] * shape[2] > IN_MEMORY_BYTES:
         return ImageSet(store, labels)

@@ -60,6 +60,11 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
         return self._store.image_shape
 
     @property
+    def stored_shape(self) -> Shape:
+        """The same of the first image as it is stored, before it was brought to size."""
+        return self._store.stored_shape
+
+    @property
     def labels(self) -> Tensor:
         """All labels, int64 [N]; reads no image."""
         return self._all_labels[self._rows]

@@ -15,7 +15,7 @@ from torch.utils.data import get_worker_info
 
 from pdc_fx.data.augment import Shape
 from pdc_fx.data.crops import crop_batch, random_resized_crop
-from pdc_fx.data.decode import SHAPE_HINT, as_channels, decode, guarded, resize_and_crop
+from pdc_fx.data.decode import SHAPE_HINT, as_channels, channels_of, decode, guarded, resize_and_crop
 from pdc_fx.data.order import Blocks
 from pdc_fx.data.workers import in_worker
 from pdc_fx.errors import InputError
@@ -30,6 +30,10 @@ class ImageStore(Protocol):
     @property
     def image_shape(self) -> Shape:
         """Channels, height and width."""
+
+    @property
+    def stored_shape(self) -> Shape:
+        """The same of the first image before it was brought to size."""
 
     @property
     def blocks(self) -> Blocks | None:
@@ -58,6 +62,11 @@ class InMemoryStore:
         return channels, height, width
 
     @property
+    def stored_shape(self) -> Shape:
+        """That of the images they were decoded from."""
+        return self.image_shape if self._whole is None else self._whole.stored_shape
+
+    @property
     def blocks(self) -> Blocks | None:
         """Any row is as near as any other, but for crops."""
         return None if self._whole is None else self._whole.blocks
@@ -84,6 +93,11 @@ class LazyStore:
     def image_shape(self) -> Shape:
         """Channels, height and width."""
         return self._shape
+
+    @property
+    def stored_shape(self) -> Shape:
+        """Decodes the first image where images are brought to size."""
+        return first_shape(self._source) if self._fit else self._shape
 
     @property
     def blocks(self) -> Blocks | None:
@@ -132,6 +146,13 @@ class LazyStore:
             image = resize_and_crop(image, height, width)
         pixels = np.asarray(image)
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def first_shape(source: ImageSource) -> Shape:
+    """Channels, height and width of the first image."""
+    name = source.name(0)
+    first = guarded(source.image, 0, name)
+    return channels_of(first, name), first.height, first.width
 
 
 class ImageSource(Protocol):
