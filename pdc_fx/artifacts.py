@@ -30,6 +30,7 @@ from pdc_fx.files import parse_json, replace_file, way_out
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.compare import Comparison
 from pdc_fx.passes.rewrite import analysis_for, describe, merge_channels
+from pdc_fx.staging import RECIPE as RECIPE
 from pdc_fx.staging import Staging
 from pdc_fx.trace import Inputs, as_arguments
 
@@ -38,9 +39,8 @@ if TYPE_CHECKING:
     from pdc_fx.export.benchmark_torch import TorchReport
 
 FORMAT = 1
-WEIGHTS, RECIPE, ONNX, CERTIFICATE, METRICS, REPORT, BENCHMARK = (
+WEIGHTS, ONNX, CERTIFICATE, METRICS, REPORT, BENCHMARK = (
     "model.safetensors",
-    "recipe.json",
     "model.onnx",
     "certificate.json",
     "metrics.jsonl",

@@ -16,6 +16,9 @@ from typing import Any
 
 from pdc_fx.errors import InputError
 
+RECIPE = "recipe.json"
+"""The file by which a directory of ours is known."""
+
 
 class LockWarning(UserWarning):
     """The file system cannot lock; two runs into one directory would disturb each other."""
@@ -26,7 +29,7 @@ class Staging:
 
     Args:
         directory: the final place.
-        overwrite: replace what is there.
+        overwrite: replace the directory that is there, if it is empty or one of ours.
         resume: go on in what an interrupted run left.
         write: whether this process makes and checks the place; others of the same run only know where it is.
 
@@ -120,6 +123,12 @@ class Staging:
             raise InputError(
                 "the output directory exists", where=self._given, hint="choose another, or pass --overwrite"
             )
+        if overwrite and os.path.lexists(self.final) and not _ours(self.final):
+            raise InputError(
+                f"only a directory that pdc-fx made is overwritten, and in this there is no {RECIPE}",
+                where=self._given,
+                hint="choose another, or move this away yourself",
+            )
 
     def _made_and_locked(self) -> bool:
         """Make the construction site, lock it, and tell whether it was there before."""
@@ -168,6 +177,10 @@ def _warn(path: Path, why: str) -> None:
     warnings.warn(
         f"'{path}' cannot be locked ({why}): see to it that no other run writes there", LockWarning, stacklevel=2
     )
+
+
+def _ours(path: Path) -> bool:
+    return path.is_dir() and (not any(path.iterdir()) or (path / RECIPE).is_file())
 
 
 def _empty(folder: Path) -> None:

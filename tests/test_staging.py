@@ -13,13 +13,13 @@ import pytest
 
 from pdc_fx.errors import InputError, PdcError
 from pdc_fx.files import replace_file
-from pdc_fx.staging import LockWarning, Staging
+from pdc_fx.staging import RECIPE, LockWarning, Staging
 
 
 def filled(place: Path, text: str, **options: Any) -> Staging:
     staging = Staging(place, **options)
     (staging.path / "checkpoint").mkdir(exist_ok=True)
-    (staging.path / "model").write_text(text)
+    (staging.path / RECIPE).write_text(text)
     return staging
 
 
@@ -30,7 +30,7 @@ def names(folder: Path) -> list[str]:
 def test_it_comes_to_its_place_without_the_checkpoint(tmp_path: Path) -> None:
     filled(tmp_path / "out", "new").publish()
     assert names(tmp_path) == ["out"]
-    assert names(tmp_path / "out") == ["model"]
+    assert names(tmp_path / "out") == [RECIPE]
 
 
 def test_two_processes_do_not_share_a_place(tmp_path: Path) -> None:
@@ -68,6 +68,34 @@ def test_a_taken_place_leaves_nothing_beside(tmp_path: Path) -> None:
     assert names(tmp_path) == ["link", "out"]
 
 
+@pytest.mark.parametrize("made", ["folder", "file", "link", "dangling link"])
+def test_only_a_directory_of_ours_is_overwritten(made: str, tmp_path: Path) -> None:
+    place, thesis = tmp_path / "out", tmp_path / "work" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("years")
+    match made:
+        case "folder":
+            thesis.parent.rename(place)
+            thesis = place / thesis.name
+        case "file":
+            thesis.rename(place)
+            thesis = place
+        case _:
+            place.symlink_to("nowhere" if made == "dangling link" else thesis.parent)
+    before = names(tmp_path)
+    with pytest.raises(
+        InputError, match=r"only a directory that pdc-fx made is overwritten.*no recipe\.json.*move this away"
+    ):
+        Staging(place, overwrite=True)
+    assert (names(tmp_path), thesis.read_text()) == (before, "years")
+
+
+def test_an_empty_directory_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    filled(tmp_path / "out", "new", overwrite=True).publish()
+    assert names(tmp_path / "out") == [RECIPE]
+
+
 def test_a_replacement_that_was_killed_half_way_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between its two renames nothing has the final name; the next run finds the old directory there again."""
     filled(tmp_path / "out", "old").publish()
@@ -88,9 +116,9 @@ def test_a_replacement_that_was_killed_half_way_is_undone(tmp_path: Path, monkey
     staging.release()
     with pytest.raises(InputError, match="the output directory exists"):
         Staging(tmp_path / "out", resume=True)
-    assert (tmp_path / "out" / "model").read_text() == "old"
+    assert (tmp_path / "out" / RECIPE).read_text() == "old"
     Staging(tmp_path / "out", resume=True, overwrite=True).publish()
-    assert (tmp_path / "out" / "model").read_text() == "new"
+    assert (tmp_path / "out" / RECIPE).read_text() == "new"
     assert names(tmp_path) == ["out"]
 
 
@@ -100,7 +128,7 @@ def test_what_cannot_be_renamed_stays_and_is_named(tmp_path: Path) -> None:
     (tmp_path / "out" / "someone").touch()
     with pytest.raises(InputError, match=r"cannot be brought to its place.*complete in .*\.out\.partial"):
         staging.publish()
-    assert (staging.path / "model").read_text() == "new"
+    assert (staging.path / RECIPE).read_text() == "new"
 
 
 def test_a_checkpoint_goes_only_after_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
