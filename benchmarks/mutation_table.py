@@ -379,10 +379,18 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "saving-not-in-the-price",
         "passes/cluster.py",
-        " / max(saved, 1)",
-        "",
+        "            return added / saved * math.pow(removed / saved, self._capacity)",
+        "            return added",
         "the global allocation ignores how much a merge saves",
         tests("plan", "what_saves_more_goes_first"),
+    ),
+    Fault(
+        "capacity-not-in-the-price",
+        "passes/cluster.py",
+        " * math.pow(removed / saved, self._capacity)",
+        "",
+        "the global allocation ignores how many weights a merge removes",
+        tests("plan", "of_equal_savings_what_removes_fewer_weights_goes_first"),
     ),
     Fault(
         "rounding-ignored",

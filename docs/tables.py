@@ -12,9 +12,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-ARTIFACT = ROOT / "benchmarks" / "artifacts" / "resnet20-cifar10"
+ARTIFACTS = ROOT / "benchmarks" / "artifacts"
 NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "resnet50": "ResNet-50", "mobilenet_v2": "MobileNet-v2"}
 ARMS = {
     "calibrate": "`calibrate`",
@@ -26,7 +28,13 @@ Data = dict[str, Any]
 
 
 def read(path: Path) -> Data | None:
-    """What a file of results holds, or None where it is not there."""
+    """What a file of results holds, or None where it is not there; of a folder of artifacts, their certificates and configurations."""
+    if path.is_dir():
+        return {
+            artifact.name: read(artifact / "certificate.json")
+            | yaml.safe_load((artifact / "config.yaml").read_text(encoding="utf-8"))
+            for artifact in sorted(path.iterdir())
+        }
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
@@ -61,25 +69,29 @@ def source(file: str, command: str) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- accuracy
-def certificate(data: Data) -> str:
-    """Teacher, tied, compact and ONNX of the committed artifact."""
-    accuracy = data["accuracy"]
+def certificates(data: Data) -> str:
+    """Teacher, tied, compact and ONNX of the committed artifacts."""
+    head = ("CIFAR-10, all 10,000 test images", "MACs", "as downloaded", "epochs", "tied", "compact", "ONNX Runtime")
     rows = [
-        ("ResNet-20, as downloaded (the teacher)", "macs_before", "teacher"),
-        ("tied at full width", "macs_before", "tied"),
-        ("compact network in PyTorch", "macs_after", "compact"),
-        ("compact network in ONNX Runtime", "macs_after", "onnx"),
+        (
+            name_of(found["model"]),
+            f"{quantity(found['macs_before'])} to {quantity(found['macs_after'])} "
+            f"(-{percent(1 - found['macs_after'] / found['macs_before'], 1)})",
+            percent(found["accuracy"]["teacher"]),
+            found["epochs"],
+            *(percent(found["accuracy"][form]) for form in ("tied", "compact", "onnx")),
+        )
+        for found in data.values()
     ]
-    body = table(
-        ("CIFAR-10, all 10,000 test images", "MACs", "top-1"),
-        [(words, quantity(data[macs]), percent(accuracy[key])) for words, macs, key in rows],
+    tied, onnx = (
+        max(c[pair]["max_rel_error"] for c in data.values()) for pair in ("tied_vs_compact", "compact_vs_onnx")
     )
-    lost = 100 * (accuracy["teacher"] - accuracy["tied"])
+    lost = " and ".join(f"{100 * (c['accuracy']['teacher'] - c['accuracy']['tied']):.2f}" for c in data.values())
     return (
-        f"{body}\n\nTied and compact network differ by {data['tied_vs_compact']['max_rel_error']:.1e} (relative, float64), compact "
-        f"network and ONNX Runtime by {data['compact_vs_onnx']['max_rel_error']:.1e} (float32): the merge costs nothing. What comes "
-        f"before it cost {lost:.2f} points. One run; the networks and the certificate lie in `benchmarks/artifacts/resnet20-cifar10`, and "
-        "`python benchmarks/evaluate.py benchmarks/artifacts/resnet20-cifar10 --data DIR` measures them again, without pdc-fx."
+        f"{table(head, rows)}\n\nTied and compact networks differ by {tied:.1e} at most (relative, float64), compact networks and ONNX "
+        f"Runtime by {onnx:.1e} (float32): the merge costs nothing. What comes before it cost {lost} points. One run each; networks, "
+        "configurations and certificates lie in `benchmarks/artifacts/`, and `python benchmarks/evaluate.py "
+        "benchmarks/artifacts/resnet20-cifar10 --data DIR` measures one again, without pdc-fx."
     )
 
 
@@ -429,7 +441,7 @@ def faults(data: Data) -> str:
 
 
 BLOCKS: dict[str, tuple[Path, Callable[[Data], str]]] = {
-    "certificate": (ARTIFACT / "certificate.json", certificate),
+    "certificates": (ARTIFACTS, certificates),
     "accuracy": (RESULTS / "accuracy.json", accuracy),
     "one-shot": (RESULTS / "one-shot.json", one_shot),
     "coverage": (ROOT / "docs" / "coverage.json", coverage),

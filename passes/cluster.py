@@ -12,15 +12,20 @@ Where a normalisation averages over channels (``ChannelGroup.balance``), all clu
 of squares (SciPy's ``linear_sum_assignment``), until nothing changes.
 
 **Allocation.** ``uniform`` keeps the same share of every group, residual streams included; what integer widths leave over is
-given out one channel at a time by largest remainder. ``global`` takes, over all trees at once, the merge with the least added cost per
-multiply-accumulate saved at the present widths. The cost of a group is the within-cluster sum of squares as a share of the whole, summed
-over its producers: what a narrow layer loses with a filter weighs more than what a wide one does.
+given out one channel at a time by largest remainder. ``global`` takes, over all trees at once, the merge of the least price at the present
+widths: the cost it adds per multiply-accumulate, or what else the budget counts, that it saves. The cost of a group is the within-cluster
+sum of squares as a share of the whole, summed over its producers: what a narrow layer loses with a filter weighs more than what a wide one
+does.
+
+That cost tells what a merge spoils now. What a refit or training can mend afterwards lies in the weights that are left, of which layers on
+small maps have many per multiply-accumulate: with a ``capacity`` c the price is ``cost added / saved * (weights removed / saved) ** c``.
 """
 
 from __future__ import annotations
 
 import copy
 import heapq
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -232,11 +237,12 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
         self.model, self.latency, self.allocation = model, latency, allocation
         self.rounding, self.min_channels = rounding, min_channels
         self._choices: Callable[[list[Bloc]], list[Bloc]] = list
+        self._capacity = 0.0
 
-    def over(self, choices: Callable[[list[Bloc]], list[Bloc]]) -> PlanClusters:
+    def over(self, choices: Callable[[list[Bloc]], list[Bloc]], capacity: float = 0.0) -> PlanClusters:
         """A planner of the same budget over other hierarchies: ``choices`` takes the blocs with Ward's trees."""
         other = copy.copy(self)
-        other._choices = choices
+        other._choices, other._capacity = choices, capacity
         return other
 
     def requires(self, value: ChannelGroups) -> None:
@@ -307,7 +313,8 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
         return plan
 
     def _spread(self, groups: ChannelGroups, rounding: Rounding, choices: list[Bloc], budget: Budget) -> ClusterPlan:
-        levels = self._uniform(choices, budget) if self.allocation == "uniform" else self._global(choices, budget)
+        uniform = self.allocation == "uniform"
+        levels = self._uniform(choices, budget) if uniform else self._global(choices, budget, params(groups))
         clusters: dict[int, Integers] = {}
         for bloc, level in zip(choices, levels, strict=True):
             clusters.update(zip(bloc.members, bloc.clusters(level), strict=True))
@@ -344,7 +351,7 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
                 best = tried
         return best
 
-    def _global(self, choices: list[Bloc], budget: Budget) -> list[int]:
+    def _global(self, choices: list[Bloc], budget: Budget, weights: Measure) -> list[int]:
         """Greedy over all blocs; a stale price is renewed when it comes up, since savings fall as neighbours shrink."""
         levels = [0] * len(choices)
         widths = _widths(choices, levels)
@@ -355,8 +362,10 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
         def price(i: int) -> float | None:
             if levels[i] + 1 >= len(choices[i].widths):
                 return None
-            saved = budget.measure.cost(widths) - budget.measure.cost(lower(i))
-            return (choices[i].cost(levels[i] + 1) - choices[i].cost(levels[i])) / max(saved, 1)
+            after = lower(i)
+            saved, removed = (max(m.cost(widths) - m.cost(after), 1) for m in (budget.measure, weights))
+            added = choices[i].cost(levels[i] + 1) - choices[i].cost(levels[i])
+            return added / saved * math.pow(removed / saved, self._capacity)
 
         heap = [(p, i) for i in range(len(choices)) if (p := price(i)) is not None]
         heapq.heapify(heap)
