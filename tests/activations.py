@@ -17,18 +17,24 @@ import torch
 from torch import Tensor, fx, nn
 
 from pdc_fx.ir import ChannelGroups, ClusterPlan, Integers, first_appearance
-from pdc_fx.passes.dependency import Solution, _places, flow_of, solve
+from pdc_fx.passes.analysis import AnalyzeDependencies
+from pdc_fx.passes.dependency import Solution, _places
 from pdc_fx.rules import Channels
 from pdc_fx.rules.channels import FIXED, mix
-from pdc_fx.trace import Inputs, Recorder, Recording, function_name, record
+from pdc_fx.trace import Inputs, Recorder, function_name
 from pdc_fx.trace import recording as recording_module
 
 TOLERANCE = 1e-10  # relative to the largest magnitude in the tensor, or to SMALL where all of it is rounding noise
 SMALL = 1e-4
 
 
-def record_values(model: nn.Module, inputs: Inputs) -> tuple[Recording, dict[fx.Node, Tensor]]:
-    """A recording, and a copy of what each of its nodes held at the time."""
+def analyze_with_values(
+    model: nn.Module, inputs: Inputs, frozen: tuple[str, ...]
+) -> tuple[Solution, dict[fx.Node, Tensor]]:
+    """The analysis of the model, and a copy of what each node that it recorded held at the time.
+
+    It may be that of the symbolic graph, in which a value that an in-place function changed behind its back is gone by then.
+    """
     kept: dict[fx.Node, Tensor] = {}
 
     class Keeping(Recorder):
@@ -38,7 +44,7 @@ def record_values(model: nn.Module, inputs: Inputs) -> tuple[Recording, dict[fx.
                 kept[node] = tensor.detach().clone()
 
     with patch.object(recording_module, "Recorder", Keeping):
-        return record(model, inputs), kept
+        return AnalyzeDependencies(inputs, frozen)(model).solution, kept
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,7 @@ class Findings:
 
 def differences_inside_clusters(tied: nn.Module, plan: ClusterPlan, inputs: Inputs) -> Findings:
     """Compare, in every intermediate result, the positions that the analysis takes to be equal."""
-    recording, kept = record_values(tied, inputs)
-    solution = solve(flow_of(recording), plan.groups.frozen_names)
+    solution, kept = analyze_with_values(tied, inputs, plan.groups.frozen_names)
     cluster, tags = _clusters(solution, plan), _places(solution.flow)
     found, calls, pairs = [], 0, 0
     for node, value in solution.flow.values.items():
