@@ -221,13 +221,26 @@ def _unfit(node: fx.Node, prediction: Prediction, model: nn.Module) -> bool:
         return False
     if given is None:
         return True
-    if lie_alike(value, argument):  # still, a normalisation writes out how many there are
-        return _run(node, torch.empty(given[0], device="meta")) is None
+    if lie_alike(value, argument):  # still, a normalisation or a reshape writes out how many there are
+        return not _shaped(_run(node, torch.empty(given[0], device="meta")), value, prediction)
     expected = prediction.block(value) if isinstance(value, Channels) else None
     if expected is None or any(isinstance(a, fx.Node) for a in tree_leaves(node.args[1:])):
         return True
     result = _run(node, given[1].expand(given[0]).contiguous())
     return result is None or tuple(result.shape) != expected[0] or bool((result != expected[1]).any())
+
+
+def _shaped(result: Any, value: object, prediction: Prediction) -> bool:
+    """Whether a result, or each of several, has the shape foretold; what repeats one value along an axis may have any size there."""
+    results, values = (list(v) if isinstance(v, (list, tuple)) else [v] for v in (result, value))
+    blocks = [prediction.block(v) if isinstance(v, Channels) else None for v in values]
+    return len(results) == len(values) and all(
+        r is not None
+        and block is not None
+        and len(r.shape) == len(block[0])
+        and all(a == b for d, (a, b) in enumerate(zip(r.shape, block[0], strict=True)) if d not in v.same)
+        for r, v, block in zip(results, values, blocks, strict=True)
+    )
 
 
 def _run(node: fx.Node, argument: Tensor) -> Any:

@@ -46,6 +46,18 @@ class Optional(nn.Module):
         return y
 
 
+class RowsOfEight(nn.Module):
+    """A view that writes out how many channels a row has, and works with other numbers: of 64 rows of four it makes 32 of eight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = conv(3, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.body(x).permute(0, 2, 3, 1).reshape(-1, 8))
+        return y
+
+
 class SizeOfAnother(nn.Module):
     """The width of a map that shrinks is used to view one that does not."""
 
@@ -101,6 +113,7 @@ def bounds() -> dict[str, nn.Parameter]:
 TRAPS: dict[str, Build] = {
     "input_normalised_by_buffers": lambda: Normalised(1, 3, 1, 1),
     "input_normalised_by_small_buffers": lambda: Normalised(3, 1, 1),
+    "rows_of_eight": RowsOfEight,
     "roll": between(lambda m, x: x.roll(1, 1)),
     "roll_of_everything": between(lambda m, x: x.roll(1)),
     "strided_slices": between(lambda m, x: torch.cat([x[:, ::2].relu(), x[:, 1::2]], 1)),
