@@ -17,34 +17,37 @@ import torch
 from torch import Tensor, fx, nn
 
 from pdc_fx.ir import ChannelGroups, ClusterPlan, Integers, first_appearance
-from pdc_fx.passes.analysis import AnalyzeDependencies
-from pdc_fx.passes.dependency import Solution, _places
+from pdc_fx.passes.analysis import traced
+from pdc_fx.passes.dependency import Solution, _places, flow_of, solve
 from pdc_fx.rules import Channels
 from pdc_fx.rules.channels import FIXED, mix
-from pdc_fx.trace import Inputs, Recorder, function_name
+from pdc_fx.trace import Inputs, Recorder, function_name, record
 from pdc_fx.trace import recording as recording_module
 
 TOLERANCE = 1e-10  # relative to the largest magnitude in the tensor, or to SMALL where all of it is rounding noise
 SMALL = 1e-4
 
 
-def analyze_with_values(
-    model: nn.Module, inputs: Inputs, frozen: tuple[str, ...]
-) -> tuple[Solution, dict[fx.Node, Tensor]]:
-    """The analysis of the model, and a copy of what each node that it recorded held at the time.
+def flow_with_values(tied: nn.Module, groups: ChannelGroups, inputs: Inputs) -> tuple[Solution, dict[fx.Node, Tensor]]:
+    """The flow in which ``groups`` were found, and a copy of what each of its nodes held at the time.
 
-    It may be that of the symbolic graph, in which a value that an in-place function changed behind its back is gone by then.
+    That is the recording, or where it has other groups the symbolic graph: a value that an in-place function changed behind its back
+    is gone there by then.
     """
     kept: dict[fx.Node, Tensor] = {}
 
     class Keeping(Recorder):
         def _bind(self, tensor: Tensor, node: fx.Node) -> None:
             super()._bind(tensor, node)
-            with torch._C.DisableTorchFunction():
+            with torch._C.DisableTorchFunction(), self.unguarded():  # the copy is no work of the model's
                 kept[node] = tensor.detach().clone()
 
     with patch.object(recording_module, "Recorder", Keeping):
-        return AnalyzeDependencies(inputs, frozen)(model).solution, kept
+        recording = record(tied, inputs)
+        solution = solve(flow_of(recording), groups.frozen_names)
+        if solution.groups.digest() != groups.digest() and (found := traced(tied, inputs, recording)) is not None:
+            solution = solve(flow_of(found[1]), groups.frozen_names)
+    return solution, kept
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Findings:
 
 def differences_inside_clusters(tied: nn.Module, plan: ClusterPlan, inputs: Inputs) -> Findings:
     """Compare, in every intermediate result, the positions that the analysis takes to be equal."""
-    solution, kept = analyze_with_values(tied, inputs, plan.groups.frozen_names)
+    solution, kept = flow_with_values(tied, plan.groups, inputs)
     cluster, tags = _clusters(solution, plan), _places(solution.flow)
     found, calls, pairs = [], 0, 0
     for node, value in solution.flow.values.items():
