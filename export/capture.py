@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.onnx import OnnxExporterError
 
 from pdc_fx.errors import ExportError
 from pdc_fx.export.call import HEIGHT, Axes, Call, options, positional
@@ -29,6 +30,8 @@ _UNTRANSLATED = "No ONNX function found"
 _SIZES = re.compile("dynamic|constraint|speciali|one size")  # what varies is what stood in the way
 _LONGEST = 200  # a guard over a hundred symbols repeats each of them
 _ROOT = "the model itself"
+_RAISED = (OnnxExporterError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+"""What exporters raise where they cannot: they assert, too, and look for what is not there."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +49,16 @@ def capture(call: Call) -> Captured:
     Raises:
         ExportError: neither exporter can; the message names operator and module where they are known.
     """
-    from torch.onnx import OnnxExporterError
-
-    expected = (OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError)
     try:
         return Captured(_by_torch_export(call), "torch.export", call.notes)
-    except expected as error:
+    except _RAISED as error:
         cause, reason, origin = error, _reason(error), _origin(error, call.model)
     failure = f"the model cannot be exported to ONNX: {reason}"
     if not (reason.startswith(_UNTRANSLATED) or _on_values(cause)):
         raise ExportError(failure, where=origin, hint=_hint(reason, call)) from cause
     try:
         graph, notes = by_torchscript(call, on_values=_on_values(cause))
-    except expected as error:
+    except _RAISED as error:
         second = _reason(error)
         raise ExportError(
             f"{failure}. The older exporter: {second}",

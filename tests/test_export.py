@@ -20,6 +20,7 @@ import torchvision
 from torch import Tensor, nn
 
 from pdc_fx.errors import ArtifactError, ExportError, InputError, TraceError, VerificationError
+from pdc_fx.export import capture
 from pdc_fx.export import session as session_module
 from pdc_fx.export import verify as verify_module
 from pdc_fx.export.benchmark import benchmark
@@ -285,6 +286,22 @@ def test_older_exporter_where_only_it_knows_the_operator(tmp_path: Path) -> None
 
 
 # ------------------------------------------------------------------------------------------------ exports refused
+
+
+@pytest.mark.parametrize(
+    "error", [AssertionError(), KeyError("dim"), AttributeError("no such"), IndexError("out of range")]
+)
+def test_whatever_the_older_exporter_raises_is_a_reason(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(capture, "by_torchscript", raises)
+    distances = nn.Sequential(nn.Conv2d(3, 4, 3), Function(lambda x: torch.cdist(x[:, :, 0], x[:, :, 1])))
+    with pytest.raises(ExportError, match=f"cdist.*The older exporter: {str(error) or 'AssertionError'}"):
+        export_onnx(distances, image(), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
