@@ -226,9 +226,8 @@ def compress(
     shape = tuple(example.shape[1:])
     if len(shape) != 3:
         raise InputError("training needs a model of images", where=f"input {tuple(example.shape)}")
-    seen = (
-        opened.cache_info().currsize and opened().train.in_memory
-    )  # and so all of one shape, which is the model's input
+    # what was decoded to learn its shape is all of that shape, which is the model's input
+    seen = opened.cache_info().currsize and opened().train.in_memory
     images = opened() if seen else open_images(data, shape, download=download)
     normalization = _normalization(mean, std) or loaded.normalization
     if normalization:
