@@ -254,6 +254,12 @@ def overwritten(m: Net, x: Tensor) -> Tensor:
     return y.mul_(2).add_(x) * z + z.zero_()
 
 
+def with_first_row(x: Tensor) -> Tensor:
+    y = x.relu()
+    y[:, :, 0] = x[None, :, :, 1]
+    return y
+
+
 def coordinates(x: Tensor) -> Tensor:
     rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
     return x + (rows - columns).sin()
@@ -403,6 +409,9 @@ SAMPLES = (
     Sample("bmm", network(lambda m, x: torch.bmm(torch.bmm(x, m.a).sigmoid(), m.b), a=weight(2, 5, 8), b=weight(2, 8, 4)), 8, (2, 3, 5)),
     Sample("tensordot", network(lambda m, x: torch.tensordot(torch.tensordot(x, m.a, 1).sigmoid(), m.b, ([1], [1])), a=weight(5, 8), b=weight(4, 8)), 8, (2, 5)),
     Sample("bilinear", network(lambda m, x: m.head(m.a(x, x)), a=nn.Bilinear(5, 5, 8), head=nn.Linear(8, 4)), 8, (2, 5)),
+    Sample("einsum_by_numbers", between(lambda m, x: torch.einsum(x, [0, 1, 2, 3], m.a, [1, 4], [0, 4, 2, 3]), a=weight(8, 8)), 16),
+    Sample("einsum_by_numbers_in_order", between(lambda m, x: torch.einsum(x, [0, 1, 2, 3], m.a, [4, 1]).permute(0, 3, 1, 2), a=weight(8, 8)), 16),
+    Sample("matmul_from_the_right", between(lambda m, x: m.a.__rmatmul__(x), a=weight(8, 8)), 8),
     Sample("gram_matrix", between(lambda m, x: x * (x.flatten(2) @ x.flatten(2).mT).mean((1, 2))[:, None, None, None]), 0),
     Sample("non_local", between(non_local, q=conv(8, 4), v=conv(8, 8)), 8),
     Sample("attention", network(attention, q=nn.Linear(5, 8), v=nn.Linear(5, 8), head=nn.Linear(8, 4)), 4, (2, 6, 5)),
@@ -448,9 +457,17 @@ SAMPLES = (
     Sample("rotated", between(lambda m, x: torch.rot90(x, 1, (2, 3))), 8),
     Sample("rotated_channels", between(lambda m, x: torch.rot90(x, 1, (1, 2))), 0),
     Sample("glu", between(lambda m, x: F.glu(x, 1), head=4), 4),
+    Sample("glu_over_space", between(lambda m, x: F.glu(x, 2)), 8),
     Sample("halves_multiplied", between(lambda m, x: gated(x.chunk(2, 1)), head=4), 4),
     Sample("halves_crossed", between(lambda m, x: crossed(x)), 0),
     Sample("hstack", between(lambda m, x: torch.hstack([x, m.a(x).relu()]), a=conv(8, 6), head=14), 14),
+    Sample("nothing_behind", between(lambda m, x: torch.cat([x, torch.cat([x[:0], x[:0]])])), 8),
+    Sample("nothing_reshaped", between(lambda m, x: torch.cat([x, x[:0].reshape(0, 8, 8, 8)])), 8),
+    Sample("reshaped_by_name", between(lambda m, x: x.reshape(shape=(2, 2, 4, 8, 8)).transpose(1, 2).reshape(shape=(2, 8, 8, 8))), 8),
+    Sample("split_along_others", between(lambda m, x: torch.cat([torch.cat(x.split(4, 2), 3), *torch.vsplit(torch.cat(torch.dsplit(shuffled(shuffled(x, 2), 4), 2), 3), 2)])), 8),
+    Sample("hsplit", between(lambda m, x: joined_parts(*two(torch.hsplit(x, 2)))), 8),
+    Sample("parts_of_the_map", between(lambda m, x: shuffled(x, 2).narrow(2, 0, 4).select(3, 0)[..., None].expand(-1, 8, 4, -1)), 8),
+    Sample("shuffled_group_norm", between(lambda m, x: F.group_norm(shuffled(x, 2), 2)), 8),
     # tensors made on the way
     Sample("zeros_added", between(lambda m, x: x + torch.zeros(x.shape, dtype=x.dtype)), 8),
     Sample("zeros_like", between(lambda m, x: torch.cat([torch.zeros_like(m.a(x)) + x, torch.ones_like(x)], 1), a=conv(8, 8), head=16), 8),
@@ -475,6 +492,7 @@ SAMPLES = (
     Sample("written_by_mask", network(lambda m, x: m.head(written_by_mask(m.stem(x), x)), stem=conv(3, 8), head=conv(8, 4)), 0),
     Sample("written_in_part", between(lambda m, x: written_in_part(x)), 0),
     Sample("overwritten", between(overwritten, a=conv(8, 8)), 8),
+    Sample("written_with_an_axis_more", between(lambda m, x: with_first_row(x)), 8),
     # over one axis, by position
     Sample("standardized", between(lambda m, x: standardized(x)), 8),
     Sample("values_beside_places", between(lambda m, x: largest_and_where(x)), 8),
@@ -484,6 +502,11 @@ SAMPLES = (
     Sample("maximum", between(lambda m, x: torch.max(x, m.a(x)), a=conv(8, 8)), 8),
     Sample("clamped_by_tensor", between(lambda m, x: torch.clamp(x, min=m.a(x)), a=conv(8, 8)), 8),
     Sample("largest_three", between(lambda m, x: x.topk(3, 3)[0]), 8),
+    Sample("unpooled", between(lambda m, x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2)), 8),
+    Sample("unpooled_elsewhere", between(lambda m, x: m.u(m.a(x)[:, :, ::2, ::2], m.p(shuffled(x, 2))[1], output_size=x.shape), a=conv(8, 8), p=nn.MaxPool2d(2, return_indices=True), u=nn.MaxUnpool2d(2)), 8),
+    Sample("unpooled_1d", between(lambda m, x: F.max_unpool1d(*F.max_pool1d(x.flatten(2), 2, return_indices=True), 2).unflatten(2, (8, 8))), 8),
+    Sample("unpooled_3d", between(lambda m, x: F.max_unpool3d(*F.max_pool3d(x[:, :, None], (1, 2, 2), return_indices=True), (1, 2, 2))[:, :, 0]), 8),
+    Sample("sorted_in_vain", between(lambda m, x: (x.sort(2), x.aminmax(dim=2), x)[2]), 8),
     Sample("sorted_channels", between(lambda m, x: x.sort(1)[0]), 0),
     Sample("spatial_transformer", between(moved_by, a=nn.Linear(8, 6)), 8),
     Sample("roi_align", network(lambda m, x: m.head(regions(torchvision.ops.roi_align, m.stem(x)).flatten(1).relu()), stem=conv(3, 8), head=nn.Linear(32, 4)), 8),

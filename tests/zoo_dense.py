@@ -13,6 +13,26 @@ class DoubleConv(nn.Sequential):
         super().__init__(ConvBN(inputs, outputs, 3), ConvBN(outputs, outputs, 3))
 
 
+class SegNet(nn.Module):
+    """The decoder puts values back where the encoder's pooling found its maxima."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.deep, self.up = ConvBN(3, 8, 3), ConvBN(8, 12, 3), ConvBN(12, 8, 3)
+        self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+        self.head = ConvBN(8, 8, 3)
+        self.classes = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.down(x)
+        half, places = self.pool(first)
+        deep = self.deep(half)
+        quarter, deeper = self.pool(deep)
+        up = self.up(self.unpool(quarter, deeper, output_size=deep.shape))
+        y: Tensor = self.classes(self.head(self.unpool(up, places, output_size=first.shape)))
+        return y
+
+
 class UNet(nn.Module):
     """Encoder and decoder with concat skips; an upsampled map is padded to the size of its skip."""
 
@@ -297,6 +317,7 @@ MAPS = ((2, 3, 32, 32),)
 DENSE = (
     Entry("unet_bilinear", lambda: UNet(True), ((2, 3, 18, 21),), 76),
     Entry("unet_transposed", lambda: UNet(False), ((2, 3, 18, 21),), 85),
+    Entry("segnet", SegNet, merges=28, keeps_class=True),
     Entry("yolo_c2f", YoloC2f, MAPS, 386),
     Entry("yolo_c2f_joined", lambda: YoloC2f(joined=True), MAPS, 386),
     Entry("yolo_focus", FocusYolo, MAPS, 86, keeps_class=True),

@@ -79,14 +79,12 @@ def picks(site: Site, x: Channels, index: Any) -> list[Any]:
             if varies and together:
                 raise Declined("picks channels together with positions")
             found.append(values % x.shape[dim] if varies else torch.zeros_like(values[:1]))
+        elif isinstance(item, bool) or not isinstance(item, (int, slice, type(None))):
+            raise Declined("has an index of an unknown kind")
         elif item is None or varies:
             found.append(item)
-        elif isinstance(item, slice):
-            found.append(slice(None))
-        elif isinstance(item, int) and not isinstance(item, bool):
-            found.append(0)
         else:
-            raise Declined("has an index of an unknown kind")
+            found.append(slice(None) if isinstance(item, slice) else 0)
         dim += used
     return found
 

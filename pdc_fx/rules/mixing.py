@@ -20,7 +20,6 @@ _REASONS: dict[str, list[Any]] = {
     "normalises over neighbouring channels": [F.local_response_norm],
     "compares whole vectors of channels": [F.cosine_similarity, F.pairwise_distance, torch.cdist],
     "draws random numbers": functions(_RANDOM),
-    "leads to values that depend on which position was largest": functions("max_unpool1d max_unpool2d max_unpool3d"),
     "looks up rows of a table": [F.embedding, F.embedding_bag],
     "turns channels into a transform of them": [torch.stft, torch.istft],
 }

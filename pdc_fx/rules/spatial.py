@@ -15,7 +15,7 @@ from torch import fx
 
 from pdc_fx.rules.base import Declined, Site, Value
 from pdc_fx.rules.channels import Channels
-from pdc_fx.rules.elementwise import combine
+from pdc_fx.rules.elementwise import combine, met
 from pdc_fx.rules.normalization import averaged
 from pdc_fx.rules.registry import functions, rule
 
@@ -24,16 +24,26 @@ def per_map(site: Site, spatial: int) -> Value:
     """An operation on the last ``spatial`` axes; the result may be several tensors (values and indices)."""
     x = site.channels(site.argument(0, "input"))
     axis = len(x.shape) - spatial - 1
-    label, path = site.along(x, axis)
-    done = site.laid(label, path, axis, x.shape).then(site.key)
-    if "shape" in site.node.meta:
-        return Channels(site.shape, done.label, done.path)
-    return [done, done.then(1)]
+    done = _along(site, x, axis).then(site.key, _result_shape(site))
+    return done if "shape" in site.node.meta else [done, done.then(1)]
+
+
+def _along(site: Site, x: Channels, axis: int) -> Channels:
+    """One channel for each position along ``axis``, whatever varies beside it being its places."""
+    return site.laid(*site.along(x, axis), axis, x.shape)
+
+
+def unpool(site: Site, spatial: int) -> Value:
+    """``max_unpool(x, indices, ...)``: the values of each map go where indices of its own say."""
+    values = [site.channels(site.argument(i, name)) for i, name in enumerate(("input", "indices"))]
+    shape = values[0].shape
+    return met(site, shape, [_along(site, x, len(shape) - spatial - 1) for x in values]).then(site.key, site.shape)
 
 
 for _spatial in (1, 2, 3):
     _kinds = ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool")
     rule(" ".join(f"{kind}{_spatial}d" for kind in _kinds))(partial(per_map, spatial=_spatial))
+    rule(f"max_unpool{_spatial}d")(partial(unpool, spatial=_spatial))
     for _kind in ("max_pool", "adaptive_max_pool"):
         if hasattr(torch.nn.functional, f"{_kind}{_spatial}d_with_indices"):
             rule(f"{_kind}{_spatial}d_with_indices")(partial(per_map, spatial=_spatial))
@@ -46,6 +56,7 @@ def interpolate(site: Site) -> Value:
 
 
 _NAMED_ONLY = functions("aminmax")
+_BINARY = functions("max min")
 _SECOND = [*functions("norm"), torch.linalg.vector_norm, torch.linalg.norm]
 
 
@@ -57,7 +68,7 @@ _SECOND = [*functions("norm"), torch.linalg.vector_norm, torch.linalg.norm]
 )
 def reduction(site: Site) -> Value:
     """``mean(x, dim, keepdim)`` over axes along which the channel does not vary; ``max(a, b)`` is element-wise."""
-    if isinstance(site.argument(1, "other"), fx.Node):
+    if site.node.target in _BINARY and isinstance(site.argument(1, "other"), fx.Node):
         return combine(site, [site.argument(0, "input"), site.argument(1, "other")])
     x = site.channels(site.argument(0, "input"))
     place = 2 if site.node.target in _SECOND else len(site.node.args) if site.node.target in _NAMED_ONLY else 1
@@ -133,7 +144,7 @@ def grid_sample(site: Site) -> Value:
     """``grid_sample(x, grid)``: all channels are read at the positions that the grid holds."""
     site.freeze(site.argument(1, "grid"), "decides where to sample")
     x = site.channels(site.argument(0, "input"))
-    return site.laid(*site.along(x, 1), 1).then(site.key)
+    return _along(site, x, 1).then(site.key, site.shape)
 
 
 @rule("affine_grid")
