@@ -28,7 +28,7 @@ from pdc_fx.passes.base import Pass
 from pdc_fx.passes.dependency import Solution, Stuck, flow_of, matches, places_of, solve, spread
 from pdc_fx.passes.gathers import Gather, gathers
 from pdc_fx.passes.literals import Program, edited
-from pdc_fx.passes.prediction import Mismatch, Prediction, lie_alike, takes_numbers
+from pdc_fx.passes.prediction import Mismatch, Prediction, lie_alike, of_shape, takes_numbers
 from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tie import Tying
 from pdc_fx.rules import Channels, Flow, Weight
@@ -231,14 +231,11 @@ def _unfit(node: fx.Node, prediction: Prediction, model: nn.Module) -> bool:
 
 
 def _shaped(result: Any, value: object, prediction: Prediction) -> bool:
-    """Whether a result, or each of several, has the shape foretold; what repeats one value along an axis may have any size there."""
+    """Whether a result, or each of several, has the shape foretold."""
     results, values = (list(v) if isinstance(v, (list, tuple)) else [v] for v in (result, value))
     blocks = [prediction.block(v) if isinstance(v, Channels) else None for v in values]
     return len(results) == len(values) and all(
-        r is not None
-        and block is not None
-        and len(r.shape) == len(block[0])
-        and all(a == b for d, (a, b) in enumerate(zip(r.shape, block[0], strict=True)) if d not in v.same)
+        r is not None and block is not None and of_shape(r.shape, block[0], v)
         for r, v, block in zip(results, values, blocks, strict=True)
     )
 

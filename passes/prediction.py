@@ -9,7 +9,7 @@ the call that holds it, whether or not the shapes happen to agree.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -167,10 +167,7 @@ class Prediction:
         if block is None:
             return "holds channels that remain in no block"
         shape, label = block
-        # what repeats one value along an axis may be made at any size
-        if any(a != b for d, (a, b) in enumerate(zip(shape, actual.shape, strict=False)) if d not in expected.same) or (
-            len(shape) != len(actual.shape)
-        ):
+        if not of_shape(actual.shape, shape, expected):
             return f"gives {actual.shape} instead of {shape}"
         now = translate[actual.label]
         alike = (now == label) | (now == _ANY)
@@ -223,6 +220,18 @@ def _numbers(call: fx.Node) -> list[float]:
     elif function not in (elementwise.nary, elementwise.unary):
         return []
     return [a for a in values if isinstance(a, (int, float)) and not isinstance(a, bool)]
+
+
+def of_shape(shape: Sequence[int], foretold: Sequence[int], value: Channels) -> bool:
+    """Whether a result has the shape foretold. What repeats one value along an axis may have any size there.
+
+    >>> ones = Channels.fixed((2, 8), same={1})
+    >>> of_shape((2, 4), (2, 8), ones), of_shape((3, 8), (2, 8), ones)
+    (True, False)
+    """
+    return len(shape) == len(foretold) and all(
+        a == b for d, (a, b) in enumerate(zip(shape, foretold, strict=True)) if d not in value.same
+    )
 
 
 def _other_numbers(before: fx.Node, now: fx.Node) -> str | None:
