@@ -397,7 +397,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "saving-not-in-the-price",
         "passes/cluster.py",
-        "            return added / saved * math.pow(removed / saved, self._capacity)",
+        "            return added / saved * (math.pow(saving(weights, after) / saved, self._capacity) if self._capacity else 1)",
         "            return added",
         "the global allocation ignores how much a merge saves",
         tests("plan", "what_saves_more_goes_first"),
@@ -405,7 +405,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "capacity-not-in-the-price",
         "passes/cluster.py",
-        " * math.pow(removed / saved, self._capacity)",
+        " * (math.pow(saving(weights, after) / saved, self._capacity) if self._capacity else 1)",
         "",
         "the global allocation ignores how many weights a merge removes",
         tests("plan", "of_equal_savings_what_removes_fewer_weights_goes_first"),

@@ -363,9 +363,12 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
             if levels[i] + 1 >= len(choices[i].widths):
                 return None
             after = lower(i)
-            saved, removed = (max(m.cost(widths) - m.cost(after), 1) for m in (budget.measure, weights))
+            saved = saving(budget.measure, after)
             added = choices[i].cost(levels[i] + 1) - choices[i].cost(levels[i])
-            return added / saved * math.pow(removed / saved, self._capacity)
+            return added / saved * (math.pow(saving(weights, after) / saved, self._capacity) if self._capacity else 1)
+
+        def saving(measure: Measure, after: dict[int, int]) -> float:
+            return max(measure.cost(widths) - measure.cost(after), 1)
 
         heap = [(p, i) for i in range(len(choices)) if (p := price(i)) is not None]
         heapq.heapify(heap)
