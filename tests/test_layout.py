@@ -102,13 +102,22 @@ def test_a_branch_that_is_alone_in_its_lane_goes_straight_down_it() -> None:
     assert len({placed.x[n] for n in (1, 3, 4)}) == 3
 
 
+def residual_layers(blocks: int) -> tuple[list[str], list[tuple[int, int]]]:
+    return [f"layer.{i // 4}.conv" for i in range(4 * blocks + 1)], residual(blocks)
+
+
+def test_time_grows_with_the_square_of_the_size_at_most() -> None:
+    def seconds(blocks: int) -> float:
+        graph, start = residual_layers(blocks), time.process_time()
+        layout(*graph)
+        return time.process_time() - start
+
+    assert min(seconds(200) for _ in range(3)) < 6 * min(seconds(100) for _ in range(3))  # the square: 4; the cube: 8
+
+
 @pytest.mark.parametrize("blocks", [40, 400])
 def test_long_graphs_are_wrapped_into_columns(blocks: int) -> None:
-    edges = residual(blocks)
-    modules = [f"layer.{i // 4}.conv" for i in range(4 * blocks + 1)]
-    start = time.process_time()
-    placed = layout(modules, edges)
-    assert time.process_time() - start < 2
+    placed = layout(*residual_layers(blocks))
     assert 0.7 < placed.width / placed.height / 1.3 < 1.5
     assert len({block.module for block in placed.blocks}) == blocks
 
