@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from pdc_fx.export.page import quantity
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 ARTIFACTS = ROOT / "benchmarks" / "artifacts"
@@ -47,14 +49,6 @@ def name_of(model: str) -> str:
 def percent(share: float, digits: int = 2) -> str:
     """A share in percent."""
     return f"{100 * share:.{digits}f}%"
-
-
-def quantity(number: float) -> str:
-    """Three significant digits: ``40.6 M``."""
-    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= factor:
-            return f"{number / factor:.3g}{unit}"
-    return f"{number:.3g}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
@@ -440,6 +434,28 @@ def faults(data: Data) -> str:
     )
 
 
+def uncovered(data: Data) -> str:
+    """What share of each package the tests reach, and why each line that they do not reach is left."""
+
+    def share(counts: Data, what: str) -> str:
+        return f"{percent(counts[f'covered_{what}'] / counts[what], 1)} of {counts[what]:,}"
+
+    rows = [(f"`{name}`", share(c, "lines"), share(c, "branches")) for name, c in data["packages"].items()]
+    whys: dict[str, list[str]] = {}
+    for row in data["uncovered"]:
+        text = row["text"].replace("|", "\\|")
+        way = " (one way only)" if row["reached"] else ""
+        whys.setdefault(row["why"], []).append(f"`{row['file']}`, `{row['function'] or 'module'}`: `{text}`{way}")
+    reasons = "".join(
+        f"\n- {why}" + "".join(f"\n    - {line}" for line in lines) for why, lines in sorted(whys.items())
+    )
+    return (
+        f"{table(('package', 'lines', 'branches'), rows)}\n\n"
+        f"Python {data['python']}, PyTorch {data['torch']}. What no test reaches, by the reason why:\n{reasons}\n\n"
+        + source("benchmarks/results/uncovered.json", "python benchmarks/uncovered.py")
+    )
+
+
 BLOCKS: dict[str, tuple[Path, Callable[[Data], str]]] = {
     "certificates": (ARTIFACTS, certificates),
     "accuracy": (RESULTS / "accuracy.json", accuracy),
@@ -455,6 +471,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[Data], str]]] = {
     "mutations": (RESULTS / "mutations.json", mutations),
     "fuzzing": (RESULTS / "fuzz.json", fuzzing),
     "faults": (RESULTS / "faults.json", faults),
+    "uncovered": (RESULTS / "uncovered.json", uncovered),
 }
 """Name of a generated block -> its file, and what makes Markdown of it."""
 

@@ -68,7 +68,7 @@ def plain_text(value: Any) -> Any:
     return value
 
 
-def quantity(count: int) -> str:
+def quantity(count: float) -> str:
     """A count with a decimal prefix and three digits.
 
     >>> quantity(1_814_073_344), quantity(11_689_512), quantity(999_999), quantity(850)

@@ -23,7 +23,7 @@ class MergedAxis:
 
     Attributes:
         stand_in: shape ``(size,)``; the position that represents each position. Those that represent themselves remain.
-        groups: name of the group that owns the axis (the first, where several do).
+        group: name of the group that owns the axis (the first, where several do).
     """
 
     tensor: str

@@ -4,7 +4,7 @@
 and of 8 with AVX, AVX2 and NEON, and leave that layout altogether where a layer reads a number that is no multiple of 4; tensor cores of a
 GPU take halves by 8. Widths in between cost as much as the next block and buy nothing but accuracy. ``auto`` rounds to the provider's block
 where a group holds at least four of them, else to half of that, down to 4, and leaves narrower groups alone: a group needs a few widths to
-choose from. Where a budget cannot be met so, the block is halved until it can. For the CPU the block is 16 on any machine, so that the same
+choose from. Where a budget cannot be met so, 8, 4 and 1 are tried. For the CPU the block is 16 on any machine, so that the same
 command gives the same plan; 16 is a multiple of 8.
 """
 
@@ -95,13 +95,9 @@ class Measure(Protocol):
     """What a network costs at given widths.
 
     Attributes:
-        option: the name of its budget, without ``_reduction``.
         what: in words.
         facts: where it comes from, for the plan's options: plain values.
     """
-
-    @property
-    def option(self) -> str: ...
 
     @property
     def what(self) -> str: ...
@@ -122,7 +118,6 @@ class Measure(Protocol):
 class Count:
     """A measure that is counted, and therefore exact."""
 
-    option: str
     what: str
     cost: Callable[[Widths | None], float]
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -133,12 +128,12 @@ class Count:
 
 def macs(groups: ChannelGroups) -> Count:
     """Multiply-accumulates."""
-    return Count("flops", "multiply-accumulates", groups.macs)
+    return Count("multiply-accumulates", groups.macs)
 
 
 def params(groups: ChannelGroups) -> Count:
     """Parameters."""
-    return Count("params", "parameters", groups.params)
+    return Count("parameters", groups.params)
 
 
 class Budget:

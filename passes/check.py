@@ -120,6 +120,8 @@ def check(
         frozen: names or patterns (``layer4.*``) of modules whose channels stay.
 
     Raises:
+        TraceError: the model does not run on these inputs.
+        InputError: ``frozen`` meets no module, or ``dtype`` is neither float64 nor float32.
         NothingToMergeError: no two channels may be merged.
         ExactnessError: the outputs do not depend on what was merged, so that nothing could be shown.
 

@@ -2,8 +2,8 @@
 
 The tensors are shrunk on a copy of the module. Where the module's own forward still works at the new widths the result keeps its
 class and state-dict keys. Where a size is written into the program (``view(-1, 9216)``, a padded shortcut) the symbolic fx
-graph is edited instead and the result is a ``GraphModule``. Which of the two is found out by running the copy: every
-recorded call must have the shape that the plan predicts.
+graph is edited instead and the result is a ``GraphModule``. Where a size may be written down, which of the two is found out by running the
+copy: the channels must lie at every recorded call where the plan foretells them.
 """
 
 from __future__ import annotations

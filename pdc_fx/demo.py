@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pdc_fx.artifacts import ONNX, Compressed, deliver
+from pdc_fx.artifacts import ONNX, deliver
 from pdc_fx.data import ImageData, batches_per_epoch, evaluation_batches, open_data, training_batches
 from pdc_fx.distill import Observer, TrainOptions, distillation_loss, learning_rate
 from pdc_fx.export.benchmark import BenchmarkReport, benchmark
@@ -57,13 +57,11 @@ class DigitNet(nn.Module):
 class DemoResult:
     """What the closing table shows."""
 
-    compressed: Compressed
     certificate: dict[str, Any]
     timing: BenchmarkReport
     dense_bytes: int
     compact_bytes: int
     dense_onnx_accuracy: float
-    directory: Path | None
 
 
 def train_teacher(data: ImageData, seed: int = 0, epochs: int = 30) -> nn.Module:
@@ -90,17 +88,18 @@ def run(directory: Path | None, observer: Observer | None, *, overwrite: bool = 
     with tempfile.TemporaryDirectory() as scratch:
         staging = Staging(directory or Path(scratch) / "digits", overwrite=overwrite)
         try:
-            result = _run(data, staging, directory, observer, seed, Path(scratch))
+            result = _run(data, staging, observer, seed, Path(scratch))
         except BaseException:
             staging.discard()
             raise
-        staging.publish()
+        if result.certificate["passed"]:
+            staging.publish()
+        else:
+            staging.discard()
         return result
 
 
-def _run(
-    data: ImageData, staging: Staging, directory: Path | None, observer: Observer | None, seed: int, scratch: Path
-) -> DemoResult:
+def _run(data: ImageData, staging: Staging, observer: Observer | None, seed: int, scratch: Path) -> DemoResult:
     teacher = train_teacher(data, seed)
     options = TrainOptions(epochs=EPOCHS, batch_size=64, lr=0.05, alpha=0.7, amp="no", channels_last=False, seed=seed)
     source = {"model": "pdc_fx.demo:DigitNet", "data": "digits", "command": "pdc-fx demo"}
@@ -130,6 +129,4 @@ def _run(
 
     certificate = deliver(compressed, staging.path, onnx_accuracy, timed)
     compact = staging.path / ONNX
-    return DemoResult(
-        compressed, certificate, timings[0], dense.bytes, compact.stat().st_size, onnx_accuracy(dense.path), directory
-    )
+    return DemoResult(certificate, timings[0], dense.bytes, compact.stat().st_size, onnx_accuracy(dense.path))

@@ -39,6 +39,7 @@ def analyze(model: nn.Module, example_inputs: Inputs, *, frozen: Iterable[str] =
 
     Raises:
         TraceError: the model does not run on these inputs.
+        InputError: a name or pattern in ``frozen`` meets no module.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
@@ -59,6 +60,7 @@ def inspect(model: nn.Module, example_inputs: Inputs, *, frozen: Iterable[str] =
 
     Raises:
         TraceError: the model does not run on these inputs.
+        InputError: a name or pattern in ``frozen`` meets no module.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
@@ -102,7 +104,8 @@ def plan(
     Raises:
         PlanError: the reduction cannot be met; the message says the largest that can.
         ArtifactError: the table is damaged.
-        InputError: it was measured with something else, or lacks what only another machine can measure.
+        InputError: an option is out of range, the groups are those of another model, or weights are not finite; the table was measured with
+            something else, or lacks what only another machine can measure.
         NothingToMergeError: there is no group.
 
     >>> import torch

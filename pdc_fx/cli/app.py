@@ -340,9 +340,9 @@ def demo(
         percent,
         print_comparisons,
         print_json,
-        quantity,
         result_table,
     )
+    from pdc_fx.export.page import quantity
 
     err.print("training a teacher on 1,437 digits, then compressing it to a third of its MACs ...")
     with TrainingProgress(demonstration.EPOCHS) if err.is_terminal else nullcontext() as progress:
@@ -364,10 +364,10 @@ def demo(
     rows.append(("latency, batch 1", f"{timing.dense.median_ms:.3f} ms", f"{timing.compact.median_ms:.3f} ms"))
     out.print(result_table(rows, "digits: teacher and compact network"))
     print_comparisons(result.certificate)
-    if output is not None:
-        out.print(f"kept in {output}")
     if not result.certificate["passed"]:
         raise typer.Exit(1)
+    if output is not None:
+        out.print(f"kept in {output}")
 
 
 def main() -> None:

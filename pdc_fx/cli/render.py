@@ -18,7 +18,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from pdc_fx.distill import StepReport
-from pdc_fx.export.page import visible
+from pdc_fx.export.page import quantity, visible
 from pdc_fx.ir import Certificate, ChannelGroup, ChannelGroups, Role
 
 if TYPE_CHECKING:
@@ -31,18 +31,6 @@ err = Console(stderr=True, highlight=False)
 def print_json(data: Mapping[str, Any]) -> None:
     """One JSON object on standard output, and nothing else there."""
     sys.stdout.write(json.dumps(data, default=str) + "\n")
-
-
-def quantity(value: float) -> str:
-    """A number with three significant digits and its prefix.
-
-    >>> quantity(4_089_184_256), quantity(862), quantity(25_557)
-    ('4.09 G', '862', '25.6 k')
-    """
-    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g} {prefix}"
-    return f"{value:.0f}"
 
 
 def shown(name: str) -> str:

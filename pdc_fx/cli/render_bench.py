@@ -8,9 +8,10 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from pdc_fx.cli.render import out, quantity
+from pdc_fx.cli.render import out
 from pdc_fx.export.benchmark import BenchmarkReport
 from pdc_fx.export.benchmark_torch import TorchReport
+from pdc_fx.export.page import quantity
 from pdc_fx.export.timing import BatchTiming, Timing
 
 STEADY = 1.5

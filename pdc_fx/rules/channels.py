@@ -13,8 +13,6 @@ This is why merging is exact for channels of one signature, by induction over th
 parameters agree inside a cluster, then two positions of equal path hold equal values, and a reader may sum their slices.
 What could break the induction makes the path differ: another operation on a part of the channels, a gate that is a different
 channel, another place in a flattened map.
-
-**A rule** is a function from a :class:`Site` (one recorded call) to the abstract value of its result. It says which axis of which
 """
 
 from __future__ import annotations
