@@ -29,7 +29,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise, permutations
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -390,19 +390,26 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
 
 
 def _exchanged(choices: list[Bloc], levels: list[int], budget: Budget) -> list[int]:
-    """Where any single step would be too large: a few in one bloc for some back in another, the cheapest pair that meets the budget."""
+    """Where the next step of any bloc is too large: the cheapest few in one bloc, for some back in another or none, that meet it."""
     found: list[tuple[float, list[int]]] = []
-    for i, j in permutations(range(len(choices)), 2):
-        for lower in range(levels[i] + 1, min(levels[i] + EXCHANGED, len(choices[i].widths) - 1) + 1):
-            for upper in range(levels[j] - 1, -1, -1):
-                tried = list(levels)
-                tried[i], tried[j] = lower, upper
-                excess = budget.reduction(_widths(choices, tried)) - budget.target
-                if abs(excess) <= TOLERANCE:
-                    prices = (choices[b].cost(tried[b]) - choices[b].cost(levels[b]) for b in (i, j))
-                    found.append((sum(prices), tried))
-                if excess <= 0:
-                    break
+
+    def excess(tried: list[int]) -> float:
+        more = budget.reduction(_widths(choices, tried)) - budget.target
+        if abs(more) <= TOLERANCE:
+            found.append(
+                (sum(c.cost(new) - c.cost(old) for c, new, old in zip(choices, tried, levels, strict=True)), tried)
+            )
+        return more
+
+    for i, bloc in enumerate(choices):
+        for lower in range(levels[i] + 1, min(levels[i] + EXCHANGED, len(bloc.widths) - 1) + 1):
+            fewer = [*levels[:i], lower, *levels[i + 1 :]]
+            if excess(fewer) <= 0:
+                continue
+            for j in range(len(choices)):
+                for upper in range(levels[j] - 1, -1, -1) if j != i else ():
+                    if excess([*fewer[:j], upper, *fewer[j + 1 :]]) <= 0:
+                        break
     return min(found, default=(0.0, levels))[1]
 
 

@@ -74,7 +74,7 @@ class TrainOptions:
     distill: Distill = "kl"
     alpha: float = 0.9
     temperature: float = 4.0
-    features: Features = "auto"
+    features: Features = "none"
     features_weight: float = 20.0
     amp: Amp = "auto"
     channels_last: bool = True

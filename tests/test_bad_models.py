@@ -6,6 +6,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from zoo_other import EarlyExit
 
 import pdc_fx
+from pdc_fx.data import open_data
 from pdc_fx.errors import InputError, TraceError
 
 pytestmark = [
@@ -98,6 +100,12 @@ def planned(model: nn.Module, inputs: Any = X) -> Any:
     return pdc_fx.plan(model, groups, flops_reduction=0.092)
 
 
+def test_an_unknown_start_is_refused() -> None:
+    data = open_data("digits")
+    with pytest.raises(InputError, match=r"^unknown start 'prune'; use 'model', 'fold', 'calibrate'$"):
+        pdc_fx.compress(net(), X[:1, :1], data, flops_reduction=0.5, start="prune")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["function", "meta", "traced", "quantized"])
 def test_tie_and_rewrite_refuse_it_too(name: str) -> None:
     plan, model = planned(net()), REFUSED[name][0]()
@@ -170,6 +178,30 @@ def test_tensors_that_share_memory_stay(build: Callable[[], nn.Module], frozen: 
     plan = pdc_fx.tie(model, pdc_fx.plan(model, groups, flops_reduction=0.08), mode="hard").snap()
     with torch.no_grad():
         assert torch.allclose(pdc_fx.rewrite(model, plan, X)(X), model(X), atol=1e-5)
+
+
+@pytest.mark.parametrize("tensor", [torch.empty(0), torch.eye(3).to_sparse()], ids=["empty", "sparse"])
+def test_a_tensor_without_memory_to_look_at_shares_none(tensor: Tensor) -> None:
+    model = net()
+    model.register_buffer("one", tensor)
+    model.register_buffer("other", tensor.clone())
+    assert pdc_fx.analyze(model, X).mergeable_channels == 16
+
+
+def test_an_output_in_an_object_is_one() -> None:
+    """It is no tuple and no dict: its attributes are looked at."""
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x: Tensor) -> SimpleNamespace:
+            return SimpleNamespace(scores=self.net(x), names=("a", "b"))
+
+    groups = pdc_fx.analyze(Holder(), X)
+    assert groups.mergeable_channels == 16
+    assert [(f.module, f.reason) for f in groups.frozen] == [("net.5", "is an output of the model")]
 
 
 def test_disjoint_views_of_one_buffer_are_fine() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -452,6 +453,19 @@ def test_bench_in_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("-" in line.split() for line in plain.stdout.splitlines())  # no efficiency without MACs
 
 
+def test_an_engine_that_does_not_run_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(module: nn.Module, dynamic: bool) -> None:
+        raise RuntimeError("no compiler was found\nand more")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    result = run("bench", folder / "out", *QUICK, "-b", 1, "--torch")
+    assert result.exit_code == 0, result.stderr
+    said = " ".join(result.stdout.split())
+    assert re.search(
+        r"compile, cpu.*, float32, 1 thread: not run: RuntimeError: no compiler was found times in ms", said
+    )
+
+
 def copy_of(folder: Path, target: Path, change: Callable[[Path], object]) -> Path:
     target.mkdir()
     for path in (folder / "out").iterdir():
@@ -476,6 +490,52 @@ def pipe(path: Path) -> Path:
     return path
 
 
+def tiny(path: Path, kind: int, shape: list[int | str], **metadata: str) -> Path:
+    """A file of one node, which gives its input as float32."""
+    x, y = (onnx.helper.make_tensor_value_info(n, k, shape) for n, k in (("x", kind), ("y", onnx.TensorProto.FLOAT)))
+    node = onnx.helper.make_node("Cast", ["x"], ["y"], to=onnx.TensorProto.FLOAT)
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y]), opset_imports=opsets, ir_version=8)
+    onnx.helper.set_model_props(model, {f"pdc_fx.{key}": value for key, value in metadata.items()} or {"a": "b"})
+    onnx.save(model, path)
+    return path
+
+
+def test_macs_that_are_no_number_are_none(tmp_path: Path) -> None:
+    files = [
+        tiny(tmp_path / f"{n}.onnx", onnx.TensorProto.FLOAT, [1, 3], macs=n, dense_macs="9") for n in ("4", "many")
+    ]
+    options: dict[str, Any] = {"runs": 1, "warmup": 0, "threads": 1}
+    assert benchmark(files[0], files[0], **options).compact_macs == 4
+    report = benchmark(files[1], files[1], **options)
+    assert (report.dense_macs, report.compact_macs, report.timings[0].efficiency) == (None, None, None)
+
+
+def test_an_efficient_network_is_not_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdc_fx.export.benchmark.peak_memory", lambda *_, **__: 7)
+    file = tiny(tmp_path / "a.onnx", onnx.TensorProto.FLOAT, ["batch", 3])
+    report = benchmark(file, file, batch_sizes=(1, 2), runs=1, warmup=0, threads=1, macs=(1, 10**9), details=True)
+    assert [(t.reasons, t.dense_memory, t.compact_memory) for t in report.timings] == [((), 7, 7)] * 2
+    assert list(report.placement or {}) == [CPU]
+
+
+def test_a_trial_where_everything_is_closed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a service may be started: the trial opens nothing that stays open."""
+    monkeypatch.setattr(sys, "stdout", None)
+    kept = {descriptor: os.dup(descriptor) for descriptor in (0, 1, 2)}
+    for descriptor in kept:
+        os.close(descriptor)
+    try:
+        found = sessions.try_provider.__wrapped__("cpu")
+        is_open = [descriptor for descriptor in kept if Path(f"/dev/fd/{descriptor}").exists()]
+    finally:
+        for descriptor, copy in kept.items():
+            os.dup2(copy, descriptor)
+            os.close(copy)
+    assert (found, is_open) == (None, [])
+    assert capfd.readouterr() == ("", "")
+
+
 BAD: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "nowhere": (lambda f, _: [f / "nowhere"], "no such directory"),
     "no output directory": (lambda f, _: [f], "no output directory"),
@@ -486,6 +546,14 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[object]], str]] = {
     "not ONNX": (lambda f, _: [f / "dense.onnx", f / "text.onnx"], "cannot load the model"),
     "missing file": (lambda f, _: [f / "dense.onnx", f / "gone.onnx"], "no such ONNX file"),
     "other input": (lambda f, _: [f / "dense.onnx", f / "narrow.onnx"], "take different inputs"),
+    "whole numbers": (
+        lambda _, t: [tiny(t / "a.onnx", onnx.TensorProto.INT64, [1, 3])] * 2,
+        "only inputs of float32 or float16 can be timed [x: tensor(int64)]",
+    ),
+    "open size": (
+        lambda _, t: [tiny(t / "a.onnx", onnx.TensorProto.FLOAT, ["batch", 3, "height", 8])] * 2,
+        "a size other than the batch is open [x: ['batch', 3, 'height', 8]]; export with fixed sizes to time the file",
+    ),
     "fixed batch": (lambda f, _: [f / "static.onnx", f / "static.onnx", "-b", 8], "does not take a batch of 8"),
     "output exists": (lambda f, _: [f / "out", "-o", f / "net.py"], "the file exists"),
     "output is a pipe": (lambda f, t: [f / "out", "-o", pipe(t / "pipe"), "--overwrite"], "cannot be written"),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +15,22 @@ import onnx
 import pytest
 import torch
 import yaml
+from extension import registry_restored
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
+from torch import nn
 from typer.testing import CliRunner, Result
 
+from pdc_fx import demo
 from pdc_fx.artifacts import CERTIFICATE, ONNX, RECIPE, REPORT, WEIGHTS, load, sha256
-from pdc_fx.cli import app
+from pdc_fx.cli import app, main
 from pdc_fx.cli.config import CONFIG
 from pdc_fx.errors import ArtifactError
+from pdc_fx.export import store
 
 FACTORY = """
+import signal
+
 import torch
 from torch import nn
 
@@ -59,6 +69,54 @@ class OwnGrid(nn.Module):
 
     def forward(self, x):
         return self.head(self.first(x)) @ torch.ones(6, 6, dtype=torch.float32)
+
+class Single(OwnGrid):
+    def forward(self, x):
+        assert x.dtype == torch.float32
+        return self.head(self.first(x))
+
+class Auxiliary(OwnGrid):
+    # with a head that runs in training only
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        return (self.head(x), self.other(x)) if self.training else self.head(x)
+
+class Draws(nn.Module):
+    # in training mode its compact form draws other numbers
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head((x + torch.rand_like(x) if self.training else x).relu().mean((2, 3)))
+
+Draws.input_shape = (1, 1, 8, 8)
+
+def interrupted():
+    signal.raise_signal(signal.SIGINT)
+"""
+WRONG_RULE = """
+import pdc_fx
+import torch
+from torch import nn
+
+class Net(nn.Sequential):
+    def forward(self, x):
+        return self[1](self[0](x).softmax(1))
+
+def net():
+    torch.manual_seed(0)
+    return Net(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 4, 1))
+
+net.input_shape = (1, 1, 8, 8)
+pdc_fx.rule("softmax")(lambda site: site.channels(site.argument(0, "input")).then(site.key))
 """
 
 
@@ -122,6 +180,27 @@ def test_verify_reads_everything_again(compressed: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "test accuracy, onnx" in result.stdout
     assert max(len(line) for line in result.stdout.splitlines()) <= 80
+
+
+def test_without_a_normalisation_that_of_the_data_counts(compressed: Path, tmp_path: Path) -> None:
+    copy = damaged(compressed, tmp_path)
+    recipe, certificate = (json.loads((copy / name).read_text()) for name in (RECIPE, CERTIFICATE))
+    (copy / RECIPE).write_text(json.dumps({key: recipe[key] for key in recipe if key not in ("mean", "std")}))
+    certificate["files"][RECIPE] = sha256(copy / RECIPE)
+    (copy / CERTIFICATE).write_text(json.dumps(certificate))
+    result = run("verify", copy, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)["accuracy"]
+    assert found == {name: pytest.approx(certificate["accuracy"][name], abs=1e-3) for name in ("compact", "onnx")}
+
+
+def test_what_limits_a_comparison_is_noted(compressed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdc_fx.export.verify.TOLERANCES", {"float32": 1e-12})
+    result = run("verify", compressed, "--no-data")
+    assert result.exit_code == 1
+    assert re.match(
+        r"note: PyTorch's own float32 is a relative .* from its float64 .*, 1e-12 is allowed\n", result.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -286,6 +365,52 @@ def test_what_does_not_agree_is_not_written(spec: str, tmp_path: Path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
+def test_a_network_that_does_not_verify_is_not_delivered(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdc_fx.export.verify.TOLERANCES", {"float32": -1.0})
+    result = run("compress", spec, *options(tmp_path / "out", epochs=0, start="fold"))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert re.search(r"^error: the verification failed \[Conv node .+\]$", result.stderr, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "chosen", "words"),
+    [
+        ("net", {"alpha": 0, "features": "auto"}, "maps are not matched: alpha is 0: there is no teacher"),
+        (
+            "Draws",
+            {},
+            "all filters are trained, tied, which takes longer than the small network: in training mode the small network is another function",
+        ),
+    ],
+)
+def test_what_a_run_did_otherwise_is_said(
+    folder: Path, tmp_path: Path, model: str, chosen: dict[str, Any], words: str
+) -> None:
+    result = run("compress", f"{folder / 'net.py'}:{model}", *options(tmp_path / "out", **chosen))
+    assert result.exit_code == 0, result.stderr
+    assert [line for line in result.stderr.splitlines() if line.startswith(words)]
+    assert (tmp_path / "out" / CERTIFICATE).exists()
+
+
+def test_what_is_special_about_a_file_is_said(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights beside it, and nodes that half precision would let overflow."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\nclass Net(nn.Conv2d):\n    def forward(self, x):\n"
+        "        return super().forward(x * 3e4 + 3e4) / 3e4\n\n"
+        "def net():\n    return Net(3, 64, 3)\n\nnet.input_shape = (1, 3, 8, 8)\n"
+    )
+    monkeypatch.setattr(store, "EXTERNAL_ABOVE", 1000)
+    result = run("export", f"{tmp_path / 'net.py'}:net", "-o", tmp_path / "m.onnx", "--fp16")
+    assert result.exit_code == 0, result.stderr
+    (weights,) = (path for path in tmp_path.iterdir() if path.name not in ("net.py", "m.onnx", "__pycache__"))
+    lines = result.stdout.replace("\n", "")
+    assert f"weights: {weights}kept in float32, since they may overflow: " in lines
+    assert int(re.findall(r"overflow: (\d+) nodes", lines)[0]) > 0
+
+
 def test_the_older_exporter_is_named(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         "import torch\n\nclass Net(torch.nn.Conv2d):\n    def forward(self, x):\n"
@@ -325,6 +450,100 @@ def test_a_model_that_makes_float32_tensors_is_checked_in_float64(folder: Path) 
     assert (found["passed"], found["dtype"]) == (True, "float64")
 
 
+def test_a_model_that_takes_float32_alone_is_checked_in_it(folder: Path) -> None:
+    options = (f"{folder / 'net.py'}:Single", "--json", "--input", "1x1x8x8")
+    found = json.loads(run("check", *options, "--dtype", "auto").stdout)
+    assert (found["passed"], found["dtype"]) == (True, "float32")
+    refused = run("check", *options)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "raised AssertionError in its forward pass" in refused.stderr.replace("\n", " ")
+
+
+def test_a_check_that_fails_says_where(tmp_path: Path) -> None:
+    """By a rule of the user's that takes a softmax over the channels for an element-wise function."""
+    (tmp_path / "net.py").write_text(WRONG_RULE)
+    with registry_restored():
+        result = run("check", f"{tmp_path / 'net.py'}:net")
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert "FAILED, relative error" in result.stdout.replace("\n", " ")
+    assert "first difference: output\n" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "line"), [("check", "not reached: other"), ("inspect", "not reached by the example inputs: other")]
+)
+def test_a_module_that_did_not_run_is_named(folder: Path, command: str, line: str) -> None:
+    result = run(command, f"{folder / 'net.py'}:Auxiliary", "--input", "1x1x8x8")
+    assert result.exit_code == 0, result.stderr
+    assert line in result.stdout.splitlines()
+
+
+def test_ctrl_c_is_one_line(folder: Path) -> None:
+    result = run("check", f"{folder / 'net.py'}:interrupted")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr == "interrupted\n"
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_reader_that_has_gone(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in ``pdc-fx check MODEL --json | head -0``: no message, for nobody reads it."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    errors = io.StringIO()
+    with io.TextIOWrapper(io.FileIO(writing, "w"), write_through=True) as gone, monkeypatch.context() as patch:  # type: ignore[type-var]
+        patch.setattr(sys, "stdout", gone)
+        patch.setattr(sys, "stderr", errors)
+        patch.setattr(sys, "argv", ["pdc-fx", "check", spec, "--json"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert (ended.value.code, errors.getvalue()) == (1, "")
+
+
+def test_streams_that_are_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook, or where a program takes up what is printed."""
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", written)
+    monkeypatch.setattr(sys, "argv", ["pdc-fx", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert "Usage: pdc-fx" in written.getvalue()
+
+
+@pytest.fixture
+def quick_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small teacher that has learned nothing, and calibration in place of training."""
+    teacher = nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(2048, 10)).eval()
+    monkeypatch.setattr(demo, "EPOCHS", 0)
+    monkeypatch.setattr(demo, "train_teacher", lambda data, seed: teacher)
+
+
+@pytest.mark.usefixtures("quick_demo")
+def test_a_demonstration_that_does_not_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdc_fx.export.verify.TOLERANCES", {"float32": -1.0})
+    result = run("demo", "-o", tmp_path / "out")
+    assert result.exit_code == 1, result.stderr
+    assert "compact against ONNX Runtime: FAILED" in result.stdout
+    assert "kept in" not in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick_demo")
+def test_the_demonstration_in_json(tmp_path: Path) -> None:
+    result = run("demo", "--json", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found.pop("latency")["timings"][0]["batch"] == 1
+    assert found == json.loads((tmp_path / "out" / CERTIFICATE).read_text())
+
+
+def test_a_demonstration_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "train_teacher", lambda data, seed: signal.raise_signal(signal.SIGINT))
+    assert run("demo", "-o", tmp_path / "out").exit_code == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+NET = ["compress", "{f}/net.py:net", "--data", "digits", "--flops-reduction", "0.5", "-o", "{f}/x"]
 BAD = [
     (["export", "{f}/net.py:net", "-o", "{f}/n.onnx", "--input-name", "x", "--output-name", "x"], 2, "have one name"),
     (["export", "{f}/net.py:net", "-o", "{f}/n.onnx", "--input-name", "x", "--input-name", "y"], 2, "the model has 1"),
@@ -343,6 +562,10 @@ BAD = [
     (["check", "torchvision:resnet19"], 2, "resnet18"),
     (["compress", "{f}/net.py:net", "--data", "digitz", "--flops-reduction", "0.5", "-o", "{f}/x"], 2, "digits"),
     (["compress", "{f}/net.py:net", "--data", "digits", "-o", "{f}/x"], 2, "say how much"),
+    ([*NET, "--input", "1x8x8"], 2, "training needs a model of images [input (1, 8, 8)]"),
+    ([*NET, "--input", "1x1x8x8", "--input", "1x1x8x8"], 2, "for models of one tensor only; pass --input once"),
+    ([*NET, "--input", "1x1x16x16"], 2, "the images are 1x8x8, the model's input is 1x16x16 [digits]; pass --input"),
+    (["compress", "{f}/net.py:Pair", *NET[2:]], 2, "does not take this input: Pair.forward() missing 1 required"),
     (
         [
             "compress",

@@ -39,6 +39,25 @@ def test_what_is_expanded_is_tied_and_comes_to_the_same_bits(sample: Sample) -> 
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in compact.state_dict().items())
 
 
+def test_what_no_call_uses_stays_as_it_was() -> None:
+    """The smaller network is a graph, which has neither the spare layer nor the buffer."""
+    torch.manual_seed(0)
+    model = Net(
+        lambda m, x: m.head(m.stem(x).view(2, 2, 4, 8, 8).transpose(1, 2).reshape(2, 8, 8, 8)),
+        **{"stem": conv(3, 8), "head": conv(8, 4), "spare": nn.Linear(3, 3)},
+    )
+    model.register_buffer("old", torch.ones(2))
+    example, before = torch.zeros(2, 3, 8, 8), copy.deepcopy(model.state_dict())
+    clusters = random_halves(analyze(model, example), seed=0)
+    compact = merge_channels(model, clusters, example)
+    assert isinstance(compact, fx.GraphModule)
+    assert set(before) - set(compact.state_dict()) == {"spare.weight", "spare.bias", "old"}
+    expand(compact, model, clusters)
+    rewrite(model, clusters, example)  # refuses what is not tied
+    same = {name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])}
+    assert same == {"spare.weight", "spare.bias", "old", "head.bias"}
+
+
 def joined(channels: int = 8) -> nn.Module:
     """A residual block, a map beside its negative, and a batch norm."""
 
@@ -145,6 +164,53 @@ def test_a_network_that_trains_in_another_way_is_trained_at_full_width(
     rewrite(model, final, IMAGE)
 
 
+class Split(nn.Module):
+    """Its channels lie along two axes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (2, -1)).flatten(3)
+
+
+def split() -> nn.Module:
+    return nn.Sequential(conv(1, 8), nn.ReLU(), Split(), nn.Flatten(), nn.Linear(512, 10))
+
+
+def shuffled() -> nn.Module:
+    """Its compact form is a graph in which the channels are put in order by an index."""
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        x = m.first(x)
+        x = x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)
+        return m.head(m.relu(m.second(x)).mean((2, 3)))
+
+    return Net(forward, first=conv(1, 8), second=conv(8, 8), relu=nn.ReLU(), head=nn.Linear(8, 10))
+
+
+def never_firing() -> nn.Module:
+    """Its last map is zero everywhere, as others in the graph may be."""
+    model = with_a_literal()
+    nn.init.constant_(model.net[3].bias, -100.0)  # type: ignore[index, union-attr, operator, arg-type]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (shuffled, r"the channels of its maps cannot be followed through a program that is edited \(a shuffle\)"),
+        (split, r"the channels of a map cannot be followed \[module '2'\]"),
+        (never_firing, r"the small network returns no such map \[module 'net.4'\]"),
+    ],
+)
+def test_maps_that_the_small_network_does_not_return(build: Callable[[], nn.Module], reason: str) -> None:
+    torch.manual_seed(0)
+    model = build()
+    clusters = random_halves(analyze(model, IMAGE), seed=0)
+    pairs = feature_pairs("match", model, copy.deepcopy(model), IMAGE)
+    with pytest.raises(Untrainable, match=f"^{reason}$"):
+        compact_for_training(copy.deepcopy(model), clusters, IMAGE, pairs)
+    assert compact_for_training(model, clusters, IMAGE).maps == []
+
+
 def test_dropout_and_other_modules_do_not_stand_in_the_way() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(conv(1, 8), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(512, 10))
@@ -165,7 +231,7 @@ def test_the_tied_network_is_left_as_good_as_the_one_that_was_trained() -> None:
     options = TrainOptions(epochs=3, batch_size=32, amp="no", alpha=0.0)
     training = TiedTraining(model, teacher, clusters, digits, held_out, options, "hard", processes=Processes())
     final, metrics = training.run()
-    assert metrics[1] == {"kind": "network", "trained": "compact", "reason": ""}
+    assert metrics[0] == {"kind": "network", "trained": "compact", "reason": ""}
     assert {(record["macs"], record["precision"]) for record in metrics[2:]} == {(clusters.macs_after, "float32")}
     found = [accuracy(network.eval(), held_out, digits) for network in (model, rewrite(model, final, IMAGE))]
     assert found[0] == found[1] == pytest.approx(metrics[-1]["accuracy"], abs=0.02)

@@ -172,6 +172,13 @@ def test_output_that_is_no_certificate() -> None:
     assert judge(0, "[]", "")[:2] == ("failed", "crashed: exit code 0")
 
 
+def test_a_process_that_cannot_be_started() -> None:
+    """No system takes an argument of two million letters."""
+    found = run_one("torchvision:" + "x" * 2**21, timeout=5)
+    assert (found.result, found.certificate) == ("failed", None)
+    assert found.reason.startswith("could not be started: ")
+
+
 def test_exit_codes_and_streams(played: list[str], tmp_path: Path) -> None:
     passed = run("--all", "torchvision", "--only", "good", "-o", tmp_path, "--json")
     assert passed.exit_code == 0, passed.stderr

@@ -154,6 +154,43 @@ def test_an_onnx_file_that_declares_a_huge_tensor(damaged: Path) -> None:
     assert code_of("verify", damaged, "--no-data") == 2
 
 
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "way", "value", "words"),
+    [
+        (RECIPE, ["mean"], "0.5", "'mean' is not a list of numbers [{}]"),
+        (RECIPE, ["std"], [0.2, 0.0, 0.2], "'std' is not a list of positive numbers [{}]"),
+        (RECIPE, ["std"], [0.2], "'mean' and 'std' differ in length [{}]"),
+        (RECIPE, ["num_classes"], True, "'num_classes' is not a whole number [{}]"),
+        (CERTIFICATE, ["accuracy"], [0.5], "'accuracy' is not an object of numbers [{}]"),
+        (
+            RECIPE,
+            ["plan", "channel_groups", "inputs", 0, 1],
+            "float33",
+            "the plan's example input cannot be made: there is no such dtype [(1, 3, 8, 8), float33]",
+        ),
+    ],
+)
+def test_fields_that_make_no_sense_are_named(damaged: Path, name: str, way: list[Any], value: Any, words: str) -> None:
+    path = damaged / name
+    path.write_text(json.dumps(changed(json.loads(path.read_text()), tuple(way), value)))
+    before = content(damaged)
+    result = CliRunner().invoke(app, ["verify", str(damaged), "--no-data"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"error: {words.format(path)}\n"
+    assert content(damaged) == before
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, ONNX])
+def test_a_file_that_is_missing_is_named(damaged: Path, name: str) -> None:
+    (damaged / name).unlink()
+    with pytest.raises(ArtifactError, match=rf"^a file is missing \[.*{name}\]$"):
+        load(net, damaged)
+
+
 NESTED = "[" * 200_000
 TEXTS = ["", "null", "[]", "{", NESTED, '{"a":' * 50_000, '"' + "x" * 10, "\x00", '{"format": 1, "plan": 1e999}']
 
@@ -230,11 +267,13 @@ def test_a_plan_cannot_ask_for_all_memory(whole: Path) -> None:
     recipe["plan"]["clusters"][0] = "0-99999999999"
     with pytest.raises(ArtifactError, match="the recipe's plan is malformed"):
         read_plan(recipe, whole)
-    for text in (NESTED, "{"):
-        with pytest.raises(ArtifactError, match="not the JSON"):
-            ClusterPlan.from_json(text)
-        with pytest.raises(ArtifactError, match="not the JSON"):
-            ChannelGroups.from_json(text)
+    for read, what in ((ClusterPlan.from_json, "plan"), (ChannelGroups.from_json, "channel groups")):
+        for text in (NESTED, "{"):
+            with pytest.raises(ArtifactError, match="not the JSON"):
+                read(text)
+        for text, error in (("{}", "KeyError"), ("[]", "TypeError"), ("null", "TypeError")):
+            with pytest.raises(ArtifactError, match=rf"this is a malformed .*{what}: {error} "):
+                read(text)
 
 
 def checkpoint(folder: Path, content: bytes, step: int = 5) -> Checkpoints:

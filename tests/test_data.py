@@ -16,6 +16,7 @@ import pytest
 import torch
 from data_files import CLASSES, encoded, picture, write_parquet
 from PIL import Image
+from pyarrow import parquet
 from torch.utils.data import DataLoader
 
 from pdc_fx.data import (
@@ -137,6 +138,40 @@ def test_folder(test: str, channels: int, tmp_path: Path) -> None:
     assert data.train.labels.tolist() == [0, 0, 1, 1]
     assert len(data.mean) == channels
     assert data.augmentation == ("cifar" if channels == 3 else "digits")
+
+
+def test_a_palette_with_a_transparent_colour(tmp_path: Path) -> None:
+    """The colours count, as where nothing is transparent; Pillow would warn of what it does."""
+    spec, _ = make_folder(tmp_path)
+    image = Image.fromarray(picture(3)).quantize(4)
+    image.save(tmp_path / "train" / "cat" / "0.png", transparency=bytes([0, 128, 255, 255]))
+    with Image.open(tmp_path / "train" / "cat" / "0.png") as stored:
+        assert (stored.mode, stored.info["transparency"]) == ("P", bytes([0, 128, 255, 255]))
+    expected = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    assert torch.equal(images_of(open_data(spec).train)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("columns", "used"),
+    [
+        ({"coarse_label": [0, 0, 1, 1], "fine_label": [0, 1, 1, 0]}, "fine_label"),  # as CIFAR-100 has them
+        ({"fine_label": [0, 1, 1, 0], "label": [1, 1, 0, 0]}, "label"),
+        ({"coarse": [0, 0, 1, 1], "fine": [0, 1, 1, 0]}, None),
+    ],
+)
+def test_several_columns_of_labels(columns: dict[str, list[int]], used: str | None, tmp_path: Path) -> None:
+    import datasets
+
+    kinds = {"img": datasets.Image(), **dict.fromkeys(columns, datasets.ClassLabel(names=CLASSES))}
+    rows = {"img": [{"bytes": GOOD, "path": None}] * 4, **columns}
+    for part in ("train", "test"):
+        table = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds)).with_format("arrow")[:]
+        parquet.write_table(table, tmp_path / f"{part}.parquet")
+    if used is None:
+        with pytest.raises(InputError, match=r"one Image and one ClassLabel column .*coarse: ClassLabel, fine: Class"):
+            open_data(f"parquet:{tmp_path}")
+    else:
+        assert open_data(f"parquet:{tmp_path}").train.labels.tolist() == columns[used]
 
 
 def test_sizes_that_differ_are_brought_to_the_shape_asked_for(tmp_path: Path) -> None:

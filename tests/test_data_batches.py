@@ -187,6 +187,16 @@ def test_a_set_in_memory_is_cropped_from_its_files(kind: str, tmp_path: Path, mo
     assert (small.train.decodes("cifar"), small.train.decodes("imagenet")) == (False, True)
 
 
+def test_images_that_come_decoded_are_cropped_and_resized_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = open_data("digits", input_shape=SHAPE)
+    monkeypatch.setattr("pdc_fx.data.assemble.IN_MEMORY_BYTES", 0)
+    large = open_data("digits", input_shape=SHAPE)
+    assert (small.train.in_memory, large.train.in_memory) == (True, False)
+    for preset in ("none", "imagenet"):
+        ends = (epoch_of(data.with_augmentation(preset), 64, start=20) for data in (small, large))
+        assert same(*ends)
+
+
 # --------------------------------------------------------------------------------------------------------- orders in windows
 def test_an_order_in_windows() -> None:
     groups, rows = 40, 26

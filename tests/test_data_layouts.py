@@ -150,6 +150,19 @@ def damaged_inside(root: Path) -> None:
     file.write_bytes(content)
 
 
+def damaged_labels(root: Path) -> None:
+    """The pages of one column alone."""
+    import pyarrow.parquet as pq
+
+    file = root / "train-00001-of-00002.parquet"
+    group = pq.read_metadata(file).row_group(0)
+    column = next(group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema == "label")
+    start = column.dictionary_page_offset or column.data_page_offset
+    content = bytearray(file.read_bytes())
+    content[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    file.write_bytes(content)
+
+
 SHARD_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing shard": (
         lambda r: (r / "train-00001-of-00002.parquet").unlink(),
@@ -171,6 +184,7 @@ SHARD_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: (r / "train-00001-of-00002.parquet").write_bytes(b""),
         r"a parquet file cannot be read .*00001-of-00002.parquet\]",
     ),
+    "damaged labels": (damaged_labels, r"a parquet file cannot be read \[.*00001-of-00002.parquet\]; ."),
     "damaged inside": (damaged_inside, r"a parquet file cannot be read .*00001-of-00002.parquet: row group 0\]"),
 }
 

@@ -104,6 +104,22 @@ class Unseen(Parts):
         return self.d(self.b(x) + beside)  # type: ignore[no-any-return]
 
 
+class ByNumpy(nn.Module):
+    """Hands out what no recorder has seen made."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.detach().numpy() * 2)
+
+
+class UnseenInside(Parts):
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = ByNumpy()
+
+    def maps(self, x: Tensor) -> Tensor:
+        return self.d(self.own(self.b(x)))  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
@@ -112,6 +128,7 @@ class Unseen(Parts):
         (Shortcut, ["a", "d"]),
         (ShortcutToTheEnd, ["a"]),
         (Unseen, ["d"]),
+        (UnseenInside, ["d"]),
         (
             lambda: nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Identity()), nn.Flatten(), nn.Linear(144, 2)),
             ["0.0"],
@@ -186,6 +203,7 @@ def head(width: int) -> list[nn.Module]:
         ("match", net(), nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), *head(8)), "student, no such map in the teacher"),
         ("attention", nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), net(), "no module of this model returns one; pass --features none"),
         ("attention", net(), nn.Sequential(nn.Conv2d(1, 4, 4), nn.Flatten(), nn.Linear(100, 10)), "no map of one resolution"),
+        ("match", nn.Sequential(*net(), ByNumpy()), net(), "^how the logits come about cannot be followed; pass --features none"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_refused(name: Features, student: nn.Module, teacher: nn.Module, words: str) -> None:
@@ -200,6 +218,7 @@ def test_what_cannot_be_compared_is_refused(name: Features, student: nn.Module, 
         (net(), net(6), "", "none", "(6, 8, 8) in the teacher"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), net(), "", "none", "no module of this model"),
         (net(), net(), "no teacher", "none", "no teacher"),
+        (net(), nn.Sequential(*net(), ByNumpy()), "", "none", "how the logits come about cannot be followed"),
     ],
 )
 def test_auto_matches_where_it_can_and_says_why_not(
@@ -216,6 +235,14 @@ def test_auto_matches_where_it_can_and_says_why_not(
         ({"features": "hints"}, "features must be one of auto, match, attention, none"),
         ({"features_weight": -1.0}, "features_weight must be positive"),
         ({"features": "match", "compile": True}, "features do not work with compile"),
+        ({"epoch": 3}, "^no training option is called 'epoch'; did you mean 'epochs'\\?$"),
+        ({"zzz": 3}, "^no training option is called 'zzz'; known are epochs, batch_size, "),
+        ({"epochs": 2.5}, "^'epochs' takes a whole number, not 2.5$"),
+        ({"epochs": True}, "^'epochs' takes a whole number, not True$"),
+        ({"lr": "small"}, "^'lr' takes a number, not 'small'$"),
+        ({"compile": 1}, "^'compile' takes a true or false, not 1$"),
+        ({"opt": 3}, "^'opt' takes a word, not 3$"),
+        ({"augment": 3}, "^'augment' takes a word, not 3$"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], words: str) -> None:
@@ -263,7 +290,7 @@ def test_training_with_match_brings_the_maps_nearer() -> None:
     without, plain = trained("none")
     near, metrics = trained("match")
     assert near < 0.7 * without
-    assert [record["kind"] for record in plain] == ["network", "epoch", "epoch"]
+    assert [record["kind"] for record in plain] == ["network", "start", "epoch", "epoch"]
     assert metrics[0] == {
         "kind": "features",
         "loss": "match",

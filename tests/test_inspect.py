@@ -32,6 +32,29 @@ class Net(nn.Module):
             x = x + block(x).relu()
         return self.head(x.mean((2, 3)))
 
+class Pairs(nn.Module):
+    # of 21 groups 7 have two producers; a norm that is used twice joins the first two
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.norm = nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)
+        self.many = nn.ModuleList(nn.Conv2d(1, 3, 1) for _ in range(26))
+        self.head = nn.ModuleList(nn.Conv2d(3, 1, 1) for _ in range(20))
+        self.last, self.beside = nn.Conv2d(2, 1, 1), nn.Conv2d(2, 1, 1)
+
+    def forward(self, x):
+        joined = self.last(self.norm(self.one(x))) + self.beside(self.norm(self.two(x)))
+        made = [layer(x) for layer in self.many]
+        made = [a + b for a, b in zip(made[:6], made[6:12])] + made[12:]
+        return joined + sum(head(part) for head, part in zip(self.head, made))
+
+Pairs.input_shape = (1, 1, 4, 4)
+
+def activation():
+    return nn.ReLU()
+
+activation.input_shape = (1, 1, 8, 8)
+
 def net():
     return Net()
 
@@ -90,6 +113,23 @@ def test_a_model_without_groups(spec: str) -> None:
     result = run(spec.replace(":net", ":rigid"))
     assert result.exit_code == 0, result.stderr
     assert "0 of 4 channels" in result.stdout
+
+
+def test_a_model_without_channels(spec: str) -> None:
+    result = run(spec.replace(":net", ":activation"))
+    assert result.exit_code == 0, result.stderr
+    assert "0 of 0 channels in 0 groups" in result.stdout
+    assert "frozen" not in result.stdout
+
+
+def test_a_long_table_and_a_large_tree_are_cut(spec: str) -> None:
+    pairs = spec.replace(":net", ":Pairs")
+    cut, whole = run(pairs).stdout, run(pairs, "--all").stdout
+    assert "shrink with the group; 1 more (--all shows them)" in " ".join(cut.split())
+    assert "└── 1 more (--all shows them)" in cut.splitlines()
+    assert "more (" not in whole
+    first = whole[whole.index("one group of 2 channels") :].splitlines()
+    assert [line.strip("│├└─ ") for line in first[1:3]] == ["made by one, two", "read by last, beside"]
 
 
 def test_json_is_one_object(spec: str) -> None:

@@ -6,6 +6,7 @@ Nothing here depends on how fast the machine is: times are made up, or only look
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,10 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pdc_fx.export.latency as latency_module
+from pdc_fx.artifacts import CERTIFICATE
 from pdc_fx.errors import ArtifactError, InputError, PlanError
 from pdc_fx.export.latency import Latency
 from pdc_fx.export.latency_table import LatencyTable, Target, cache_directory, open_table, this_machine
 from pdc_fx.export.layer_times import time_layers
+from pdc_fx.export.session import choose_provider
 from pdc_fx.ir import ChannelGroups, ClusterPlan
 from pdc_fx.models import build_model
 from pdc_fx.passes.budget import Rounding, Widths
@@ -61,6 +64,14 @@ def test_auto_rounds_a_small_network_and_meets_its_budget(
     channels = [group.channels for group in made.groups.groups]
     assert all(made.widths[i] % rounding.step(n) == 0 for i, n in enumerate(channels))
     assert allocation == "uniform" or rounding.block == 16
+
+
+def test_auto_is_the_provider_that_works_here(resnet20: tuple[nn.Module, ChannelGroups]) -> None:
+    chosen, named = (
+        plan(*resnet20, flops_reduction=0.5, round_to="auto", provider=provider)
+        for provider in ("auto", choose_provider().name)
+    )
+    assert chosen.to_json() == named.to_json()
 
 
 def test_auto_gives_way_where_rounded_widths_cannot_meet_the_budget() -> None:
@@ -395,6 +406,56 @@ def test_a_real_clock(tmp_path: Path) -> None:
         assert 0 < latency.cost(half.widths) <= latency.cost(None)
         assert -5 < (latency.proof(half) or 0.0) < 1
     assert open_table(tmp_path / "table.json", this_machine("cpu", 1))[0].layers
+
+
+def test_a_budget_of_latency_is_certified_and_said(tmp_path: Path, clock: SimpleNamespace) -> None:
+    """Measured on this machine, and from the table of another one."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\ndef net(num_classes=10):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1152, num_classes))\n\n"
+        "net.input_shape = (1, 1, 8, 8)\n"
+    )
+    file = tmp_path / "table.json"
+    given = {"flops-reduction": None, "latency-reduction": 0.406, "latency-table": file, "round-to": 1, "epochs": 0}
+    for place, measured, words in (("here", 0.4, "measured 40.0%"), ("there", None, "not measured on this machine")):
+        if place == "there":
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"device": "another machine", "reductions": {}}))
+        result = run("compress", f"{tmp_path / 'net.py'}:net", *options(tmp_path / place, **given))
+        assert result.exit_code == 0, result.stderr
+        found = json.loads((tmp_path / place / CERTIFICATE).read_text())["latency"]
+        assert (found["latency_reduction"], found["measured_reduction"]) == (0.406, measured)
+        assert found["predicted_reduction"] == pytest.approx(13 / 32, abs=0.01)
+        assert (found["device"] == "another machine") == (place == "there")
+        said = " ".join(result.stdout.split())
+        assert re.search(rf"time of a run, batch 1, \d+ threads: 40\.6% less asked, 40\.\d% foretold, {words}", said), (
+            said
+        )
+
+
+def test_layers_that_do_not_fit_together_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = {f"linear {n}": Layer("linear", (4, 8), n) for n in (1, 2, 3)}
+    monkeypatch.setattr("pdc_fx.export.layer_times._BYTES", 400)  # of two
+    times = time_layers(layers, provider="cpu", threads=1, runs=1)
+    assert times.keys() == layers.keys()
+    assert time_layers({}, provider="cpu", threads=1) == {}
+
+
+def test_what_cannot_be_timed_is_refused() -> None:
+    class Drawn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small()
+
+        def forward(self, count: int) -> Tensor:
+            return self.net(torch.ones(count, 1, 8, 8))  # type: ignore[no-any-return]
+
+    model = Drawn()
+    groups = analyze(model, (2,))
+    words = r"^a model whose inputs are no tensors cannot be timed; give --flops-reduction"
+    with pytest.raises(InputError, match=words):
+        plan(model, groups, latency_reduction=0.4)
+    with pytest.raises(InputError, match=r"^unknown provider 'abacus'; use one of tensorrt, cuda, cpu"):
+        plan(model, groups, latency_reduction=0.4, provider="abacus")
 
 
 @pytest.mark.parametrize(

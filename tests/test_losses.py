@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
+from collections import namedtuple
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pdc_fx.distill import LOGIT_LOSSES, TrainOptions, distillation_loss
+from pdc_fx.distill.loss import logits_of
 from pdc_fx.errors import InputError
 from pdc_fx.options import Distill
 
@@ -128,3 +130,33 @@ def test_extreme_logits_have_finite_gradients(
     assert s.grad is not None
     assert bool(loss.isfinite())
     assert bool(s.grad.isfinite().all())
+
+
+SCORES = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        SCORES,
+        {"logits": SCORES, "out": 1},
+        {"out": SCORES, "aux": 1},  # torchvision's segmentation models
+        (SCORES, 1),
+        [SCORES],
+        namedtuple("Outputs", "logits aux_logits")(SCORES, None),
+    ],
+    ids=lambda o: type(o).__name__,
+)
+def test_logits_are_found_in_what_a_classifier_returns(output: Any) -> None:
+    assert logits_of(output) is SCORES
+
+
+@pytest.mark.parametrize(
+    ("output", "kind"),
+    [("a cat", "str"), (None, "NoneType"), ((), "tuple"), (["a cat"], "list"), ({"scores": 1}, "dict")],
+)
+def test_what_holds_no_logits_is_refused(output: Any, kind: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"^expected logits of shape \(N, classes\), the model returned a {kind}; return a tensor"
+    ):
+        logits_of(output)

@@ -109,6 +109,9 @@ def trained(directory: Path | None = None, resume: bool = False, stop: bool = Fa
     training = TiedTraining(model, small(), clusters, data, None, chosen, "hard", directory)
 
     class Stop:
+        def on_start(self, records: Any) -> None:
+            return None
+
         def on_step(self, report: Any) -> None:
             if stop and report.epoch == 1:
                 raise KeyboardInterrupt

@@ -20,6 +20,7 @@ from pdc_fx.errors import InputError
 from pdc_fx.models import (
     LoadedModel,
     build_model,
+    collection,
     default_input,
     example_inputs,
     factory,
@@ -71,6 +72,11 @@ class Wrapped(nn.Module):
 
 NUMBER = 3
 INSTANCE = Small()
+native = torch.relu
+
+def other():
+    from pdc_fx.models import factory
+    return factory("torchvision:resnet5O")()
 """
 
 
@@ -133,6 +139,7 @@ def test_spec(spec: str, classes: int | None, expected: int, file: Path, monkeyp
         ("FILE:weights", "the factory gave a .*Dict instead of a torch.nn.Module"),
         ("no_such_package.nets:small", "the module cannot be imported: ModuleNotFoundError"),
         ("torchvision.models:resnet5O", "did you mean .*resnet50"),
+        ("FILE:other", "^torchvision has no model 'resnet5O'; did you mean resnet50"),  # what it calls says it already
     ],
 )
 def test_bad_spec(spec: str, message: str, file: Path) -> None:
@@ -171,6 +178,14 @@ def test_a_file_imports_what_lies_beside_it(tmp_path: Path) -> None:
     assert str(tmp_path) not in sys.path
 
 
+def test_a_file_may_change_the_path_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "main.py").write_text(f"import sys\nsys.path.pop(0)\n{FILE}")
+    before = list(sys.path)
+    assert build_model(f"{tmp_path / 'main.py'}:small").input_shape == (1, 3, 9, 9)
+    assert sys.path == before
+
+
 @pytest.mark.parametrize(("name", "accepts"), [("small", True), ("anything", True), ("fixed", False)])
 def test_number_of_classes_a_factory_takes(name: str, accepts: bool, file: Path) -> None:
     if accepts:
@@ -178,6 +193,11 @@ def test_number_of_classes_a_factory_takes(name: str, accepts: bool, file: Path)
         return
     with pytest.raises(InputError, match=r"takes no num_classes .*leave --num-classes out"):
         build_model(f"{file}:{name}", num_classes=3)
+
+
+def test_a_factory_written_in_c_has_no_signature(file: Path) -> None:
+    with pytest.raises(InputError, match=r"no signature to read \[.*nets.py:native\]; leave --num-classes out"):
+        build_model(f"{file}:native", num_classes=3)
 
 
 def test_factory_makes_a_new_model_each_time(file: Path) -> None:
@@ -213,12 +233,15 @@ def test_timm() -> None:
         default_input(build_model("timm:no_configuration"))
     with pytest.raises(InputError, match="timm has no model 'convmixer'; did you mean convmixer_768_32"):
         build_model("timm:convmixer")
+    assert collection("timm") == ["convmixer_768_32", "no_configuration"]
 
 
 def test_timm_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(InputError, match=r"timm is not installed \[timm:resnet50\]; pip install timm"):
         build_model("timm:resnet50")
+    with pytest.raises(InputError, match=r"^timm is not installed; pip install timm$"):
+        collection("timm")
 
 
 # ----------------------------------------------------------------------------------------------------------------- inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from torch.nn import functional as F
 from pdc_fx.errors import ArtifactError, InputError, NothingToMergeError, PlanError
 from pdc_fx.ir import ChannelGroups, ClusterPlan, decode_integers, encode_integers, first_appearance
 from pdc_fx.passes.axes import named_tensors
-from pdc_fx.passes.cluster import PlanClusters, features, ward
+from pdc_fx.passes.check import check
+from pdc_fx.passes.cluster import PlanClusters, balanced, features, ward
 from pdc_fx.pipeline import analyze, calibrate, plan, rewrite, tie
 
 
@@ -127,6 +129,7 @@ def test_resnet18_macs_by_hand(resnet: tuple[nn.Module, ChannelGroups]) -> None:
         ({"flops_reduction": float("nan")}, InputError, "between 0 and 1"),
         ({"flops_reduction": 0.5, "allocation": "local"}, InputError, "allocation"),
         ({"flops_reduction": 0.5, "round_to": 0}, InputError, "at least 1"),
+        ({"flops_reduction": 0.5, "min_channels": 0}, InputError, "^min_channels is at least 1$"),
         ({"flops_reduction": 0.95, "min_channels": 48}, PlanError, "largest possible here is"),
     ],
 )
@@ -162,6 +165,12 @@ def test_ward_joins_the_filters_that_are_alike() -> None:
     assert np.all(np.diff(tree.costs) >= 0)
 
 
+def test_clusters_of_one_size_after_a_round_that_was_the_last() -> None:
+    data, start = np.asarray([[0.0], [0.1], [5.0], [5.1]]), np.asarray([0, 1, 1, 1])
+    assert balanced(data, start, 2, rounds=0).tolist() == [0, 1, 1, 1]
+    assert balanced(data, start, 2, rounds=1).tolist() == [0, 0, 1, 1]
+
+
 def test_layers_count_alike_in_the_features() -> None:
     """A layer a thousand times larger does not drown the other."""
     torch.manual_seed(0)
@@ -194,10 +203,33 @@ def test_json_round_trip(resnet: tuple[nn.Module, ChannelGroups]) -> None:
     assert ChannelGroups.from_json(found.groups.to_json()).to_json() == found.groups.to_json()
 
 
+def test_a_certificate_is_json() -> None:
+    found = check(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)), torch.zeros(1, 3, 8, 8))
+    data = json.loads(found.to_json())
+    assert data == json.loads(json.dumps(found.to_dict()))
+    assert (data["passed"], data["macs_before"], data["macs_after"]) == (True, 12384, 6192)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1"])
 def test_json_that_is_none(text: str) -> None:
     with pytest.raises(ArtifactError, match="not the JSON"):
         ClusterPlan.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("clusters", "words"),
+    [
+        ([], "a plan for 0 groups does not fit 1 groups"),
+        ([[0, 0, 1, 1], [0]], "a plan for 2 groups does not fit 1 groups"),
+        ([[0, 0, 1]], r"cluster numbers do not fit the group \[0: \(3,\)\]"),
+        ([[1, 1, 0, 0]], r"clusters are not numbered by first appearance \[0\]"),
+        ([[0, 0, 2, 2]], r"clusters are not numbered by first appearance \[0\]"),
+    ],
+)
+def test_plans_that_do_not_fit_their_groups(clusters: list[list[int]], words: str) -> None:
+    groups = analyze(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ArtifactError, match=f"^{words}$"):
+        ClusterPlan(groups, tuple(map(np.asarray, clusters)))
 
 
 def test_networkx(resnet: tuple[nn.Module, ChannelGroups]) -> None:
@@ -267,3 +299,9 @@ def test_a_small_network_meets_the_budget_whatever_its_weights(start: str) -> No
         else:
             _, made = calibrate(net, groups, images, flops_reduction=0.5)
         assert made.flops_reduction == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_step_that_is_a_little_too_large_is_taken_where_nothing_else_meets_the_budget() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 10))
+    found = plan(net, analyze(net, torch.zeros(1, 1, 8, 8)), flops_reduction=0.4)  # steps of 3.1%: 37.5% or 40.6%
+    assert found.widths == {0: 19}

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import pdc_fx
+from pdc_fx.cli import main
 
 SOURCE = Path(pdc_fx.__file__).read_text(encoding="utf-8")
 PUBLIC = {name: getattr(pdc_fx, name) for name in pdc_fx.__all__}
@@ -133,3 +134,8 @@ def test_the_objections_themselves() -> None:
 
 def test_every_module_can_be_imported_alone() -> None:
     assert {importlib.import_module(home).__name__ for home in pdc_fx._HOMES.values()} == set(pdc_fx._HOMES.values())
+
+
+def test_to_import_the_command_does_not_run_it() -> None:
+    """As tools do that import every module of a package."""
+    assert importlib.import_module("pdc_fx.__main__").main is main

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pdc_fx import staging as staging_module
 from pdc_fx.errors import InputError, PdcError
 from pdc_fx.files import replace_file
 from pdc_fx.staging import RECIPE, LockWarning, Staging
@@ -56,6 +57,36 @@ def test_a_place_is_free_again_after_each_end(tmp_path: Path) -> None:
         Staging(tmp_path / "out", overwrite=True)
     going_on.discard()
     assert names(tmp_path) == []
+
+
+def test_what_an_interrupted_run_left_is_discarded_where_that_is_asked_for(tmp_path: Path) -> None:
+    filled(tmp_path / "out", "old").release()
+    staging = Staging(tmp_path / "out", overwrite=True)
+    assert names(staging.path) == []
+    staging.discard()
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(("third", "left"), [(False, ["out"]), (True, [".out.partial", "out"])])
+def test_another_process_finishes_while_one_waits_for_the_lock(
+    third: bool, left: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it renames is the directory that was just opened; a new one goes again, unless a third process has made it."""
+    lock, calls = staging_module._lock, []
+
+    def finished_meanwhile(descriptor: int, path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            path.rename(tmp_path / "out")
+            if third:
+                path.mkdir()
+        lock(descriptor, path)
+
+    monkeypatch.setattr(staging_module, "_lock", finished_meanwhile)
+    with pytest.raises(InputError, match=r"the output directory exists \[.*out\]; choose another"):
+        Staging(tmp_path / "out")
+    assert len(calls) == 2
+    assert names(tmp_path) == left
 
 
 def test_a_taken_place_leaves_nothing_beside(tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +117,9 @@ class Later:
     def __init__(self, steps: int, function: Callable[[], None]) -> None:
         self.left, self.function = steps, function
 
+    def on_start(self, _: Any) -> None:
+        return None
+
     def on_step(self, _: Any) -> None:
         self.left -= 1
         if self.left == 0:
@@ -159,6 +165,72 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="belongs to a run with other options"):
         training(tmp_path, lr=0.01).run(resume=True)
     training(tmp_path, print_freq=1, workers=1).run(resume=True)  # these decide nothing
+
+
+def test_a_run_without_a_checkpoint_resumes_at_its_beginning(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path / "checkpoint").load() is None
+    (first, one), (second, other) = (training(tmp_path / name, epochs=1).run(resume=True) for name in ("a", "b"))
+    assert first.widths == second.widths
+    assert [record["epoch"] for record in one if record["kind"] == "epoch"] == [1]
+    assert {**one[-1], "seconds": 0} == {**other[-1], "seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.pop("optimizer"), "KeyError 'optimizer'"),
+        (lambda state: state["model"].popitem(), "RuntimeError Error.* in loading state_dict"),
+        (lambda state: state["position"].update(steps=3), "TypeError .*unexpected keyword argument 'steps'"),
+        (lambda state: state["position"].update(metrics="["), "JSONDecodeError"),
+    ],
+)
+def test_a_checkpoint_that_holds_something_else_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    """It is whole, and of this run."""
+    training(tmp_path, epochs=1).run()
+    checkpoints = Checkpoints(tmp_path / "checkpoint")
+    state = checkpoints.load()
+    assert state is not None
+    change(state)
+    checkpoints.save(state, 10**6)
+    expected = rf"(?s)^the checkpoint does not hold what a run saves: {words}.*; start again with --overwrite$"
+    with pytest.raises(ArtifactError, match=expected):
+        training(tmp_path, epochs=1).run(resume=True)
+
+
+def test_outside_of_the_main_thread_signals_are_left_alone() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with ThreadPoolExecutor(1) as pool:
+        _, metrics = pool.submit(training(None, epochs=1).run).result()
+    assert metrics[-1]["epoch"] == 1
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_figures_for_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one class that is used of it, so that this is tested where the package is not installed."""
+    written: list[tuple[str, str, int]] = []
+
+    class SummaryWriter(nullcontext[Any]):
+        def __init__(self, folder: str) -> None:
+            super().__init__(self)
+            self.folder = folder
+
+        def add_scalar(self, name: str, value: float, at: int) -> None:
+            written.append((self.folder, name, at))
+
+    module: Any = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    training(tmp_path, epochs=1, print_freq=13, tensorboard=True).run()
+    folder = str(tmp_path / "tensorboard")
+    assert written == [
+        *((folder, f"step/{name}", 13) for name in ("loss", "lr")),
+        *((folder, f"epoch/{name}", 1) for name in ("train_accuracy", "residual", "macs")),
+    ]
+    monkeypatch.setitem(sys.modules, module.__name__, None)
+    with pytest.raises(InputError, match=r"^--tensorboard needs a package; pip install tensorboard$"):
+        training(tmp_path, epochs=1, tensorboard=True).run()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_checkpoint(tmp_path: Path) -> None:
@@ -299,6 +371,27 @@ def test_two_processes_end_equal_and_tied(tmp_path: Path, mode: str, start: str)
     assert abs(alone[0]["accuracy"] - together[0]["accuracy"]) < 0.03
     assert alone[0]["accuracy"] > 0.9
     assert together[0]["written"] == ["checkpoint", "metrics.jsonl"]
+
+
+@pytest.mark.slow
+def test_two_processes_of_the_command_line_deliver_once(spec: str, tmp_path: Path) -> None:
+    """Only the first writes and reports."""
+    fixed = ["--data", "digits", "--flops-reduction", "0.375", "-b", "256", "--amp", "no", "--json"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pdc_fx"]
+
+    def ranks(name: str, *more: str) -> subprocess.CompletedProcess[str]:
+        line = [*torchrun, "compress", spec, *fixed, "-o", str(tmp_path / name), *more]
+        return subprocess.run(line, capture_output=True, text=True, timeout=300)
+
+    whole = ranks("out", "--epochs", "1", "--precondition", "inputs")
+    assert whole.returncode == 0, whole.stderr
+    (line,) = whole.stdout.splitlines()
+    assert json.loads(line)["passed"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["net.py", "out"]
+    refused = ranks("none", "--input", "1x1x9x9")
+    assert refused.returncode == 1
+    assert "error: the images are 1x8x8, the model's input is 1x9x9" in refused.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_sharded_parameters_are_refused_in_a_loop_of_ones_own(tmp_path: Path) -> None:

@@ -98,6 +98,37 @@ def two_constants(m: Net, x: Tensor) -> Tensor:
     return y
 
 
+def shuffled(x: Tensor) -> Tensor:
+    return x.view(2, 2, 4, 8, 8).transpose(1, 2).reshape(2, 8, 8, 8)
+
+
+class Unpacked(nn.Module):
+    """An input that is a dict, which is unpacked before it is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 8), conv(8, 4)
+
+    def forward(self, images: dict[str, Tensor]) -> Tensor:
+        given = {**images}
+        y: Tensor = self.head(shuffled(self.stem(given["left"])))
+        return y
+
+
+class Indexed(nn.Module):
+    """A pooling that gives two results, beside a shuffle that is to be edited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.beside, self.head = conv(3, 8), conv(3, 8), conv(8, 4)
+        self.pool = nn.MaxPool2d(2, return_indices=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled, _ = self.pool(self.stem(x))
+        y: Tensor = self.head(shuffled(self.beside(x)).relu()[:, :, :4, :4] + pooled)
+        return y
+
+
 def in_place_on_a_view(m: Net, x: Tensor) -> Tensor:
     x.chunk(2, 1)[0].relu_()
     return x
@@ -175,3 +206,36 @@ def test_the_analysis_is_right_whatever_the_rewrite_does(name: str) -> None:
         Tying(tied, plan, "hard").snap()
         found = differences_inside_clusters(tied, plan, inputs)
         assert not found.differences, "\n".join(map(str, found.differences))
+
+
+def summed_between(_: Net, x: Tensor) -> Tensor:
+    halves = x.view(2, 2, 4, 8, 8)
+    return shuffled(x) + halves.sum(1).repeat(1, 2, 1, 1)
+
+
+FOLLOWED: dict[str, tuple[Build, int]] = {
+    "size_as_a_number": (between(lambda m, x: shuffled(x * int(x.shape[2]))), 8),
+    "unpacked_dict": (Unpacked, 8),
+    "two_results": (Indexed, 8),
+    "value_as_a_number": (between(lambda m, x: shuffled(x) * int(x.mean() > -100)), 0),
+    "space_among_the_channels": (between(lambda m, x: x.view(2, 2, 4, 64).transpose(1, 3).reshape(2, 8, 8, 8)), 0),
+    "summed_between": (between(summed_between), 0),
+    "activation_between": (between(lambda m, x: x.view(2, 2, 4, 8, 8).transpose(1, 2).relu().reshape(2, 8, 8, 8)), 0),
+}
+"""A network, and how many of its channels can follow where sizes are written into it."""
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_what_a_symbolic_graph_can_follow(name: str) -> None:
+    torch.manual_seed(0)
+    build, channels = FOLLOWED[name]
+    image = torch.randn(2, 3, 8, 8)
+    inputs = ({"left": image},) if build is Unpacked else image
+    groups = analyze(build(), inputs)
+    assert groups.mergeable_channels == channels
+    stuck = {f.reason for f in groups.frozen} - {"is an output of the model"}
+    if not channels:
+        assert stuck == {"is spread over several axes of a tensor, or alone in it"}
+        return
+    assert stuck == set()
+    assert check(build(), inputs).passed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,28 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from samples import between, conv
 from torch import Tensor, nn
 
 import pdc_fx
-from pdc_fx.artifacts import CERTIFICATE, RECIPE, WEIGHTS, Compressed, load, save, sha256
-from pdc_fx.errors import ArtifactError, ExactnessError, ExportError, PdcError, VerificationError
+from pdc_fx.artifacts import CERTIFICATE, RECIPE, WEIGHTS, Compressed, load, package_version, save, sha256
+from pdc_fx.errors import (
+    ArtifactError,
+    ExactnessError,
+    ExportError,
+    InputError,
+    PdcError,
+    RewriteError,
+    VerificationError,
+)
 from pdc_fx.export import store
 from pdc_fx.files import replace_file
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes import surgery
+from pdc_fx.passes.analysis import AnalyzeDependencies
 from pdc_fx.passes.check import check, random_halves
 from pdc_fx.passes.compare import compare
-from pdc_fx.passes.rewrite import ChannelAddition
+from pdc_fx.passes.rewrite import ChannelAddition, merge_channels
 
 
 def network(bias: bool = True) -> nn.Module:
@@ -88,6 +99,87 @@ def test_a_check_that_would_say_nothing_is_an_error() -> None:
 
     with pytest.raises(ExactnessError, match="the check says nothing"):
         check(Deaf(), torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_check_in_half_precision_is_refused(dtype: torch.dtype) -> None:
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(InputError, match=f"^a check runs in float64 or float32, not in {name}$"):
+        check(network(), torch.zeros(1, 3, 8, 8), dtype=dtype)
+
+
+def test_a_norm_of_a_single_value_is_checked() -> None:
+    """Of one image, and of one entry of it, there is no variance."""
+    layers = [nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)]
+    certificate = check(nn.Sequential(*layers), torch.zeros(1, 3, 8, 8))
+    assert certificate.passed
+    assert certificate.mergeable_channels == 8
+
+
+def test_outputs_that_are_empty_or_named_otherwise() -> None:
+    """An output may hold nothing; one whose name follows the width is another output in the smaller network."""
+
+    class Beside(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.body, self.name = network(), name
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            y = self.body[0](x)  # type: ignore[index]
+            return {"y": self.body[2](y.relu()), self.name.format(len(self.body[0].weight)): x[:0]}  # type: ignore[index]
+
+    example = torch.zeros(1, 3, 8, 8)
+    model, plan = tied(Beside("none"), example)
+    addition = ChannelAddition(plan, example)
+    addition(model)
+    assert addition.comparison is not None
+    assert addition.comparison.passed
+    assert 0 <= addition.comparison.max_rel_error < 1e-9
+    model, plan = tied(Beside("of_{}"), example)
+    words = r"outputs \[\"output\['y'\]\", \"output\['of_4'\]\"\] instead of .*'of_8'"
+    with pytest.raises(ExactnessError, match=f"relative error inf, allowed 1e-09 .*{words}"):
+        pdc_fx.rewrite(model, plan, example)
+
+
+def test_without_the_proof_the_same_network_comes_out() -> None:
+    example = torch.randn(2, 3, 8, 8)
+    model, plan = tied(network(), example)
+    proved, plain = (pdc_fx.rewrite(model, plan, example, verify=verify) for verify in (True, False))
+    assert [t.shape for t in plain.state_dict().values()] == [t.shape for t in proved.state_dict().values()]
+    torch.testing.assert_close(plain(example), proved(example))
+
+
+def test_a_padding_that_cannot_be_edited_is_refused_with_the_call() -> None:
+    """Of three channels one remains, which looks like any other: too late to freeze them, but loud."""
+    model = between(lambda m, x: nn.functional.pad(m.a(x), (0, 0, 0, 0, 0, 5)) + x, a=conv(8, 3))()
+    words = (
+        r"^a size is written into the forward pass where it cannot be edited: torch\.nn\.functional\.pad at "
+        r".*tests/test_verified\.py:\d+ takes other channels than it should; compute the size from x\.shape, or freeze"
+    )
+    with pytest.raises(RewriteError, match=words):
+        check(model, torch.zeros(2, 3, 8, 8))
+
+
+def test_a_way_that_the_dense_network_does_not_take_is_looked_at_again() -> None:
+    """The analysis saw a pooling where the tied network, with other weights, has none."""
+
+    class Ways(nn.Module):
+        def __init__(self, gate: float) -> None:
+            super().__init__()
+            self.stem, self.head, self.gate = conv(3, 8), conv(8, 4), nn.Parameter(torch.tensor(gate))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            x = x.view(x.shape[0], x.shape[1], 64).view(x.shape[0], -1, 8, 8)
+            y: Tensor = self.head(nn.functional.avg_pool2d(x, 3, 1, 1) if self.gate > 0 else x.relu())
+            return y
+
+    example = torch.zeros(2, 3, 8, 8)
+    analysis = AnalyzeDependencies(example)(Ways(1.0).eval())
+    assert analysis.program is None
+    plan = random_halves(analysis.groups, 0)
+    compact: Any = merge_channels(Ways(-1.0).eval(), plan, example, analysis)
+    assert compact.stem.out_channels == compact.head.in_channels == 4
 
 
 def test_sizes_that_modules_repeat_follow() -> None:
@@ -165,6 +257,24 @@ def test_a_recipe_of_another_format_is_refused(copied: Path) -> None:
     recertify(copied, RECIPE)
     with pytest.raises(ArtifactError, match="recipe format 2 is not known"):
         load(network, copied)
+
+
+def test_no_room_for_the_weights(result: Compressed, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(InputError, match=rf"^the weights cannot be written: .* \[.*{WEIGHTS}\]; make room there$"):
+            save(result, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version_of_a_tree_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "meta_path", [finder for finder in sys.meta_path if "editable" not in repr(finder)])
+    assert package_version() == "0+source"
 
 
 def test_a_directory_that_fails_gets_no_name(

@@ -199,7 +199,16 @@ def compress(
     chosen = dict(locals())
     from pdc_fx.artifacts import deliver
     from pdc_fx.cli.config import CONFIG, effective
-    from pdc_fx.cli.render import TrainingProgress, delivery_rows, err, out, print_comparisons, print_json, result_table
+    from pdc_fx.cli.render import (
+        TrainingProgress,
+        delivery_rows,
+        err,
+        out,
+        print_comparisons,
+        print_json,
+        result_table,
+        warn_of_loss,
+    )
     from pdc_fx.data import open_data
     from pdc_fx.distill import Processes
     from pdc_fx.files import replace_file
@@ -242,6 +251,8 @@ def compress(
         "classes": list(images.classes),
     }
     first = Processes.of_environment().first
+    if first and weights is None:
+        err.print("note: no --weights, so the network is taken with those that its factory gives it", soft_wrap=True)
     staging = Staging(output, overwrite=overwrite, resume=resume, write=first)
     with (
         _kept_if_resumable(staging, first),
@@ -273,10 +284,7 @@ def compress(
         )
     if not first:  # every process has the result; one delivers it
         return
-    for record in compressed.metrics:
-        if record.get("reason"):
-            what = "maps were not matched" if record["kind"] == "features" else "all filters were trained, tied"
-            err.print(f"{what}: {record['reason']}", soft_wrap=True, markup=False)
+    warn_of_loss(compressed.metrics)
     with _kept_if_resumable(staging, first):
         certificate = deliver(compressed, staging.path, onnx_accuracy(images))
         if not certificate["passed"]:
@@ -350,6 +358,8 @@ def demo(
     timing = result.timing.timings[0]
     if json:
         print_json({**result.certificate, "latency": result.timing.to_json()})
+        if not result.certificate["passed"]:
+            raise typer.Exit(1)
         return
     rows = delivery_rows(result.certificate)
     rows.insert(

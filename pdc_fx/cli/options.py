@@ -100,9 +100,7 @@ def reported(command: Function) -> Function:
             print_error(f"the system refused: {error.strerror or error}" + (f" [{shown}]" if shown else ""))
             raise typer.Exit(InputError.exit_code) from error
         except KeyboardInterrupt:
-            sys.stderr.write(
-                "interrupted; 'compress --resume' goes on from the last checkpoint, 'check --all' after the last model\n"
-            )
+            sys.stderr.write("interrupted\n")
             raise typer.Exit(130) from None
 
     return run  # type: ignore[return-value]

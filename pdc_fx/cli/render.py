@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -262,6 +262,18 @@ class TrainingProgress:
     def __exit__(self, *_: object) -> None:
         self._display.stop()
 
+    def on_start(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """What will be trained and why it is not what was asked for, before any time is spent on it."""
+        said = {
+            "features": "maps are not matched: {reason}",
+            "network": "all filters are trained, tied, which takes longer than the small network: {reason}",
+        }
+        for record in records:
+            if record.get("reason"):
+                err.print(said[record["kind"]].format(**record), soft_wrap=True, markup=False)
+            if record.get("accuracy") is not None:
+                err.print(f"before training: held-out accuracy {percent(record['accuracy'])}")
+
     def on_step(self, report: StepReport) -> None:
         if report.residual is not None:  # measured at the end of an epoch
             self._residual = report.residual
@@ -295,6 +307,24 @@ class TrainingProgress:
             f"{duration(record['seconds'])}{rest}",
             soft_wrap=True,
         )
+
+
+def warn_of_loss(metrics: Iterable[Mapping[str, Any]]) -> None:
+    """Say so where training ended below the tied network that it began with."""
+    measured = {
+        record["kind"]: record for record in metrics if record.get("accuracy") is not None
+    }  # of the epochs the last
+    before, after = measured.get("start"), measured.get("epoch")
+    if before and after and before["residual"] < TIED and after["accuracy"] < before["accuracy"]:
+        err.print(
+            f"note: training ended at a held-out accuracy of {percent(after['accuracy'])}, below the {percent(before['accuracy'])} that it "
+            "began with; a lower --lr or more --epochs may help, and --epochs 0 keeps the start",
+            soft_wrap=True,
+        )
+
+
+TIED = 1e-4
+"""The residual, relative, up to which a network counts as tied."""
 
 
 def duration(seconds: float) -> str:

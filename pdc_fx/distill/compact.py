@@ -165,7 +165,7 @@ def _spreads(model: nn.Module, plan: ClusterPlan, images: Tensor, names: list[st
     analysis = AnalyzeDependencies(images, plan.groups.frozen_names, recording)(model)
     solution = solve(flow_of(recording), plan.groups.frozen_names, stuck=analysis.stuck)
     if solution.groups.digest() != plan.groups.digest():
-        raise Untrainable("the channels of its maps cannot be followed")
+        raise Untrainable("the channels of its maps cannot be followed through a program that is edited (a shuffle)")
     prediction = Prediction(solution, plan)
     nodes = {module: node for node, module in modules.items()}
     found = {}

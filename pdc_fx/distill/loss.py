@@ -116,12 +116,14 @@ def _uncorrelated(a: Tensor, b: Tensor, dim: int) -> Tensor:
 
 def logits_of(output: Any) -> Tensor:
     """The class scores in whatever a classifier returns (auxiliary heads come after, or under other names)."""
-    if isinstance(output, Tensor):
-        return output
+    found = output
     if isinstance(output, dict):
-        output = output.get("logits", output.get("out"))
+        found = output.get("logits", output.get("out"))
     elif isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        raise InputError(f"expected logits of shape (N, classes), the model returned a {type(output).__name__}")
-    return output
+        found = output[0]
+    if not isinstance(found, Tensor):
+        raise InputError(
+            f"expected logits of shape (N, classes), the model returned a {type(output).__name__}",
+            hint="return a tensor, a tuple that begins with one, or a dict with 'logits' or 'out'",
+        )
+    return found

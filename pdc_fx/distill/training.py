@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -59,7 +59,9 @@ class StepReport:
 
 
 class Observer(Protocol):
-    """Who wants to see the run (a progress bar)."""
+    """Who wants to see the run (a progress bar). ``on_start`` is given the records from before the first step."""
+
+    def on_start(self, records: Sequence[Mapping[str, Any]]) -> None: ...
 
     def on_step(self, report: StepReport) -> None: ...
 
@@ -68,6 +70,9 @@ class Observer(Protocol):
 
 @dataclass
 class _Silent:
+    def on_start(self, records: Sequence[Mapping[str, Any]]) -> None:
+        return None
+
     def on_step(self, report: StepReport) -> None:
         return None
 
@@ -173,6 +178,10 @@ class _Run:
     def run(self, resume: bool) -> tuple[ClusterPlan, list[dict[str, Any]]]:
         if resume and self.checkpoints is not None and (state := self.checkpoints.load()) is not None:
             self._restore(state)
+        else:
+            self._start()
+        if self.processes.first:
+            self.setting.observer.on_start([r for r in self.position.metrics if r["kind"] != "epoch"])
         with Interruption() as interruption, self._board() as board:
             while self.position.epoch < self.options.epochs:
                 self._epoch(interruption, board)
@@ -198,6 +207,17 @@ class _Run:
         trained = "tied" if compact is None else "compact"
         self.position.metrics.append({"kind": "network", "trained": trained, "reason": reason})
         return compact
+
+    def _start(self) -> None:
+        """How good the network is that training begins with; as far as it is tied, what training has to be better than."""
+        self.position.metrics.append(
+            {"kind": "start", "accuracy": self._accuracy(), "residual": float(self.tying.residual())}
+        )
+
+    def _accuracy(self) -> float | None:
+        """On the images that were held out; None where none were."""
+        held_out = self.setting.held_out
+        return None if held_out is None else accuracy(self.model, held_out, self.data, processes=self.processes)
 
     def _epoch(self, interruption: Interruption, board: Any) -> None:
         options, position = self.options, self.position
@@ -317,15 +337,12 @@ class _Run:
     def _record(self, seconds: float) -> dict[str, Any]:
         position = self.position
         self.processes.share_buffers(self.model)
-        held_out = self.setting.held_out
         return {
             "kind": "epoch",
             "epoch": position.epoch + 1,
             "loss": position.loss / position.seen,
             "train_accuracy": position.right / position.seen,
-            "accuracy": None
-            if held_out is None
-            else accuracy(self.model, held_out, self.data, processes=self.processes),
+            "accuracy": self._accuracy(),
             "residual": float(self.tying.residual()),
             "lr": float(self.schedule.get_last_lr()[0]),
             "macs": self.tying.current.macs_after,
