@@ -113,7 +113,6 @@ def _files_of(fault: Fault) -> list[str]:
 def digest(fault: Fault) -> str:
     """Changes with anything that decides what comes of a fault but the sources themselves."""
     parts = json.dumps([fault.file, fault.before, fault.after, list(fault.tests), fault.probe])
-    parts += PROBED if fault.probe == "merge" else ""
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 

@@ -75,7 +75,7 @@ def _reason(error: Exception) -> str:
     met = re.search(r"WeightsUnpickler error: (.+)", str(error))
     if str(error).isdecimal():  # torch's unpickler names a byte that is no instruction so
         return "this is no file of torch.save"
-    return met[1] if met else str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+    return (met[1] if met else str(error).partition("\n")[0]).partition(". ")[0] or type(error).__name__
 
 
 def _without_wrapper(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -145,15 +145,15 @@ def _x(tensor: Tensor) -> str:
 
 
 def parse_normalization(text: str, path: Path) -> Normalization:
-    """Read ``mean 0.5 0.5 0.5 std 0.2 0.2 0.2``, as the metadata of a weights file says it.
+    """Read ``mean 0.5 0.5 0.5 std 0.2 0.2 0.2``, with blanks or commas in between, as the metadata of a weights file says it.
 
     Raises:
         InputError: it has another form.
 
-    >>> parse_normalization("mean 0.5 std 0.25", Path("weights.safetensors"))
-    ((0.5,), (0.25,))
+    >>> parse_normalization("mean 0.5, 0.4 std 0.25 0.2", Path("weights.safetensors"))
+    ((0.5, 0.4), (0.25, 0.2))
     """
-    match = re.fullmatch(r"mean((?:\s+[\d.eE+-]+)+)\s+std((?:\s+[\d.eE+-]+)+)", text.strip())
+    match = re.fullmatch(r"mean((?:\s+[\d.eE+-]+)+)\s+std((?:\s+[\d.eE+-]+)+)", text.replace(",", " ").strip())
     try:
         if match is None:
             raise ValueError("another form")

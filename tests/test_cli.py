@@ -25,6 +25,7 @@ from pdc_fx import demo
 from pdc_fx.artifacts import CERTIFICATE, ONNX, RECIPE, REPORT, WEIGHTS, load, sha256
 from pdc_fx.cli import app, main
 from pdc_fx.cli.config import CONFIG
+from pdc_fx.cli.render import warn_of_loss
 from pdc_fx.errors import ArtifactError
 from pdc_fx.export import store
 
@@ -173,6 +174,48 @@ def test_output_directory(compressed: Path) -> None:
     assert abs(compact - deployed) <= 0.001
     page = (compressed / REPORT).read_text()
     assert not re.findall(r"(?:src|href)=[\"']?https?:", page)
+
+
+@pytest.mark.parametrize("command", [["verify"], ["export", "-o", "{t}/x.onnx"]])
+def test_a_model_that_has_moved_is_named_again(
+    command: list[str], compressed: Path, folder: Path, tmp_path: Path
+) -> None:
+    line = [*(part.format(t=tmp_path) for part in command), compressed]
+    moved = (folder / "net.py").rename(folder / "moved.py")
+    try:
+        result = run(*line)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "there is no such file" in result.stderr
+        assert "pass --model with where it is now" in " ".join(result.stderr.split())
+        assert run(*line, "--model", f"{moved}:net").exit_code == 0
+    finally:
+        moved.rename(folder / "net.py")
+
+
+def test_what_a_run_begins_with_is_said(spec: str, tmp_path: Path) -> None:
+    result = run("compress", spec, *options(tmp_path / "x", lr=5.0))
+    assert result.exit_code == 0, result.stderr
+    said = " ".join(result.stderr.split())
+    assert "note: no --weights, so the network is taken with those that its factory gives it" in said
+    assert "before training: held-out accuracy" in said
+
+
+def test_training_that_ends_below_its_start_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    def said(before: float | None, residual: float, after: float) -> str:
+        warn_of_loss(
+            [
+                {"kind": "network", "reason": ""},
+                {"kind": "start", "accuracy": before, "residual": residual},
+                {"kind": "epoch", "accuracy": 0.1},
+                {"kind": "epoch", "accuracy": after},
+            ]
+        )
+        return capsys.readouterr().err
+
+    assert "ended at a held-out accuracy of 70.00%, below the 80.00% that it began with" in said(0.8, 0.0, 0.7)
+    assert said(0.8, 0.0, 0.8) == ""
+    assert said(0.8, 0.3, 0.7) == ""  # it was not tied yet
+    assert said(None, 0.0, 0.7) == ""
 
 
 def test_verify_reads_everything_again(compressed: Path) -> None:

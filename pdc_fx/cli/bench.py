@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pdc_fx.cli.options import Json, Overwrite, ProviderOption, choose, open_recipe, reported
+from pdc_fx.cli.options import Json, ModelAgain, Overwrite, ProviderOption, choose, open_recipe, reported
 from pdc_fx.errors import InputError, PdcError
 
 if TYPE_CHECKING:
@@ -26,9 +26,7 @@ def bench(
     compact: Annotated[
         Path | None, typer.Argument(metavar="[COMPACT]", help="With a dense ONNX file: the compact one.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="The original MODEL, where the recipe's path no longer holds.")
-    ] = None,
+    model: ModelAgain = None,
     provider: ProviderOption = "auto",
     batch_size: Annotated[
         list[int] | None, typer.Option("-b", "--batch-size", min=1, help="May be repeated.  [default: 1, 8, 32]")

@@ -13,6 +13,7 @@ from pdc_fx.cli.options import (
     Classes,
     DataOption,
     Json,
+    ModelAgain,
     Overwrite,
     ProviderOption,
     Shapes,
@@ -34,6 +35,7 @@ def export(
     weights: Weights = None,
     num_classes: Classes = None,
     input: Shapes = None,
+    model: ModelAgain = None,
     opset: Annotated[int | None, typer.Option(help="Version of ONNX's operator set, 18 to 25.  [default: 18]")] = None,
     static: Annotated[bool, typer.Option("--static", help="Fix the batch size.")] = False,
     dynamic_size: Annotated[
@@ -61,7 +63,7 @@ def export(
     choose(provider)
     if output.exists() and not overwrite:
         raise InputError("the file exists", where=str(output), hint="choose another, or pass --overwrite")
-    module, example, metadata = _open_source(source, weights, num_classes, input)
+    module, example, metadata = _open_source(source, model, weights, num_classes, input)
     names: dict[str, Any] = {"input_names": input_name, "output_names": output_name}
     with staging_beside(output) as folder:
         info = export_onnx(
@@ -115,12 +117,14 @@ def _print_export(info: Any, found: Any) -> None:
 
 
 def _open_source(
-    source: str, weights: Path | None, classes: int | None, shapes: list[str] | None
+    source: str, model: str | None, weights: Path | None, classes: int | None, shapes: list[str] | None
 ) -> tuple[Any, tuple[Any, ...], dict[str, str]]:
     """What to export: the module, example inputs and what the file should say about itself."""
     from pdc_fx.artifacts import CERTIFICATE, RECIPE, onnx_metadata, package_version, read_fields, read_plan, sha256
 
     if not Path(source).is_dir():
+        if model is not None:
+            raise InputError("--model is for an output directory", where=source, hint="name the model once")
         loaded, example = open_model(source, weights, classes, shapes)
         return loaded.model, example, {"pdc_fx.version": package_version()}
     given = {"--weights": weights, "--num-classes": classes, "--input": shapes}
@@ -129,7 +133,7 @@ def _open_source(
             f"{wrong[0]} is for a MODEL, and {source} is a directory", hint="its recipe says what it needs"
         )
     directory = Path(source)
-    module, example = _open_directory(directory, None)
+    module, example = _open_directory(directory, model)
     recipe, certificate = read_fields(directory, RECIPE), read_fields(directory, CERTIFICATE)
     metadata = onnx_metadata(read_plan(recipe, directory), recipe, sha256(directory / RECIPE), certificate)
     return module, example, metadata
@@ -146,9 +150,7 @@ def _open_directory(directory: Path, model: str | None, *, check_files: bool = T
 @reported
 def verify(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An output directory of 'compress'.")],
-    model: Annotated[
-        str | None, typer.Option("--model", help="The original MODEL, where the recipe's path no longer holds.")
-    ] = None,
+    model: ModelAgain = None,
     data: DataOption = None,
     no_data: Annotated[bool, typer.Option("--no-data", help="Leave the accuracy on the test images out.")] = False,
     provider: ProviderOption = "cpu",

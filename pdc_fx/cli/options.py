@@ -51,6 +51,9 @@ ProviderOption = Annotated[
     Provider,
     typer.Option("--provider", help="Where ONNX Runtime runs; auto takes the best that works here."),
 ]
+ModelAgain = Annotated[
+    str | None, typer.Option("--model", help="The original MODEL, where the recipe's path no longer holds.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at the output's place.")]
 
 
@@ -165,7 +168,17 @@ def open_recipe(directory: Path, model: str | None) -> tuple[Any, Callable[[], A
             where=f"{directory / RECIPE}: {spec}",
             hint="pass --model if you trust it; 'compress' never puts code there",
         )
-    return read_plan(recipe, directory), factory(spec, recipe.get("num_classes"))
+    try:
+        make = factory(spec, recipe.get("num_classes"))
+    except InputError as error:
+        if model is not None:
+            raise
+        raise InputError(
+            f"the model that the recipe names is not to be had: {error.what}",
+            where=error.where or spec,
+            hint="pass --model with where it is now",
+        ) from error
+    return read_plan(recipe, directory), make
 
 
 def open_image_model(

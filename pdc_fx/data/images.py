@@ -141,6 +141,7 @@ class ImageData:
             raise InputError(
                 f"mean and std need {channels} number(s), one a channel, and std must be positive",
                 where=f"{self.name}: mean {self.mean}, std {self.std}",
+                hint=f"on the command line: --mean {','.join('M' * channels)} --std {','.join('S' * channels)}",
             )
 
     @property
