@@ -55,11 +55,11 @@ class Staging:
         if not write:
             return
         try:
-            self._require_free(overwrite)
+            self._require_free(overwrite, resume)
             found = self._made_and_locked()
             self._undo_half_a_replacement()
             try:
-                self._require_free(overwrite)  # another process may have finished meanwhile
+                self._require_free(overwrite, resume)  # another process may have finished meanwhile
                 if found and not resume and not overwrite:
                     raise InputError(
                         "an interrupted run left its state here",
@@ -118,10 +118,14 @@ class Staging:
         if self._lock is not None:
             self._lock()
 
-    def _require_free(self, overwrite: bool) -> None:
+    def _require_free(self, overwrite: bool, resume: bool) -> None:
         if os.path.lexists(self.final) and not overwrite:
+            done = resume and _ours(self.final)
             raise InputError(
-                "the output directory exists", where=self._given, hint="choose another, or pass --overwrite"
+                "the output directory exists"
+                + (": its run is complete, and there is nothing to resume" if done else ""),
+                where=self._given,
+                hint="choose another, or pass --overwrite",
             )
         if overwrite and os.path.lexists(self.final) and not _ours(self.final):
             raise InputError(

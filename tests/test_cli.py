@@ -711,6 +711,7 @@ def test_a_configuration_file_gives_options(spec: str, folder: Path, compressed:
         ("opt: lamb", "'lamb' is not one of 'sgd', 'adamw'"),
         ("- 3", "must hold one option a line"),
         ("epochs: [", "cannot be read"),
+        ("freeze: nowhere", "'nowhere'"),  # one name does for a list of one
     ],
 )
 def test_configurations_that_are_refused(spec: str, folder: Path, tmp_path: Path, text: str, words: str) -> None:

@@ -145,7 +145,7 @@ def test_a_replacement_that_was_killed_half_way_is_undone(tmp_path: Path, monkey
             staging.publish()
     assert not (tmp_path / "out").exists()
     staging.release()
-    with pytest.raises(InputError, match="the output directory exists"):
+    with pytest.raises(InputError, match="exists: its run is complete, and there is nothing to resume"):
         Staging(tmp_path / "out", resume=True)
     assert (tmp_path / "out" / RECIPE).read_text() == "old"
     Staging(tmp_path / "out", resume=True, overwrite=True).publish()

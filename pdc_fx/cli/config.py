@@ -25,7 +25,8 @@ def _read(context: typer.Context, path: Path | None) -> Path | None:
         raise typer.BadParameter(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise typer.BadParameter(f"{path} must hold one option a line, as 'epochs: 5'")
-    known = {str(parameter.name) for parameter in context.command.params} - {"config", "help"}
+    options = {str(parameter.name): parameter for parameter in context.command.params}
+    known = options.keys() - {"config", "help"}
     found: dict[str, Any] = {}
     for name, value in values.items():
         plain = name.replace("-", "_")
@@ -33,7 +34,7 @@ def _read(context: typer.Context, path: Path | None) -> Path | None:
             near = difflib.get_close_matches(plain, known, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(known))}"
             raise typer.BadParameter(f"{path}: there is no option '{name}'; {hint}")
-        found[plain] = value
+        found[plain] = [value] if getattr(options[plain], "multiple", False) and isinstance(value, str) else value
     context.default_map = {**(context.default_map or {}), **found}
     return path
 
