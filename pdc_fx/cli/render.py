@@ -99,15 +99,29 @@ def groups_table(graph: ModelGraph, limit: int | None = None) -> Table:
     for column in ("channels", "producers", "readers", "MACs", "params"):
         table.add_column(column, justify="right", no_wrap=True)
     ordered = sorted(range(len(groups)), key=lambda index: -graph.stakes[index][0])
+    names = told_apart([group.name for group in groups])
     for index in ordered[:limit]:
         count = Counter(member.role for member in groups[index].members)
         figures = (groups[index].channels, count["producer"], count["consumer"])
-        table.add_row(shown(groups[index].name), *map(str, figures), *map(quantity, graph.stakes[index]))
+        table.add_row(shown(names[index]), *map(str, figures), *map(quantity, graph.stakes[index]))
     table.caption_justify = "left"
     table.caption = "MACs, params: of the layers that shrink with the group"
     if limit is not None and len(ordered) > limit:
         table.caption += f"; {len(ordered) - limit} more (--all shows them)"
     return table
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Names that occur more than once, as those of the sets that a group norm makes of one layer, with their number.
+
+    >>> told_apart(["stem", "mix", "mix"])
+    ['stem', 'mix (1 of 2)', 'mix (2 of 2)']
+    """
+    several, seen, found = Counter(names), Counter[str](), []
+    for name in names:
+        seen[name] += 1
+        found.append(name if several[name] == 1 else f"{name} ({seen[name]} of {several[name]})")
+    return found
 
 
 def groups_tree(graph: ModelGraph, *, everything: bool) -> Tree:
