@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import torch.utils.checkpoint
 import torch.utils.dlpack
 from samples import conv
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pdc_fx
 from pdc_fx import trace
@@ -62,6 +64,18 @@ def cumsum(x: Tensor) -> Tensor:
 
 def write_softmax(y: Tensor, x: Tensor) -> Tensor:
     return y.copy_(x.softmax(1))
+
+
+class Quiet(TorchDispatchMode):
+    """A mode of the model's own."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def in_a_mode(m: Beside, x: Tensor) -> Tensor:
+    with Quiet():
+        return x.relu()
 
 
 class Mixed(torch.autograd.Function):
@@ -134,6 +148,7 @@ SEEN_THROUGH: dict[str, tuple[Callable[[Beside, Tensor], Tensor], Parts]] = {
     "checkpoint_reentrant": (lambda m, x: torch.utils.checkpoint.checkpoint(torch.relu, x, use_reentrant=True), dict),  # type: ignore[no-any-return]
     "detached": (lambda m, x: x.detach().relu(), dict),
     "printed": (lambda m, x: (repr(x), x)[1], dict),
+    "in_a_mode": (in_a_mode, dict),
     "kept_on_the_module": (lambda m, x: (setattr(m, "kept", x), m.kept)[1], dict),  # type: ignore[return-value]
     "compiled_submodule": (lambda m, x: m.f(x), lambda: {"f": torch.compile(nn.Sequential(nn.ReLU()), backend="eager")}),  # type: ignore[operator]
 }  # fmt: skip

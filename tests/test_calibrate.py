@@ -65,7 +65,23 @@ def used_twice() -> nn.Module:
     return Net(lambda m, x: m.head(m.a(m.a(m.stem(x)).relu())), stem=conv(3, 8), a=conv(8, 8), head=conv(8, 4))
 
 
-NETS = [residual_net, concatenated, grouped, flattened, transposed, layer_norm, used_twice]
+def out_of_the_ordinary() -> nn.Module:
+    """A norm before any layer and one without statistics, a layer that runs image by image, and a bias that is computed."""
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        x = m.free(m.a(m.first(x))).relu()
+        x = m.late(torch.stack([m.b(image) for image in x]).relu())
+        return F.conv2d(x, m.head.weight, 2 * m.head.bias, padding=1)
+
+    norms = {
+        "first": nn.BatchNorm2d(3),
+        "free": nn.BatchNorm2d(8, track_running_stats=False),
+        "late": nn.BatchNorm2d(8),
+    }
+    return Net(forward, a=conv(3, 8), b=conv(8, 8), head=conv(8, 4), **norms)
+
+
+NETS = [residual_net, concatenated, grouped, flattened, transposed, layer_norm, used_twice, out_of_the_ordinary]
 
 
 def made(build: Callable[[], nn.Module]) -> tuple[nn.Module, Tensor, ChannelGroups]:
@@ -149,6 +165,20 @@ def test_refusals(images: Tensor, words: str) -> None:
     model, _, groups = made(grouped)
     with pytest.raises(InputError, match=words):
         pdc_fx.calibrate(model, groups, images, flops_reduction=0.5)
+
+
+def test_models_of_two_tensors_are_refused() -> None:
+    net = Net(lambda m, x: m.head(m.stem(x[0]).relu()) + x[1], stem=conv(3, 8), head=conv(8, 4))
+    groups = pdc_fx.analyze(net, ((torch.zeros(1, 3, 8, 8), torch.zeros(1, 4, 8, 8)),))
+    with pytest.raises(InputError, match=r"(?m)^calibration works for models of one tensor, this one takes 2$"):
+        pdc_fx.calibrate(net, groups, torch.zeros(IMAGES), flops_reduction=0.5)
+
+
+def test_where_nothing_is_removed_nothing_changes() -> None:
+    model, images, groups = made(residual_net)
+    tied, plan = pdc_fx.calibrate(model, groups, images, flops_reduction=1e-5)
+    assert plan.widths == {i: group.channels for i, group in enumerate(groups.groups)}
+    assert all(torch.equal(t, tied.state_dict()[name]) for name, t in model.state_dict().items())
 
 
 def test_a_ridge_must_be_positive() -> None:

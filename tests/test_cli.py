@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,6 @@ from pdc_fx.errors import ArtifactError
 from pdc_fx.export import store
 
 FACTORY = """
-import signal
-
 import torch
 from torch import nn
 
@@ -101,7 +98,7 @@ class Draws(nn.Module):
 Draws.input_shape = (1, 1, 8, 8)
 
 def interrupted():
-    signal.raise_signal(signal.SIGINT)
+    raise KeyboardInterrupt  # as Python does on Ctrl-C, but for where signals are ignored: behind a shell's &
 """
 WRONG_RULE = """
 import pdc_fx
@@ -196,7 +193,7 @@ def test_what_a_run_begins_with_is_said(spec: str, tmp_path: Path) -> None:
     result = run("compress", spec, *options(tmp_path / "x", lr=5.0))
     assert result.exit_code == 0, result.stderr
     said = " ".join(result.stderr.split())
-    assert "note: no --weights, so the network is taken with those that its factory gives it" in said
+    assert "note: no --weights, so the network was taken with those that its factory gives it" in said
     assert "before training: held-out accuracy" in said
 
 
@@ -581,7 +578,10 @@ def test_the_demonstration_in_json(tmp_path: Path) -> None:
 
 
 def test_a_demonstration_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "train_teacher", lambda data, seed: signal.raise_signal(signal.SIGINT))
+    def interrupted(data: Any, seed: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "train_teacher", interrupted)
     assert run("demo", "-o", tmp_path / "out").exit_code == 130
     assert list(tmp_path.iterdir()) == []
 

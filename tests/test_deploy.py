@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 from pdc_fx.errors import ExportError, InputError
-from pdc_fx.export import store
+from pdc_fx.export import half, store
 from pdc_fx.export.onnx import export_onnx
 from pdc_fx.export.rows import in_order
 from pdc_fx.export.session import make_session, run_session
@@ -66,6 +66,19 @@ def image(batch: int = 1) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------------ images of any size
+def test_what_is_no_image_keeps_its_size(tmp_path: Path) -> None:
+    class Shifted(nn.Module):
+        def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+            return x + shift[:, :, None, None]
+
+    example = (image(), torch.zeros(1, 3))
+    info = export_onnx(Shifted(), example, tmp_path / "m.onnx", dynamic_size=True)
+    assert [spec.shape for spec in info.inputs] == [("batch", 3, "height", "width"), ("batch", 3)]
+    found = verify_onnx(Shifted(), info.path, example)
+    assert found.passed
+    assert {result.shape[2:] for result in found.outputs} == {(16, 16), (48, 80)}
+
+
 def test_height_and_width_vary(tmp_path: Path) -> None:
     model = head(nn.AdaptiveAvgPool2d(1))
     info = export_onnx(model, image(), tmp_path / "m.onnx", dynamic_size=True)
@@ -110,6 +123,18 @@ def test_half_precision(tmp_path: Path) -> None:
     assert (found.passed, found.precision, found.tolerance) == (True, "float16", 2e-2)
     assert found.max_rel_error > 1e-5
     assert not verify_onnx(model, half.path, image(), tolerance=1e-6).passed
+
+
+def test_half_precision_of_two_outputs_and_of_what_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = net(Function(lambda y: (y.relu(), y.sigmoid())))
+    info = export_onnx(model, image(), tmp_path / "m.onnx", fp16=True)
+    assert [(spec.name, spec.dtype) for spec in info.outputs] == [("output_0", "FLOAT"), ("output_1", "FLOAT")]
+    assert verify_onnx(model, info.path, image()).passed
+    monkeypatch.setattr(half, "EXTERNAL_ABOVE", 0)
+    with pytest.raises(ExportError, match="too large to be converted to half precision; export it in float32"):
+        half.to_half(onnx.load(info.path), {})
 
 
 def test_values_that_overflow_stay_in_single_precision(tmp_path: Path) -> None:
@@ -289,6 +314,14 @@ def test_rows_change_places_only_where_scores_tie(scores: list[float], order: li
     placed, count = in_order(expected, {name: array[order] for name, array in expected.items()}, 1e-4)
     assert count == moved
     assert np.array_equal(placed["boxes"], BOXES) == (moved > 0 or order == [0, 1, 2])
+
+
+def test_rows_that_hold_no_numbers_stay_where_they_are() -> None:
+    expected = {"boxes": BOXES, "scores": np.ones(3, np.float32)}
+    actual = {"boxes": np.where(BOXES > 8.5, np.float32("nan"), BOXES), "scores": np.ones(3, np.float32)}
+    placed, moved = in_order(expected, actual, 1e-4)
+    assert moved == 0
+    assert placed["boxes"] is actual["boxes"]
 
 
 def test_rows_that_differ_are_not_made_equal() -> None:

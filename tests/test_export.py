@@ -27,7 +27,10 @@ from pdc_fx.export.benchmark import benchmark
 from pdc_fx.export.difference import closest, first_difference, relative_error
 from pdc_fx.export.onnx import OnnxInfo, export_onnx
 from pdc_fx.export.session import make_session, run_session
+from pdc_fx.export.store import store
 from pdc_fx.export.verify import accuracy_onnx, verify_onnx
+
+ONES = torch.ones(10, 10)
 
 
 class Named(nn.Module):
@@ -285,6 +288,27 @@ def test_older_exporter_where_only_it_knows_the_operator(tmp_path: Path) -> None
     assert verify_onnx(distances, info.path, image()).passed
 
 
+def test_a_size_that_torch_itself_takes_for_a_number_is_not_fixed(tmp_path: Path) -> None:
+    """``split`` makes a Python number of it, in a file of torch: who called that is looked at."""
+
+    def distance(x: Tensor) -> Tensor:
+        left, right = x.split(x.shape[1] // 2, 1)
+        return torch.cdist(left[:, :, 0], right[:, :, 1])
+
+    with pytest.raises(ExportError, match=r"would have fixed a value .*: Converting a tensor to a Python integer"):
+        export_onnx(nn.Sequential(nn.Conv2d(3, 4, 3), Function(distance)), image(), tmp_path / "model.onnx")
+
+
+def test_an_input_that_the_older_exporter_drops_is_missed(tmp_path: Path) -> None:
+    class Unused(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return torch.cdist(x[:, :, 0], x[:, :, 1])
+
+    with pytest.raises(ExportError, match=r"^the exported model's inputs are \['x'\], expected \['x', 'y'\]$"):
+        export_onnx(Unused(), (image(), torch.zeros(1, 2)), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 # ------------------------------------------------------------------------------------------------ exports refused
 
 
@@ -357,6 +381,8 @@ def test_paths_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(InputError, match="cannot be written"):
             export_onnx(small(), image(), path)
     assert (tmp_path / "pipe").is_fifo()
+    with pytest.raises(InputError, match=r"^the ONNX file cannot be written: File name too long"):
+        store(onnx.ModelProto(), tmp_path / f"{'m' * 245}.onnx")  # whose folder beside would have a longer name still
     monkeypatch.setattr("os.access", lambda *_: False)  # the tests may run as root, who may write anywhere
     with pytest.raises(InputError, match="cannot be written"):
         export_onnx(small(), image(), tmp_path / "model.onnx")
@@ -438,6 +464,65 @@ def test_a_failure_tells_how_exact_float32_itself_is(exported: Callable[[str], E
     lossy = nn.Sequential(small_model.model, Function(lambda y: (y + 1e4) - 1e4))
     (note,) = verify_onnx(lossy, damaged, image()).notes
     assert 1e-5 < float(re.findall(r"relative ([\d.e-]+) from its float64", note)[0]) < 1e-1
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: y @ ONES,  # does not run in float64
+        lambda y: y.repeat(1, 1 if y.dtype == torch.float32 else 2),  # gives something else there
+    ],
+)
+def test_where_float64_says_nothing_about_float32_nothing_is_said(
+    function: Callable[[Tensor], Tensor], exported: Callable[[str], Exported]
+) -> None:
+    case = exported("small")
+    found = verify_onnx(
+        nn.Sequential(case.model, Function(function), Function(lambda y: y + 1)), case.info.path, image()
+    )
+    assert not found.passed
+    assert found.notes == ()
+
+
+def test_a_file_that_is_too_large_is_not_searched(
+    exported: Callable[[str], Exported], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = exported("dict_output")
+    monkeypatch.setattr(verify_module, "EXTERNAL_ABOVE", 0)
+    changed = nn.Sequential(case.model, Function(lambda y: {**y, "more": y["logits"] + 1}))
+    found = verify_onnx(changed, case.info.path, image(), batch_sizes=(1,))
+    words = "output 'more': not in the ONNX file; the file is too large to look for the first node"
+    assert found.first_difference == words
+
+
+def test_rows_that_stand_in_another_order_are_told(tmp_path: Path) -> None:
+    """The file returns them from the last to the first."""
+    text = """<ir_version: 8, opset_import: ["" : 18]>
+    g (float[batch, 3] input) => (float[rows, 3] boxes, float[rows] scores) <int64[1] end = {-1}, int64[1] far = {-99},
+        int64[1] axis = {0}, int64[1] back = {-1}, float zero = {0.0}, int64[1] columns = {1}>
+    { boxes = Slice (input, end, far, axis, back)
+      sums = ReduceSum <keepdims = 0> (boxes, columns)
+      scores = Mul (sums, zero) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    model = Function(lambda x: {"boxes": x, "scores": 0 * x.sum(1)})
+    found = verify_onnx(model, tmp_path / "m.onnx", torch.zeros(4, 3), batch_sizes=(4,))
+    assert found.passed, found
+    assert found.notes == ("up to 4 rows of equal score stand in another order than in PyTorch",)
+
+
+def test_a_node_behind_a_branch_in_the_file_is_named(tmp_path: Path) -> None:
+    def choose(y: Tensor) -> Tensor:
+        return torch.cond(y.sum() > -1e9, lambda t: (t * 2 + 1,), lambda t: (t - 1,), (y,))[0]  # type: ignore[no-any-return]
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Function(choose), nn.Conv2d(4, 5, 1))
+    info = export_onnx(model, image(), tmp_path / "m.onnx")
+    assert info.nodes["If"] == 1
+    assert verify_onnx(model, info.path, image()).passed
+    with torch.no_grad():
+        model[2].weight += 1.0  # type: ignore[operator]
+    found = verify_onnx(model, info.path, image()).first_difference or ""
+    assert found.startswith("Conv node")
+    assert " of 2" in found
 
 
 def test_what_only_another_provider_computes_is_said(exported: Callable[[str], Exported]) -> None:
@@ -554,6 +639,8 @@ def test_accuracy(exported: Callable[[str], Exported]) -> None:
         accuracy_onnx(case.info.path, [(images, labels[:5])])
     with pytest.raises(InputError, match="does not run"):
         accuracy_onnx(case.info.path, [(images[:, :2], labels)])
+    with pytest.raises(ArtifactError, match=r"^the model takes more than one input \[.*two_inputs\.onnx\]"):
+        accuracy_onnx(exported("two_inputs").info.path, [(images, labels)])
 
 
 def test_benchmark(exported: Callable[[str], Exported], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from types import MethodType
 
 import pytest
 import torch
@@ -123,6 +124,15 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     ),
     "graph_to_edit": (between(lambda m, x: shuffled(m.a(x)), a=ScaleShift(8)), 4),
 }
+
+
+def test_a_leaf_that_was_given_a_forward_keeps_it() -> None:
+    """As libraries do that move parameters about."""
+    register_all()
+    model = copy.deepcopy(MODULES["scale_shift"][0]())
+    model.a.forward = given = MethodType(ScaleShift.forward, model.a)  # type: ignore[method-assign, assignment, union-attr]
+    assert pdc_fx.analyze(model, torch.randn(2, 3, 8, 8)).mergeable_channels == 8
+    assert vars(model.a)["forward"] is given
 
 
 def shuffled(x: Tensor) -> Tensor:

@@ -36,6 +36,17 @@ def test_a_folded_model_is_tied_and_rewritten_exactly(with_images: bool) -> None
     torch.testing.assert_close(compact(images), tied(images), rtol=1e-4, atol=1e-5)
 
 
+def test_a_norm_before_any_layer_keeps_its_statistics() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    model.train()(torch.randn(8, 3, 12, 12))
+    groups = pdc_fx.analyze(model.eval(), torch.zeros(1, 3, 12, 12))
+    tied, plan = pdc_fx.fold(model, groups, flops_reduction=0.5)
+    assert plan.widths == {0: 8}
+    assert residual(tied, plan).value == 0
+    assert torch.equal(tied.get_buffer("0.running_var"), model[0].running_var)  # type: ignore[arg-type]
+
+
 def test_variance_of_a_mean_of_filters() -> None:
     """On white inputs the formula is the variance that is measured."""
     torch.manual_seed(0)

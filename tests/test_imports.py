@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,16 @@ def test_imports_go_one_way(module: str) -> None:
     assert room_of(module) in LEVEL, f"give {room_of(module)} a place in LAYERS"
     found = objections(module, FILES[module].read_text(encoding="utf-8"))
     assert not found, f"{FILES[module].relative_to(ROOT)}: " + "; ".join(found)
+
+
+@pytest.mark.parametrize("folder", ["passes", "export"])
+def test_a_folder_is_imported_under_one_name_only(folder: str) -> None:
+    """It is found under its own name, too, by whoever stands in the repository."""
+    words = (
+        rf"imported as '{folder}'; import it as 'pdc_fx\.{folder}' \(run 'pip install -e \.' in the repository first\)"
+    )
+    with pytest.raises(ImportError, match=words):
+        importlib.import_module(folder)
 
 
 def test_no_cycles() -> None:

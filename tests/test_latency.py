@@ -223,6 +223,22 @@ def test_every_kind_of_layer_is_found(kinds: tuple[ChannelGroups, LatencyModel])
     assert len(kinds[1].needed) <= 25 * len(kinds[1].uses)
 
 
+def test_what_is_no_layer_of_a_batch_is_not_timed() -> None:
+    """A convolution that runs image by image, and a product with a single vector."""
+
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.vector, self.head = nn.Conv2d(3, 4, 1), nn.Parameter(torch.ones(4)), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = torch.stack([self.conv(image) for image in x]).mean((2, 3))
+            return self.head(rows) + F.linear(rows, self.vector)[:, None]  # type: ignore[no-any-return]
+
+    uses = layers_of(record(Single(), torch.zeros(2, 3, 4, 4)))
+    assert [use.layer.key() for use in uses] == ["linear 4 to 2, input 2"]
+
+
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
 def test_a_time_that_is_bilinear_is_foretold_exactly(

@@ -122,6 +122,27 @@ def test_long_graphs_are_wrapped_into_columns(blocks: int) -> None:
     assert len({block.module for block in placed.blocks}) == blocks
 
 
+def test_a_very_wide_page_has_forty_columns() -> None:
+    placed = layout(["m"] * 600, chain(600), aspect=1e6)
+    require_clean(placed, chain(600))
+    assert len(set(placed.x)) == 40
+
+
+@pytest.mark.parametrize(
+    ("count", "stop", "form"),
+    [
+        (24, 12, r"M152 24\.5C166 24\.5 166 24\.5 194 24\.5"),  # straight to the same height in the next column
+        (36, 24, r"M152 24\.5H157Q\S+ \S+ \S+ \S+V14Q\S+ 5 \S+ 5H348Q.*H367"),  # over the top of the one between
+    ],
+)
+def test_how_an_edge_goes_to_another_column(count: int, stop: int, form: str) -> None:
+    edges = sorted({*chain(count), (0, stop)})
+    placed = layout(["m"] * count, edges)
+    require_clean(placed, edges)
+    assert placed.y[0] == placed.y[stop] > 5
+    assert re.fullmatch(form, placed.paths[edges.index((0, stop))])
+
+
 def test_blocks_are_modules_of_a_few_operators() -> None:
     modules = ["", *[f"stage.{i // 5}.conv{i % 5}" for i in range(20)], "head"]
     placed = layout(modules, chain(len(modules)))

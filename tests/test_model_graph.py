@@ -10,10 +10,11 @@ import torch
 import torchvision
 from torch import nn
 
-from pdc_fx.export.drawing import hues
+from pdc_fx.export.drawing import hues, spoken, stripes
 from pdc_fx.export.graph_files import to_dot, to_graphml
-from pdc_fx.export.inspection import frozen_rows, group_rows, layer_rows, summary
+from pdc_fx.export.inspection import constraints, frozen_rows, group_rows, layer_rows, summary
 from pdc_fx.export.model_graph import ModelGraph
+from pdc_fx.export.page import quantity
 from pdc_fx.pipeline import inspect
 
 
@@ -132,6 +133,80 @@ def test_odd_names_survive_in_files(name: str) -> None:
     line = next(line for line in to_dot(graph).splitlines() if line.startswith("  1 ["))
     texts = r'"(?:[^"\\\n]|\\.)*"'
     assert re.fullmatch(rf"  1 \[(?:\w+=(?:{texts}|\d+) ?)+\]", line)
+
+
+def test_many_groups_are_counted_where_they_are_not_named() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts, self.head = nn.ModuleList(nn.Conv2d(3, n + 1, 1) for n in range(1, 15)), nn.Conv2d(119, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.head(torch.cat([part(x) for part in self.parts], 1))
+            return y
+
+    graph = inspect(Joined(), torch.zeros(1, 3, 4, 4))
+    node = next(node for node in graph.nodes if node.name == "cat")
+    assert spoken(node) == ("cat, 2 channels of group 0, 3 channels of group 1, 4 channels of group 2, 11 more groups")
+    shown, colours = stripes(graph, node, hues(graph)), hues(graph)
+    assert [part.hue for part in shown] == list(colours[13:1:-1])  # the twelve widest, the widest first
+
+
+class Constrained(nn.Module):
+    """A norm over groups, a layer norm, layers of one group that are joined by a norm they share, and outputs of several kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm, self.last = (
+            nn.Conv2d(3, 8, 1),
+            nn.Conv2d(3, 8, 1),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 4, 1),
+        )
+        self.c, self.d, self.means = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 16, 1), nn.LayerNorm(24)
+        self.e, self.head, self.cumulative = nn.Conv2d(3, 6, 1), nn.Linear(24, 5), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        joined = self.last(self.norm(self.a(x))) + self.last(self.norm(self.b(x)))
+        rows = torch.cat([self.c(x), self.d(x)], 1).mean((2, 3))
+        return joined, self.head(self.means(rows)), self.cumulative(self.e(x).softmax(1)).cumsum(1).sum(1)
+
+
+def test_what_binds_a_group_is_said() -> None:
+    graph = inspect(Constrained(), torch.zeros(1, 3, 4, 4))
+    words = {group.name: constraints(graph, i) for i, group in enumerate(graph.groups.groups)}
+    assert words["a"] == ["one clustering for 2 layers"]
+    together = "clusters of one size (a normalisation averages over them), together with 1 other group"
+    assert words["c"] == words["d"] == [together]
+    *_, first, second, others = summary(graph)
+    assert first == "9 channels of last, head are frozen: “is an output of the model”."
+    assert second.startswith("6 channels of e are frozen: “torch.Tensor.softmax mixes all channels")
+    assert others == "4 channels more are frozen for 1 other reason."
+
+
+def test_where_nothing_is_frozen_it_is_said() -> None:
+    assert summary(inspect(nn.ReLU(), torch.zeros(1, 3, 4, 4))) == ["No layer multiplies.", "Nothing is frozen."]
+
+
+def test_parts_of_a_value_are_all_its_channels() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            left, right = self.stem(x).chunk(2, 1)
+            y: torch.Tensor = self.head(left * right)
+            return y
+
+    graph = inspect(Halves(), torch.zeros(1, 3, 4, 4))
+    (node,) = (node for node in graph.nodes if node.name == "chunk")
+    assert node.groups == {0: 4}
+
+
+@pytest.mark.parametrize(("count", "text"), [(10**15, "1000 T"), (12_345 * 10**12, "12300 T"), (10**12, "1 T")])
+def test_counts_beyond_the_last_prefix(count: int, text: str) -> None:
+    assert quantity(count) == text
 
 
 def test_files_are_the_same_every_time(small: ModelGraph) -> None:

@@ -251,8 +251,6 @@ def compress(
         "classes": list(images.classes),
     }
     first = Processes.of_environment().first
-    if first and weights is None:
-        err.print("note: no --weights, so the network is taken with those that its factory gives it", soft_wrap=True)
     staging = Staging(output, overwrite=overwrite, resume=resume, write=first)
     with (
         _kept_if_resumable(staging, first),
@@ -284,6 +282,8 @@ def compress(
         )
     if not first:  # every process has the result; one delivers it
         return
+    if weights is None:
+        err.print("note: no --weights, so the network was taken with those that its factory gives it", soft_wrap=True)
     warn_of_loss(compressed.metrics)
     with _kept_if_resumable(staging, first):
         certificate = deliver(compressed, staging.path, onnx_accuracy(images))

@@ -168,6 +168,7 @@ def open_recipe(directory: Path, model: str | None) -> tuple[Any, Callable[[], A
             where=f"{directory / RECIPE}: {spec}",
             hint="pass --model if you trust it; 'compress' never puts code there",
         )
+    plan = read_plan(recipe, directory)
     try:
         make = factory(spec, recipe.get("num_classes"))
     except InputError as error:
@@ -178,7 +179,7 @@ def open_recipe(directory: Path, model: str | None) -> tuple[Any, Callable[[], A
             where=error.where or spec,
             hint="pass --model with where it is now",
         ) from error
-    return read_plan(recipe, directory), make
+    return plan, make
 
 
 def open_image_model(
