@@ -18,6 +18,7 @@ from zoo_other import EarlyExit
 import pdc_fx
 from pdc_fx.data import open_data
 from pdc_fx.errors import InputError, TraceError
+from pdc_fx.trace import record
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),
@@ -185,6 +186,7 @@ def test_a_tensor_without_memory_to_look_at_shares_none(tensor: Tensor) -> None:
     model = net()
     model.register_buffer("one", tensor)
     model.register_buffer("other", tensor.clone())
+    assert record(model, X).overlapping == {}
     assert pdc_fx.analyze(model, X).mergeable_channels == 16
 
 
