@@ -565,7 +565,16 @@ def test_a_demonstration_that_does_not_verify(tmp_path: Path, monkeypatch: pytes
     assert result.exit_code == 1, result.stderr
     assert "compact against ONNX Runtime: FAILED" in result.stdout
     assert "kept in" not in result.stdout
+    in_json = run("demo", "--json", "-o", tmp_path / "out")
+    assert (in_json.exit_code, json.loads(in_json.stdout)["passed"]) == (1, False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick_demo")
+def test_a_demonstration_that_is_not_kept() -> None:
+    result = run("demo")
+    assert result.exit_code == 0, result.stderr
+    assert "kept in" not in result.stdout
 
 
 @pytest.mark.usefixtures("quick_demo")
@@ -591,6 +600,7 @@ BAD = [
     (["export", "{f}/net.py:net", "-o", "{f}/n.onnx", "--input-name", "x", "--output-name", "x"], 2, "have one name"),
     (["export", "{f}/net.py:net", "-o", "{f}/n.onnx", "--input-name", "x", "--input-name", "y"], 2, "the model has 1"),
     (["export", "{f}/net.py:net", "-o", "{f}/n.onnx", "--opset", "0"], 2, "out of range"),
+    (["export", "{f}/net.py:net", "-o", "{f}/n.onnx", "--model", "x.py:y"], 2, "is for an output directory"),
     (["export", "{f}/net.py:Pair", "-o", "{f}/n.onnx", "--input", "1x1x8x8"], 2, "does not run"),
     (["export", "{f}", "-o", "{f}/n.onnx", "--input", "1x1x8x8"], 2, "is for a MODEL"),
     (["check", "{f}/gone.py:net"], 2, "no such file"),
