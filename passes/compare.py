@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten_with_path, tree_map
+from torch.utils._pytree import tree_map
 
 from pdc_fx.errors import TraceError
 from pdc_fx.passes.axes import named_tensors
-from pdc_fx.trace import Inputs, as_arguments, evaluating, overlapping, way_out
+from pdc_fx.trace import Inputs, as_arguments, evaluating, output_leaves, overlapping, way_out
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ def random_inputs(example_inputs: Inputs, seed: int) -> tuple[Any, ...]:
 
 def named_outputs(output: Any) -> dict[str, Tensor]:
     """The tensors in an output by their place in it."""
-    flat, _ = tree_flatten_with_path(output)
-    return {"output" + "".join(str(key) for key in path): leaf for path, leaf in flat if isinstance(leaf, Tensor)}
+    return {name: leaf for name, leaf in output_leaves(output).items() if isinstance(leaf, Tensor)}
 
 
 def varies(output: Any) -> bool:
@@ -100,7 +99,7 @@ def compare(
     """
     inputs = random_inputs(example_inputs, seed)
     expected, actual = (named_outputs(run(model, inputs)) for model in (reference, other))
-    if list(expected) != list(actual):
+    if not expected or list(expected) != list(actual):
         return Comparison(
             False, float("inf"), float("inf"), tolerance, f"outputs {list(actual)} instead of {list(expected)}"
         )

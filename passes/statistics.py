@@ -219,9 +219,9 @@ def run_watched(model: nn.Module, inputs: Inputs, watch: Watch) -> None:
 
 def require_images(images: Tensor, groups: ChannelGroups) -> None:
     """Raise :class:`InputError` unless ``images`` are finite floats, at least two, of the shape that ``groups`` were found with."""
-    shape = groups.inputs[0][0][1:]
     if len(groups.inputs) != 1:
         raise InputError(f"calibration works for models of one tensor, this one takes {len(groups.inputs)}")
+    shape = groups.inputs[0][0][1:]
     if not images.is_floating_point() or images.dim() < 2:
         raise InputError(
             "calibration images are one float tensor, the images first", where=f"{images.dtype} {list(images.shape)}"

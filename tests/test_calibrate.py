@@ -246,3 +246,19 @@ def test_ridge_regression_is_stationary(samples: int, d: int) -> None:
     (F.mse_loss(x @ weight.T, y, reduction="sum") + damping * (weight - start).square().sum()).backward()
     assert weight.grad is not None
     assert float(weight.grad.abs().max()) < 1e-10
+
+
+def test_a_model_without_a_tensor_to_calibrate_on_is_refused() -> None:
+    class Numbered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+            self.register_buffer("image", torch.randn(1, 3, 8, 8))
+
+        def forward(self, n: int) -> torch.Tensor:
+            y: torch.Tensor = self.body(self.image) * n
+            return y
+
+    model = Numbered()
+    with pytest.raises(InputError, match="works for models of one tensor, this one takes 0"):
+        pdc_fx.calibrate(model, pdc_fx.analyze(model, (2,)), torch.randn(8, 3, 8, 8), flops_reduction=0.4)

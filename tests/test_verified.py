@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -341,3 +342,31 @@ def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path, monkeypatch: 
         replace_file(path, b"after")
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+class Named(nn.Module):
+    """Returns an object that holds its tensors as attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return SimpleNamespace(y=self.body(x), kind="scores")
+
+
+def test_outputs_that_are_attributes_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = torch.randn(2, 3, 8, 8)
+    model, plan = tied(Named(), example)
+    addition = ChannelAddition(plan, example)
+    addition(model)
+    assert addition.comparison is not None
+    assert not addition.comparison.constant
+    monkeypatch.setattr(surgery, "merge_tensor", scaled(0.5))
+    with pytest.raises(ExactnessError):
+        ChannelAddition(plan, example)(model)
+
+
+def test_what_holds_no_tensor_is_no_proof() -> None:
+    found = compare(nn.Identity(), nn.Identity(), (1,), tolerance=1e-9)
+    assert not found.passed

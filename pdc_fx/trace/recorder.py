@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pdc_fx.errors import TraceError
@@ -195,7 +195,7 @@ class Recorder(TorchFunctionMode):
         return nodes
 
     def finish(self, output: Any) -> None:
-        tensors = [leaf for leaf in _output_leaves(output) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in output_leaves(output).values() if isinstance(leaf, Tensor)]
         if not tensors:
             raise TraceError(f"the model returned no tensor but a {type(output).__name__}")
         self.graph.output(tuple(self.node_of(t) for t in tensors))
@@ -377,14 +377,16 @@ class Recorder(TorchFunctionMode):
         return value if isinstance(value, _PLAIN) else repr(value)
 
 
-def _output_leaves(output: Any) -> list[Any]:
-    """The leaves of an output, also of objects that hold tensors as attributes."""
-    leaves: list[Any] = []
-    for leaf in tree_leaves(output):
+def output_leaves(output: Any) -> dict[str, Any]:
+    """The leaves of an output by their place in it, also of objects that hold tensors as attributes."""
+    leaves: dict[str, Any] = {}
+    for path, leaf in tree_flatten_with_path(output)[0]:
+        name = "output" + "".join(map(str, path))
         if isinstance(leaf, Tensor) or not hasattr(leaf, "__dict__"):
-            leaves.append(leaf)
+            leaves[name] = leaf
         else:
-            leaves.extend(tree_leaves(vars(leaf)))
+            inside, _ = tree_flatten_with_path(vars(leaf))
+            leaves |= {name + "".join(map(str, inner)): part for inner, part in inside}
     return leaves
 
 
