@@ -41,7 +41,6 @@ REASONS: dict[tuple[str, str], str] = {
     ("export/capture.py", "_name_axes"): EXPORTER,
     ("export/layout.py", "layout"): SHAPES,
     ("export/layout.py", "_cuts"): SHAPES,
-    ("export/layout.py", "_across"): SHAPES,
     ("export/memory.py", "peak_memory"): ELSEWHERE,
     ("export/memory.py", "own_peak"): ELSEWHERE,
     ("export/model_graph.py", "_units"): KEPT,
@@ -50,7 +49,6 @@ REASONS: dict[tuple[str, str], str] = {
     ("export/onnx.py", "_strip"): "names of a function's inputs: functions are inlined before",
     ("export/session.py", "choose_provider"): "the CPU always works",
     ("export/timing.py", "processor_name"): ELSEWHERE,
-    ("export/verify.py", "_Pair.rounding"): "a model that differs from its file, and does not run in float64 either",
     ("passes/analysis.py", "_unfit"): GUARD,
     ("passes/analysis.py", "trial"): GUARD,
     ("passes/analysis.py", "_blamed"): GUARD,
@@ -58,8 +56,6 @@ REASONS: dict[tuple[str, str], str] = {
     ("passes/cluster.py", "PlanClusters._global"): "a price that is renewed is never of a group at its smallest",
     ("passes/cluster.py", "_exchanged"): "steps that fall short of a budget before another group is looked at",
     ("passes/gathers.py", "moved_by"): GUARD,
-    ("passes/gathers.py", "gathers"): GUARD,
-    ("passes/latency.py", "_use"): "layers without a batch, or of a weight of one axis, are not timed",
     ("passes/literals.py", "edited"): GUARD,
     ("passes/literals.py", "_edit"): GUARD,
     ("passes/literals.py", "_drop_outdated_assertions"): GUARD,
@@ -97,7 +93,6 @@ REASONS: dict[tuple[str, str], str] = {
     ("pdc_fx/rules/spatial.py", ""): "functions of PyTorch that another version may lack",
     ("pdc_fx/staging.py", "Staging._made_and_locked"): ELSEWHERE,
     ("pdc_fx/trace/recorder.py", "Recorder._watched"): GUARD,
-    ("pdc_fx/trace/recording.py", "record_graph_module.Watched.run_node"): KEPT,
     ("pdc_fx/trace/targets.py", "leaf_class"): "every class ends with nn.Module, which has a forward of its own",
 }
 """(File, function) -> why what is uncovered in it is."""
