@@ -37,7 +37,7 @@ from pdc_fx.rules.literals import literal_of
 from pdc_fx.rules.registry import moves, rule_for
 from pdc_fx.rules.resize import follows
 from pdc_fx.symbolic import symbolic_trace
-from pdc_fx.trace import Inputs, Recording, function_name, output_leaves, record, record_graph_module
+from pdc_fx.trace import Inputs, Recording, function_name, named_outputs, record, record_graph_module
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _users(program: Program) -> dict[fx.Node, set[fx.Node]]:
 
 
 def _same_outputs(one: object, other: object) -> bool:
-    a, b = ([leaf for leaf in output_leaves(value).values() if isinstance(leaf, Tensor)] for value in (one, other))
+    a, b = (list(named_outputs(value).values()) for value in (one, other))
     return len(a) == len(b) and all(
         torch.equal(x, y) or torch.allclose(x, y, equal_nan=True) for x, y in zip(a, b, strict=True)
     )

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from pdc_fx.errors import TraceError
 from pdc_fx.passes.axes import named_tensors
-from pdc_fx.trace import Inputs, as_arguments, evaluating, output_leaves, overlapping, way_out
+from pdc_fx.trace import Inputs, as_arguments, evaluating, named_outputs, overlapping, way_out
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,6 @@ def random_inputs(example_inputs: Inputs, seed: int) -> tuple[Any, ...]:
         return leaf
 
     return tuple(tree_map(draw, as_arguments(example_inputs)))
-
-
-def named_outputs(output: Any) -> dict[str, Tensor]:
-    """The tensors in an output by their place in it."""
-    return {name: leaf for name, leaf in output_leaves(output).items() if isinstance(leaf, Tensor)}
 
 
 def varies(output: Any) -> bool:

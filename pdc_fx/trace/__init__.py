@@ -5,7 +5,7 @@ from __future__ import annotations
 from pdc_fx.trace.forward import Inputs, as_arguments, evaluating, own_precision, way_out
 from pdc_fx.trace.frames import user_frame
 from pdc_fx.trace.preconditions import require_usable, require_values
-from pdc_fx.trace.recorder import Recorder, output_leaves
+from pdc_fx.trace.recorder import Recorder, named_outputs
 from pdc_fx.trace.recording import Recording, record, record_graph_module
 from pdc_fx.trace.storage import overlapping
 from pdc_fx.trace.targets import LEAVES, function_name, leaf_class
@@ -19,7 +19,7 @@ __all__ = [
     "evaluating",
     "function_name",
     "leaf_class",
-    "output_leaves",
+    "named_outputs",
     "overlapping",
     "own_precision",
     "record",

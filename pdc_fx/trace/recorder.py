@@ -195,7 +195,7 @@ class Recorder(TorchFunctionMode):
         return nodes
 
     def finish(self, output: Any) -> None:
-        tensors = [leaf for leaf in output_leaves(output).values() if isinstance(leaf, Tensor)]
+        tensors = list(named_outputs(output).values())
         if not tensors:
             raise TraceError(f"the model returned no tensor but a {type(output).__name__}")
         self.graph.output(tuple(self.node_of(t) for t in tensors))
@@ -377,8 +377,8 @@ class Recorder(TorchFunctionMode):
         return value if isinstance(value, _PLAIN) else repr(value)
 
 
-def output_leaves(output: Any) -> dict[str, Any]:
-    """The leaves of an output by their place in it, also of objects that hold tensors as attributes."""
+def named_outputs(output: Any) -> dict[str, Tensor]:
+    """The tensors in an output by their place in it, also in objects that hold them as attributes."""
     leaves: dict[str, Any] = {}
     for path, leaf in tree_flatten_with_path(output)[0]:
         name = "output" + "".join(map(str, path))
@@ -387,7 +387,7 @@ def output_leaves(output: Any) -> dict[str, Any]:
         else:
             inside, _ = tree_flatten_with_path(vars(leaf))
             leaves |= {name + "".join(map(str, inner)): part for inner, part in inside}
-    return leaves
+    return {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
 
 
 def _version(tensor: Tensor) -> int:
