@@ -124,6 +124,7 @@ def export_onnx(
         call = prepare(model, args, opset, dynamic_batch, dynamic_size, (input_names, output_names))
         captured = capture(call)
         fold_batch_norms(captured.graph)
+        _compute_constant_outputs(captured.graph)
         _free_names(captured.graph, {*call.inputs, *call.outputs})
     proto = _complete(captured.graph, call)
     kept: tuple[str, ...] = ()
@@ -148,6 +149,23 @@ def export_onnx(
 
 
 # --------------------------------------------------------------------------------------------- the file's content
+
+
+def _compute_constant_outputs(graph: Any) -> None:
+    """Let a node give out each weight that the model returns as it is: an output of a graph must not be a weight itself."""
+    import onnx_ir
+
+    for position, value in enumerate(graph.graph.outputs):
+        if value.is_initializer():
+            node = onnx_ir.node("Identity", [value])
+            (given,) = node.outputs
+            given.shape, given.type = value.shape, value.type
+            graph.graph.append(node)
+            graph.graph.outputs[position] = given
+            name = value.name
+            graph.graph.initializers.pop(name)
+            value.name, given.name = f"{name}.value", name
+            graph.graph.register_initializer(value)
 
 
 def _free_names(graph: Any, names: set[str]) -> None:

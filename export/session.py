@@ -235,7 +235,11 @@ def make_session(
         )
     except Exception as error:  # ONNX Runtime's own errors have no common base class
         reason = _first_line(error)
-        hint = "export the model in float32 (model.float())" if "NOT_IMPLEMENTED" in reason else "export it again"
+        hint = (
+            "export it in float32 (model.float()) or with a lower opset"
+            if "NOT_IMPLEMENTED" in reason
+            else "export it again"
+        )
         raise ArtifactError(f"ONNX Runtime cannot load the model: {reason}", where=where, hint=hint) from error
     if session.get_providers()[0] != PROVIDERS[name][0]:
         raise ArtifactError(f"ONNX Runtime does not run the model on {name}", where=where, hint="use another provider")

@@ -600,6 +600,7 @@ BAD = [
     (["export", "{f}/net.py:net", "-o", "{f}/n.onnx", "--input-name", "x", "--output-name", "x"], 2, "have one name"),
     (["export", "{f}/net.py:net", "-o", "{f}/n.onnx", "--input-name", "x", "--input-name", "y"], 2, "the model has 1"),
     (["export", "{f}/net.py:net", "-o", "{f}/n.onnx", "--opset", "0"], 2, "out of range"),
+    (["export", "{f}/net.py:net", "-o", "{f}", "--overwrite"], 2, "this is a directory"),
     (["export", "{f}/net.py:net", "-o", "{f}/n.onnx", "--model", "x.py:y"], 2, "is for an output directory"),
     (["export", "{f}/net.py:Pair", "-o", "{f}/n.onnx", "--input", "1x1x8x8"], 2, "does not run"),
     (["export", "{f}", "-o", "{f}/n.onnx", "--input", "1x1x8x8"], 2, "is for a MODEL"),

@@ -102,6 +102,20 @@ class SharedConvolution(nn.Module):
         return y
 
 
+class Unmoved(nn.Module):
+    """Weights and the input come out as they are, beside what is computed; one of the weights twice."""
+
+    anchors: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.register_buffer("anchors", torch.arange(4.0))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.conv(x), self.conv.weight, self.anchors, self.anchors, x
+
+
 class Function(nn.Module):
     """A function of one argument, as a module."""
 
@@ -217,6 +231,14 @@ def test_export_is_valid_folded_and_equal(name: str, exported: Callable[[str], E
     assert comparison.first_difference is None
     assert {output.name for output in comparison.outputs} == {output.name for output in info.outputs}
     assert {output.batch for output in comparison.outputs} == {1, 3}
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+def test_outputs_that_nothing_computes(fp16: bool, tmp_path: Path) -> None:
+    model = Unmoved()
+    info = export_onnx(model, image(), tmp_path / "model.onnx", fp16=fp16)
+    assert [output.shape[0] for output in info.outputs] == ["batch", 4, 4, 4, "batch"]
+    assert verify_onnx(model, info.path, image()).passed
 
 
 def test_names(exported: Callable[[str], Exported]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pdc_fx.cli.options import Json, ModelAgain, Overwrite, ProviderOption, choose, open_recipe, reported
+from pdc_fx.cli.options import Json, ModelAgain, Overwrite, ProviderOption, choose, open_recipe, reported, require_new
 from pdc_fx.errors import InputError, PdcError
 
 if TYPE_CHECKING:
@@ -124,8 +124,7 @@ def _require_writable(output: Path, overwrite: bool) -> None:
     """Asked before anything is timed."""
     from pdc_fx.files import is_replaceable
 
-    if output.exists() and not overwrite:
-        raise InputError("the file exists", where=str(output), hint="choose another, or pass --overwrite")
+    require_new(output, overwrite)
     folder = output.absolute().parent
     if not is_replaceable(output) or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise InputError("the file cannot be written", where=str(output), hint="choose another with -o")

@@ -22,6 +22,7 @@ from pdc_fx.cli.options import (
     open_model,
     open_recipe,
     reported,
+    require_new,
 )
 from pdc_fx.errors import ArtifactError, InputError
 
@@ -61,8 +62,7 @@ def export(
     from pdc_fx.export.verify import verify_onnx
 
     choose(provider)
-    if output.exists() and not overwrite:
-        raise InputError("the file exists", where=str(output), hint="choose another, or pass --overwrite")
+    require_new(output, overwrite)
     module, example, metadata = _open_source(source, model, weights, num_classes, input)
     names: dict[str, Any] = {"input_names": input_name, "output_names": output_name}
     with staging_beside(output) as folder:

@@ -20,6 +20,7 @@ from pdc_fx.cli.options import (
     open_model,
     plain,
     reported,
+    require_new,
 )
 from pdc_fx.errors import InputError
 
@@ -79,10 +80,7 @@ def require_writable(path: Path, overwrite: bool) -> None:
             where=str(path),
             hint=f"use one of {', '.join(FORMATS)}",
         )
-    if path.is_dir():
-        raise InputError("this is a directory", where=str(path), hint="give the name of a file")
-    if path.exists() and not overwrite:
-        raise InputError("the file exists", where=str(path), hint="choose another, or pass --overwrite")
+    require_new(path, overwrite)
     above = next((folder for folder in path.absolute().parents if folder.exists()), None)
     if above is not None and not above.is_dir():
         raise InputError("its folder is a file", where=str(above), hint="choose another path")

@@ -127,6 +127,14 @@ def show_progress() -> None:
     logger.setLevel(logging.INFO)
 
 
+def require_new(path: Path, overwrite: bool) -> None:
+    """Raise :class:`InputError` where a result would take the place of a folder, or of a file without ``--overwrite``."""
+    if path.is_dir():
+        raise InputError("this is a directory", where=str(path), hint="give the name of a file")
+    if path.exists() and not overwrite:
+        raise InputError("the file exists", where=str(path), hint="choose another, or pass --overwrite")
+
+
 def choose(provider: str) -> str:
     """The provider to use, which works here; where ``auto`` left the choice to us, a line on standard error says what was taken and why."""
     from pdc_fx.cli.render import err
