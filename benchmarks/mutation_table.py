@@ -841,8 +841,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "checkpoint-of-another-run",
         "pdc_fx/distill/training.py",
-        '        if state.get("signature") != self._signature():',
-        '        if not state.get("signature"):',
+        "        if theirs != ours:",
+        "        if not theirs:",
         "a checkpoint of a run with other options is continued",
         tests("training", "a_checkpoint_of_another_run_is_refused"),
     ),

@@ -369,19 +369,17 @@ class _Run:
             raise InputError("--tensorboard needs a package", hint="pip install tensorboard") from error
         return SummaryWriter(str(self.setting.directory / "tensorboard"))
 
-    def _signature(self) -> str:
-        """What a checkpoint must agree with to be continued."""
+    def _signature(self) -> dict[str, str]:
+        """What a checkpoint must agree with to be continued, by name."""
         plan = self.setting.plan
-        return json.dumps(
-            [
-                plan.groups.digest(),
-                plan.widths,
-                asdict(method_of(self.setting.mode)),
-                self.options.decides(),
-                len(self.data.train),
-            ],
-            sort_keys=True,
-        )
+        parts = {
+            "groups of channels": plan.groups.digest(),
+            "widths": plan.widths,
+            "method": asdict(method_of(self.setting.mode)),
+            "training images": len(self.data.train),
+            **self.options.decides(),
+        }
+        return {name: json.dumps(value, sort_keys=True) for name, value in parts.items()}
 
     def _save(self) -> None:
         if self.checkpoints is None or not self.processes.first:
@@ -401,9 +399,12 @@ class _Run:
         self.checkpoints.save(state, self.position.epoch * self.steps + self.position.step)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state.get("signature") != self._signature():
+        theirs, ours = state.get("signature"), self._signature()
+        if theirs != ours:
+            theirs = theirs if isinstance(theirs, dict) else {}
+            changed = ", ".join(name for name, value in ours.items() if theirs.get(name) != value)
             raise ArtifactError(
-                "the checkpoint belongs to a run with other options",
+                f"the checkpoint belongs to a run with other options: {changed}",
                 where=str(self.setting.directory),
                 hint="repeat the command as it was, or start again with --overwrite",
             )
