@@ -112,7 +112,8 @@ def _files_of(fault: Fault) -> list[str]:
 
 def digest(fault: Fault) -> str:
     """Changes with anything that decides what comes of a fault but the sources themselves."""
-    parts = json.dumps([fault.file, fault.before, fault.after, list(fault.tests), fault.probe])
+    networks = PROBED.split() if fault.probe == "merge" else ()
+    parts = json.dumps([fault.file, fault.before, fault.after, list(fault.tests), fault.probe, *networks])
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
@@ -195,6 +196,7 @@ def run_tests(tree: Path, tests: Sequence[str]) -> tuple[str, str]:
         TableError: the tests did not run.
     """
     options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-rfE", "-m", "not slow"]
+    options.append("--numprocesses=0")  # in this process, whatever PYTEST_ADDOPTS says
     code, text = run_in(tree, lambda: int(pytest.main([*options, *tests])))
     if code == 0:
         return "passed", ""

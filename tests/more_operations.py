@@ -257,6 +257,16 @@ def gathered(m: Interpreter, c: Choice, x: Tensor) -> Any:
 
 
 @op
+def unpooled(m: Interpreter, c: Choice, x: Tensor) -> Any:
+    """The largest of each square, back where it stood."""
+    sides = m.shape(x)[2:]
+    square = min(2, *sides)
+    largest, places = F.max_pool2d(x, square, return_indices=True)
+    y = c(lambda: largest, lambda: largest.sigmoid(), lambda: m.layer(nn.ReLU)(largest))()
+    return F.max_unpool2d(y, places, square, output_size=sides)
+
+
+@op
 def sampled(m: Interpreter, c: Choice, x: Tensor) -> Any:
     """A spatial transformer."""
     width = m.shape(x)[1]
