@@ -356,12 +356,13 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
         levels = [0] * len(choices)
         widths = _widths(choices, levels)
 
+        def shrinks(i: int) -> bool:
+            return levels[i] + 1 < len(choices[i].widths)
+
         def lower(i: int) -> dict[int, int]:
             return {**widths, **dict(zip(choices[i].members, choices[i].widths[levels[i] + 1], strict=True))}
 
-        def price(i: int) -> float | None:
-            if levels[i] + 1 >= len(choices[i].widths):
-                return None
+        def price(i: int) -> float:
             after = lower(i)
             saved = saving(budget.measure, after)
             added = choices[i].cost(levels[i] + 1) - choices[i].cost(levels[i])
@@ -370,13 +371,11 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
         def saving(measure: Measure, after: dict[int, int]) -> float:
             return max(measure.cost(widths) - measure.cost(after), 1)
 
-        heap = [(p, i) for i in range(len(choices)) if (p := price(i)) is not None]
+        heap = [(price(i), i) for i in range(len(choices)) if shrinks(i)]
         heapq.heapify(heap)
         while heap and not budget.met(widths):
             _, i = heapq.heappop(heap)
             now = price(i)
-            if now is None:
-                continue
             if heap and now > heap[0][0] * (1 + 1e-12):
                 heapq.heappush(heap, (now, i))
                 continue
@@ -384,8 +383,8 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
                 continue  # too large a step so near the end: leave it as it is
             widths = lower(i)
             levels[i] += 1
-            if (again := price(i)) is not None:
-                heapq.heappush(heap, (again, i))
+            if shrinks(i):
+                heapq.heappush(heap, (price(i), i))
         return levels if budget.met(widths) else _exchanged(choices, levels, budget)
 
 
