@@ -91,8 +91,6 @@ REASONS: dict[tuple[str, str], str] = {
     ("pdc_fx/rules/spatial.py", "reduction"): KEPT,
     ("pdc_fx/rules/spatial.py", ""): "functions of PyTorch that another version may lack",
     ("pdc_fx/staging.py", "Staging._made_and_locked"): ELSEWHERE,
-    ("pdc_fx/trace/recorder.py", "Recorder._watched"): GUARD,
-    ("pdc_fx/trace/targets.py", "leaf_class"): "every class ends with nn.Module, which has a forward of its own",
 }
 """(File, function) -> why what is uncovered in it is."""
 

@@ -94,7 +94,7 @@ class Recorder(TorchFunctionMode):
         self.sized: set[tuple[fx.Node, int | None]] = set()
         self.source: str | None = None  # of what runs, where the frames do not tell
         self._model = model
-        self._guard = Guard(self) if self.guarded else None
+        self._guard = Guard(self)
         self._inside_leaf = False
         self.changes = 0
         self._nodes: Any = WeakIdKeyDictionary()
@@ -112,12 +112,12 @@ class Recorder(TorchFunctionMode):
     def __enter__(self) -> Recorder:
         self.active.append(self)
         super().__enter__()  # type: ignore[no-untyped-call]
-        if self._guard is not None:
+        if self.guarded:
             self._guard.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        if self._guard is not None:
+        if self.guarded:
             self._guard.__exit__(*exc)  # type: ignore[no-untyped-call]
         self.active.pop()
         super().__exit__(*exc)  # type: ignore[no-untyped-call]
@@ -250,8 +250,6 @@ class Recorder(TorchFunctionMode):
     def _at_full_speed(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run without the guard, which costs time at every operator."""
         guard = self._guard
-        if guard is None:
-            return func(*args, **kwargs)
         depth = torch._C._len_torch_dispatch_stack()
         if not depth or torch._C._get_dispatch_stack_at(depth - 1) is not guard:
             with self.unguarded():  # the model entered a mode of its own
@@ -265,9 +263,6 @@ class Recorder(TorchFunctionMode):
     @contextmanager
     def unguarded(self) -> Iterator[None]:
         """Have the guard look away."""
-        if self._guard is None:
-            yield
-            return
         before, self._guard.paused = self._guard.paused, True
         try:
             yield
@@ -277,8 +272,6 @@ class Recorder(TorchFunctionMode):
     def _watched(self, func: Callable[..., Any], args: Any, kwargs: Any, given: list[Tensor]) -> Any:
         """Run with the guard on the look-out for what is not ``given``."""
         guard = self._guard
-        if guard is None:
-            return func(*args, **kwargs)
         before, guard.paused, guard.given = guard.paused, False, given
         try:
             return func(*args, **kwargs)

@@ -11,13 +11,9 @@ LEAVES: set[type[nn.Module]] = set()
 
 def leaf_class(module: nn.Module) -> type[nn.Module] | None:
     """The class under which ``module`` is a leaf, or None. A subclass with a forward of its own is another operator."""
-    if LEAVES:
-        for kind in type(module).__mro__:
-            if kind in LEAVES:
-                return kind
-            if "forward" in vars(kind):
-                return None
-    return None
+    # at the latest nn.Module is found, whose forward raises
+    kind = next(kind for kind in type(module).__mro__ if kind in LEAVES or "forward" in vars(kind))
+    return kind if kind in LEAVES else None
 
 
 def function_name(target: object) -> str:
