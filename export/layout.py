@@ -85,8 +85,6 @@ def layout(modules: Sequence[str], edges: Sequence[tuple[int, int]], *, aspect: 
     total = sum(heights)
     for columns in range(1, 41):
         cuts = _cuts(heights, crossing, inside, columns)
-        if len(cuts) != columns - 1:
-            break
         found = _place(_grid(rows, lanes, edges, cuts), edges, blocks, starts)
         ratio = found.width / max(found.height, 1.0)
         badness = max(ratio / aspect, aspect / ratio)
@@ -183,7 +181,11 @@ def _crossing(rows: list[int], edges: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def _cuts(heights: list[float], crossing: list[int], inside: list[bool], columns: int) -> list[int]:
-    """The rows that begin the second, third ... column."""
+    """The rows that begin the second, third ... column.
+
+    There is a choice for each as long as there are at most 40 columns, and one column less would be of at least 12 plain rows: then no
+    column comes out at less than 89 pixels, of which the choices span seven tenths, more than the highest row.
+    """
     tops = [0.0]
     for height in heights:
         tops.append(tops[-1] + height)
@@ -192,8 +194,6 @@ def _cuts(heights: list[float], crossing: list[int], inside: list[bool], columns
     for left in range(columns, 1, -1):
         height = (tops[-1] - tops[first]) / left
         choices = [r for r in range(first + 1, len(heights)) if 0.65 <= (tops[r] - tops[first]) / height <= 1.35]
-        if not choices:
-            break
         first = min(
             choices,
             key=lambda r: abs((tops[r] - tops[first]) / height - 1) + 0.08 * min(crossing[r] - 1, 8) + 0.25 * inside[r],
