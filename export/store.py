@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,16 +74,14 @@ def staging_beside(path: Path) -> Iterator[Path]:
         InputError: it cannot be made, or something in it cannot be written.
     """
     require_writable(path)
-    folder: Path | None = None
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        yield folder
+        with tempfile.TemporaryDirectory(
+            prefix=f".{path.name}.", suffix=".tmp", dir=path.parent, ignore_cleanup_errors=True
+        ) as folder:
+            yield Path(folder)
     except OSError as error:
         what = f"the ONNX file cannot be written: {error.strerror or error}"
         raise InputError(what, where=str(path), hint="what was there before is as it was") from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(folder: Path, path: Path) -> None:
