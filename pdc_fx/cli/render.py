@@ -205,24 +205,19 @@ def result_table(rows: list[tuple[str, str, str]], title: str) -> Table:
 def delivery_rows(certificate: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Accuracy, multiply-accumulates and parameters of an output directory's certificate."""
     accuracy = certificate["accuracy"]
-    rows = (
-        [("accuracy, PyTorch", percent(accuracy.get("teacher")), percent(accuracy.get("compact")))] if accuracy else []
-    )
-    rows.append(
+    return [
+        ("accuracy, PyTorch", percent(accuracy["teacher"]), percent(accuracy["compact"])),
         (
             "MACs",
             quantity(certificate["macs_before"]),
             f"{quantity(certificate['macs_after'])} ({share(certificate['macs_after'], certificate['macs_before'])})",
-        )
-    )
-    rows.append(
+        ),
         (
             "parameters",
             quantity(certificate["params_before"]),
             f"{quantity(certificate['params_after'])} ({share(certificate['params_after'], certificate['params_before'])})",
-        )
-    )
-    return rows
+        ),
+    ]
 
 
 def print_comparisons(certificate: Mapping[str, Any]) -> None:
@@ -242,9 +237,8 @@ def print_comparisons(certificate: Mapping[str, Any]) -> None:
             f"time of a run, batch {latency['batch']}, {latency['threads']} threads: "
             f"{latency['latency_reduction']:.1%} less asked, {latency['predicted_reduction']:.1%} foretold, {found}"
         )
-    accuracy = certificate["accuracy"]
-    if accuracy:
-        out.print("test accuracy: " + ", ".join(f"{name} {percent(value)}" for name, value in accuracy.items()))
+    accuracies = (f"{name} {percent(value)}" for name, value in certificate["accuracy"].items())
+    out.print("test accuracy: " + ", ".join(accuracies))
 
 
 class TrainingProgress:
