@@ -28,7 +28,6 @@ GPU = "needs a CUDA device"
 ELSEWHERE = "reached on other systems than Linux only"
 NAME = "runs where the folder is imported under its own name, which coverage counts as another package"
 EXPORTER = "a guard against what an exporter might write; none that was tried does"
-SHAPES = "no graph among those of the tests is of that shape"
 GUARD = "a guard: no network was found that leads there, and one that does is refused"
 AUTHORS = "answers a mistake of somebody who writes a rule"
 KEPT = "no call is known that gets this far without what is asked for here"
@@ -39,15 +38,12 @@ REASONS: dict[tuple[str, str], str] = {
     ("export/benchmark.py", "_detailed"): GPU,
     ("export/benchmark_torch.py", "_call.run"): GPU,
     ("export/capture.py", "_name_axes"): EXPORTER,
-    ("export/layout.py", "layout"): SHAPES,
-    ("export/layout.py", "_cuts"): SHAPES,
     ("export/memory.py", "peak_memory"): ELSEWHERE,
     ("export/memory.py", "own_peak"): ELSEWHERE,
     ("export/model_graph.py", "_units"): KEPT,
     ("export/older.py", "_adopt_constants"): EXPORTER,
     ("export/onnx.py", "_complete"): EXPORTER,
     ("export/onnx.py", "_strip"): EXPORTER,
-    ("export/session.py", "choose_provider"): "the CPU always works",
     ("export/timing.py", "processor_name"): ELSEWHERE,
     ("passes/analysis.py", "_unfit"): GUARD,
     ("passes/analysis.py", "trial"): GUARD,
@@ -67,7 +63,6 @@ REASONS: dict[tuple[str, str], str] = {
         "pdc_fx/data/rowgroups.py",
         "RowGroups.cell",
     ): "runs in forked processes, of which coverage hears where they end by themselves",
-    ("pdc_fx/cli/render.py", "print_comparisons"): "every command that prints it has measured accuracies",
     (
         "pdc_fx/data/workers.py",
         "_end_with_parent",
