@@ -109,15 +109,15 @@ def render_inspection(graph: ModelGraph, *, title: str, command: str = "") -> st
     )
 
 
-def named(modules: Iterable[str], limit: int = _NAMED) -> str:
+def named(modules: Iterable[str]) -> str:
     """Modules in a sentence.
 
     >>> named(["fc"]), named(["a", "b", "c", "d", "e"])
     ('fc', 'a, b, c and 2 more')
     """
     names = [module or "the model itself" for module in modules]
-    shown = ", ".join(names[:limit])
-    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
+    shown = ", ".join(names[:_NAMED])
+    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
 
 
 def summary(graph: ModelGraph) -> list[str]:

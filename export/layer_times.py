@@ -86,9 +86,9 @@ def _written(layer: Layer) -> int:
     return layer.batch * layer.outputs * max(space, 1)
 
 
-def time_network(path: Path, *, provider: str, threads: int, runs: int = RUNS) -> float:
+def time_network(path: Path, *, provider: str, threads: int) -> float:
     """Nanoseconds of an ONNX file whose shapes are fixed: the sum over its nodes."""
-    return sum(_profiled(path, provider, threads, runs).values())
+    return sum(_profiled(path, provider, threads, RUNS).values())
 
 
 def _timed(layers: Mapping[str, Layer], provider: str, threads: int, runs: int) -> dict[str, float]:

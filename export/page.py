@@ -82,13 +82,13 @@ def quantity(count: float) -> str:
     return f"{float(f'{value:.3g}'):g} {prefix}".rstrip()
 
 
-def number(count: int, what: str, plural: str = "") -> str:
+def number(count: int, what: str) -> str:
     """A count with its noun.
 
-    >>> number(1, "group"), number(2, "group"), number(0, "branch", "branches")
-    ('1 group', '2 groups', '0 branches')
+    >>> number(1, "group"), number(2000, "group"), number(0, "layer")
+    ('1 group', '2,000 groups', '0 layers')
     """
-    return f"{count:,} {what if count == 1 else plural or what + 's'}"
+    return f"{count:,} {what if count == 1 else what + 's'}"
 
 
 def percent(share: float) -> str:

@@ -30,6 +30,7 @@ LAYOUT = frozenset({"ReorderInput", "ReorderOutput", "Transpose"})
 WIDTH = 16
 """Channels in a block on a CPU with AVX-512. A width that is no multiple of it is padded, or computed without blocks."""
 
+_WARMUP = 2
 _KERNEL = "_kernel_time"
 _RUN = "model_run"
 _BETWEEN = "between nodes"
@@ -78,7 +79,6 @@ def profile(
     provider: str = "cpu",
     threads: int | None = None,
     runs: int = 9,
-    warmup: int = 2,
 ) -> list[tuple[NodeTime, ...]]:
     """For each file, run by turns, the time of every node and, last of all, of what a run spends between them.
 
@@ -92,11 +92,11 @@ def profile(
             for number, path in enumerate(paths)
         ]
         calls = [bind(session, random_feed(session, batch)) for session in sessions]
-        for run in range(warmup + runs):
+        for run in range(_WARMUP + runs):
             for call in calls if run % 2 == 0 else reversed(calls):
                 call()
         records = [recorded(session) for session in sessions]
-    return [node_times(record, warmup) for record in records]
+    return [node_times(record, _WARMUP) for record in records]
 
 
 def recorded(session: Any) -> list[Mapping[str, Any]]:

@@ -355,7 +355,7 @@ def _share(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole else "-"
 
 
-def frozen_summary(frozen: Iterable[dict[str, Any]], reasons: int = 3) -> str:
+def frozen_summary(frozen: Iterable[dict[str, Any]]) -> str:
     """The most common reasons, without modules and source lines.
 
     >>> frozen_summary([{"channels": 10, "module": "fc", "reason": "is an output of the model"}])
@@ -366,7 +366,7 @@ def frozen_summary(frozen: Iterable[dict[str, Any]], reasons: int = 3) -> str:
         reason = re.sub(r" \(at '[^']*'\)$", "", entry["reason"])
         reason = re.sub(r" \([^()]*:\d+\)", "", reason)
         counted[_shortened(re.sub(r"'[\w.]+\.(\w+)'", r"a \1", reason), 70)] += entry["channels"]
-    parts = [f"{channels:,}: {reason}" for reason, channels in counted.most_common(reasons)]
+    parts = [f"{channels:,}: {reason}" for reason, channels in counted.most_common(3)]
     left = len(counted) - len(parts)
     return "; ".join(parts) + (f"; {left} more" if left else "")
 

@@ -27,13 +27,13 @@ EPOCHS = 40
 class DigitNet(nn.Module):
     """A small residual network for 8 x 8 grey images: 92 k parameters."""
 
-    def __init__(self, width: int = 48, classes: int = 10) -> None:
+    def __init__(self, width: int = 48) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.block1 = self._branch(width)
         self.block2 = self._branch(width)
         self.pool = nn.MaxPool2d(2)
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(width * 16, classes))
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(width * 16, 10))
 
     @staticmethod
     def _branch(width: int) -> nn.Sequential:

@@ -14,9 +14,7 @@ from pdc_fx.distill.processes import Processes
 
 
 @torch.inference_mode()
-def accuracy(
-    model: nn.Module, images: ImageSet, data: ImageData, *, batch_size: int = 500, processes: Processes | None = None
-) -> float:
+def accuracy(model: nn.Module, images: ImageSet, data: ImageData, *, processes: Processes | None = None) -> float:
     """Top-1 accuracy, 0 to 1, in float32 and eval mode; the model's mode is restored. Several ``processes`` share the images."""
     training = model.training
     group = processes or Processes()
@@ -24,9 +22,7 @@ def accuracy(
     model.eval()
     right = 0
     try:
-        for inputs, labels in evaluation_batches(
-            images, data, batch_size, rank=group.rank, world_size=group.count, device=device
-        ):
+        for inputs, labels in evaluation_batches(images, data, rank=group.rank, world_size=group.count, device=device):
             predicted = logits_of(model(inputs)).argmax(1)
             right += int((predicted == labels).sum())
     finally:
