@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import torchvision
 from torch import Tensor, nn
 
 from pdc_fx.errors import ArtifactError, ExportError, InputError, TraceError, VerificationError
-from pdc_fx.export import capture
+from pdc_fx.export import capture, older
 from pdc_fx.export import session as session_module
 from pdc_fx.export import verify as verify_module
 from pdc_fx.export.benchmark import benchmark
@@ -319,6 +320,26 @@ def test_a_size_that_torch_itself_takes_for_a_number_is_not_fixed(tmp_path: Path
 
     with pytest.raises(ExportError, match=r"would have fixed a value .*: Converting a tensor to a Python integer"):
         export_onnx(nn.Sequential(nn.Conv2d(3, 4, 3), Function(distance)), image(), tmp_path / "model.onnx")
+
+
+def test_a_package_that_is_written_to_be_traced_may_make_a_number_of_a_size_in_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``split`` warns of a file of torch: it is the package that called it, and only so is it safe."""
+    (tmp_path / "traceable").mkdir()
+    (tmp_path / "traceable" / "__init__.py").write_text("def halves(x):\n    return x.split(x.shape[1] // 2, 1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(older, "TRACEABLE", ("traceable",))
+    halves = importlib.import_module("traceable").halves
+
+    def distance(x: Tensor) -> Tensor:
+        left, right = halves(x)
+        return torch.cdist(left[:, :, 0], right[:, :, 1])
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Function(distance))
+    info = export_onnx(model, image(), tmp_path / "model.onnx", dynamic_batch=False)
+    assert info.notes[-1] == "traced, as traceable is written to be, for inputs of this size"
+    assert verify_onnx(model, info.path, image(), batch_sizes=(1,)).passed
 
 
 def test_an_input_that_the_older_exporter_drops_is_missed(tmp_path: Path) -> None:
