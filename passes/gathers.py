@@ -81,9 +81,8 @@ def gathers(
             fine.discard(node)
             continue
         found.extend(chains)
-    while spoiled := {n for n in fine if n.args[0] in ragged and n.args[0] not in fine}:
-        fine -= spoiled
-    return frozenset(fine), [gather for gather in found if _chain(gather.node, ragged)[0].args[0] not in ragged]
+    # behind a node that is not fine all channels stay, and so do the movements as they are written
+    return frozenset(fine), [gather for gather in found if fine.issuperset(_chain(gather.node, ragged)[:-1])]
 
 
 def _chain(end: fx.Node, ragged: set[fx.Node]) -> list[fx.Node]:

@@ -11,9 +11,9 @@ from activations import differences_inside_clusters, random_partition
 from samples import Net, between, conv, scale
 from torch import Tensor, nn
 
-from pdc_fx import analyze
+from pdc_fx import analyze, rewrite, tie
 from pdc_fx.errors import NothingToMergeError
-from pdc_fx.passes.check import check
+from pdc_fx.passes.check import check, random_halves
 from pdc_fx.passes.tie import Tying
 
 
@@ -254,3 +254,18 @@ def test_what_a_symbolic_graph_can_follow(name: str) -> None:
         return
     assert stuck == set()
     assert check(build(), inputs).passed
+
+
+def test_a_shuffle_whose_channels_all_stay_is_left_as_it_is() -> None:
+    """The first is read in between, where no channel can go; the second becomes a gather."""
+
+    def twice(m: Net, x: Tensor) -> Tensor:
+        parts = x.view(2, 2, 4, 8, 8)
+        return shuffled(m.a(parts.transpose(1, 2).reshape(x.shape) + parts.relu().transpose(1, 2).reshape(x.shape)))
+
+    torch.manual_seed(0)
+    model, x = between(twice, a=conv(8, 8))().eval(), torch.randn(2, 3, 8, 8)
+    plan = tie(model, random_halves(analyze(model, x), 0), mode="hard").snap()
+    compact = rewrite(model, plan, x)
+    assert torch.allclose(compact(x), model(x), atol=1e-5)
+    assert [node.args[0].name for node in compact.graph.nodes if node.target is torch.index_select] == ["a"]
