@@ -220,6 +220,14 @@ def summed_between(_: Net, x: Tensor) -> Tensor:
     return halves.transpose(1, 2).reshape(2, 8, 8, 8) + halves.sum(1).repeat(1, 2, 1, 1)
 
 
+def activated_twice(x: Tensor) -> tuple[Tensor, Tensor]:
+    """In a graph, one call of two results, neither of which is a part of a tuple that torch made."""
+    return x.relu(), x.sigmoid()
+
+
+torch.fx.wrap("activated_twice")
+
+
 FOLLOWED: dict[str, tuple[Build, int]] = {
     "size_as_a_number": (between(lambda m, x: shuffled(x * int(x.shape[2]))), 8),
     "unpacked_dict": (Unpacked, 8),
@@ -232,6 +240,7 @@ FOLLOWED: dict[str, tuple[Build, int]] = {
         ),
         8,
     ),
+    "wrapped_function": (between(lambda m, x: activated_twice(x.view(2, 8, 8, 8))[0]), 8),
     "value_as_a_number": (between(lambda m, x: shuffled(x) * int(x.mean() > -100)), 0),
     "space_among_the_channels": (between(lambda m, x: x.view(2, 2, 4, 64).transpose(1, 3).reshape(2, 8, 8, 8)), 0),
     "summed_between": (between(summed_between), 0),
