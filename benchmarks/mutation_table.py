@@ -47,7 +47,7 @@ FAULTS: tuple[Fault, ...] = (
     # ------------------------------------------------------------------------------------------------------------ rules
     Fault(
         "convolution-bias-dropped",
-        "pdc_fx/rules/linear.py",
+        "pdc_fx/rules/convolution.py",
         "    site.ride(bias, 0, label, path)\n    return site.laid(label, path, axis)",
         "    return site.laid(label, path, axis)",
         "the bias of a convolution is not part of its channel",
@@ -56,7 +56,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "convolution-axes-swapped",
-        "pdc_fx/rules/linear.py",
+        "pdc_fx/rules/convolution.py",
         "        site.read(weight, 1, label, path)\n        label, path = site.produce(weight, 0)\n    elif",
         "        site.read(weight, 0, label, path)\n        label, path = site.produce(weight, 1)\n    elif",
         "a convolution reads along its output axis and makes channels along its input axis",
@@ -65,7 +65,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "convolution-reads-off-by-one",
-        "pdc_fx/rules/linear.py",
+        "pdc_fx/rules/convolution.py",
         "        site.read(weight, 1, label, path)\n        label, path = site.produce(weight, 0)\n    elif",
         "        site.read(weight, 1, label.roll(1), path.roll(1))\n        label, path = site.produce(weight, 0)\n    elif",
         "a convolution reads each channel with the slice of its neighbour",
@@ -74,7 +74,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "depthwise-filters-free",
-        "pdc_fx/rules/linear.py",
+        "pdc_fx/rules/convolution.py",
         "    site.ride(weight, 0, label, path)\n    return label, path",
         "    return label, path",
         "depthwise filters are not tied with their channel",
@@ -83,7 +83,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "grouped-outputs-apart",
-        "pdc_fx/rules/linear.py",
+        "pdc_fx/rules/convolution.py",
         "    label, path = site.produce(weight, 0)\n    site.bundled(label.reshape(groups, -1).T, path.reshape(groups, -1).T)\n    return label, path",
         "    label, path = site.produce(weight, 0)\n    return label, path",
         "the groups of a grouped convolution may keep different numbers of outputs",
@@ -92,7 +92,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "transposed-convolution-axes-swapped",
-        "pdc_fx/rules/linear.py",
+        "pdc_fx/rules/convolution.py",
         "spread(site, *site.produce(weight, 1), 0, groups)",
         "spread(site, *site.produce(weight, 0), 0, groups)",
         "a transposed convolution makes channels along the axis that it reads",

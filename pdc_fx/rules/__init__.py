@@ -2,10 +2,10 @@
 
 from pdc_fx.rules import (
     contraction,
+    convolution,
     creation,
     elementwise,
     indexing,
-    linear,
     mixing,
     movement,
     normalization,
@@ -28,10 +28,10 @@ __all__ = [
     "Weight",
     "apply_rule",
     "contraction",
+    "convolution",
     "creation",
     "elementwise",
     "indexing",
-    "linear",
     "literal",
     "mix",
     "mixing",
