@@ -20,13 +20,10 @@ from pdc_fx.passes.dependency import flow_of
 from pdc_fx.passes.gathers import Gather, moved_by
 from pdc_fx.passes.numbers import changed_numbers
 from pdc_fx.passes.prediction import Mismatch, Prediction, lie_alike
-from pdc_fx.rules import Channels, Weight, creation, movement
+from pdc_fx.rules import Channels, Weight
 from pdc_fx.rules.literals import Edit, literal_of
-from pdc_fx.rules.registry import rule_for
+from pdc_fx.rules.registry import has_trait
 from pdc_fx.trace import Inputs, as_arguments, evaluating, record_graph_module
-
-# What these functions make repeats one value, at any size that is asked for.
-_OF_ANY_SIZE = (creation.one_value, creation.one_value_like, movement.expand)
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def edited(
     for node, call in program.calls.items():
         if not node.op.startswith("call") or node not in copies:
             continue
-        if rule_for(call.target) not in _OF_ANY_SIZE:
+        if not has_trait(call.target, "repeats"):
             _write_out(copies[node], numbers)
         if node.op == "call_module":
             continue

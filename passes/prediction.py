@@ -20,9 +20,9 @@ from torch import Tensor, fx
 
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.dependency import Solution
-from pdc_fx.rules import Channels, Flow, creation, elementwise
+from pdc_fx.rules import Channels, Flow
 from pdc_fx.rules.channels import FIXED
-from pdc_fx.rules.registry import rule_for
+from pdc_fx.rules.registry import has_trait
 from pdc_fx.trace import function_name
 
 Masks = tuple[Tensor | None, ...]
@@ -209,16 +209,15 @@ def lie_alike(value: object, source: object) -> bool:
 
 def takes_numbers(call: fx.Node) -> bool:
     """Whether arithmetic, or a call that fills a tensor, has a number among its arguments: the bounds of a ``relu6`` follow nothing."""
-    return rule_for(call.target) is not elementwise.unary and bool(_numbers(call))
+    return not has_trait(call.target, "bounds") and bool(_numbers(call))
 
 
 def _numbers(call: fx.Node) -> list[float]:
-    function = rule_for(call.target)
-    values = [*call.args, *call.kwargs.values()]
-    if function in (creation.one_value, creation.one_value_like):
-        values = [*call.args[1:2], call.kwargs.get("fill_value")] if "full" in function_name(call.target) else []
-    elif function not in (elementwise.nary, elementwise.unary):
-        return []
+    values: list[Any] = []
+    if has_trait(call.target, "fills"):
+        values = [*call.args[1:2], call.kwargs.get("fill_value")]
+    elif has_trait(call.target, "arithmetic") or has_trait(call.target, "bounds"):
+        values = [*call.args, *call.kwargs.values()]
     return [a for a in values if isinstance(a, (int, float)) and not isinstance(a, bool)]
 
 

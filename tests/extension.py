@@ -12,7 +12,7 @@ from pdc_fx.trace import LEAVES
 @contextmanager
 def registry_restored() -> Iterator[None]:
     """Take back what is registered inside."""
-    tables = (registry._RULES, literals._LITERALS, registry._MOVES, LEAVES)
+    tables = (registry._RULES, literals._LITERALS, registry._MOVES, registry._TRAITS, LEAVES)
     before, sizes = [table.copy() for table in tables], list(resize.TABLE)
     try:
         yield

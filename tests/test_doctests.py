@@ -25,7 +25,7 @@ def test_modules_were_found() -> None:
 @pytest.fixture
 def rules_as_they_were() -> Iterator[None]:
     """Examples may register rules."""
-    tables: list[Any] = [registry._RULES, registry._MOVES, LEAVES, resize.TABLE]
+    tables: list[Any] = [registry._RULES, registry._MOVES, registry._TRAITS, LEAVES, resize.TABLE]
     copies = [type(table)(table) for table in tables]
     yield
     for table, copy in zip(tables, copies, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import MethodType
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import pdc_fx
 from pdc_fx.rules import Channels, Declined, Site, Value, literal, mix
 from pdc_fx.rules.base import Rule
+from pdc_fx.rules.registry import functions, rule_for
 from pdc_fx.trace import LEAVES, leaf_class, record
 
 
@@ -323,6 +325,56 @@ def test_what_makes_no_sense_for_a_class_is_refused() -> None:
     with pytest.raises(TypeError, match="subclasses"):
         pdc_fx.resize_rule(3)  # type: ignore[arg-type]
     assert ScaleShift not in LEAVES
+
+
+WIDTH_AS_A_NUMBER: dict[str, Callable[[Tensor], Tensor]] = {
+    "add": lambda x: x.relu() + x.shape[1],
+    "clamp": lambda x: x.clamp(max=x.shape[1] / 8),
+    "full": lambda x: x * torch.full((1,), x.shape[1], dtype=x.dtype),
+    "full_like": lambda x: x * torch.full_like(x, x.shape[1]),
+}
+
+
+def what_happens_to(function: Callable[[Tensor], Tensor]) -> tuple[object, ...]:
+    model = between(lambda m, x: function(x), second=conv(8, 8))()
+    try:
+        found = pdc_fx.check(model, torch.randn(2, 3, 8, 8))
+    except pdc_fx.PdcError as error:
+        return type(error), str(error)
+    return found.passed, found.mergeable_channels, [entry.reason for entry in found.frozen]
+
+
+@pytest.mark.parametrize("name", WIDTH_AS_A_NUMBER)
+def test_another_rule_for_a_function_does_not_change_what_is_known_of_it(name: str) -> None:
+    """A number that follows the width is an operand whoever wrote the rule."""
+    before = what_happens_to(WIDTH_AS_A_NUMBER[name])
+    for key in functions(name):
+        standard = rule_for(key)
+        assert standard is not None
+        pdc_fx.rule(key)(partial(standard))
+    assert what_happens_to(WIDTH_AS_A_NUMBER[name]) == before
+
+
+@torch.library.custom_op("pdc_fx_tests::plus", mutates_args=())
+def plus(x: Tensor, number: float) -> Tensor:
+    return x + number
+
+
+def test_a_trait_of_a_function_of_ones_own() -> None:
+    """Without it the smaller network adds another number, and the certificate says so."""
+    pdc_fx.rule("pdc_fx_tests::plus")(lambda site: site.channels(site.argument(0, "x")).then(site.key))
+    passed, *_ = what_happens_to(lambda x: plus(x, x.shape[1]))
+    assert passed is False
+    pdc_fx.rule("pdc_fx_tests::plus", traits=("arithmetic",))(
+        lambda site: site.channels(site.argument(0, "x")).then(site.key)
+    )
+    assert what_happens_to(lambda x: plus(x, x.shape[1])) == (True, 8, ["is an output of the model"])
+
+
+def test_a_trait_that_is_none_is_named() -> None:
+    with pytest.raises(LookupError, match="no trait is called 'arithmetics': there are keeps_positions, arithmetic, "):
+        pdc_fx.rule("pdc_fx_tests::plus", traits=("arithmetics",))  # type: ignore[arg-type]
+    assert rule_for("pdc_fx_tests.plus") is None
 
 
 def test_a_leaf_inside_a_leaf_is_part_of_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from extension import registry_restored
 from torch import Tensor, nn
 
+import pdc_fx
 from pdc_fx.data import open_data
 from pdc_fx.distill import FEATURE_LOSSES, Processes, TiedTraining, TrainOptions, cut_points
 from pdc_fx.distill.features import captured, compared, feature_loss, feature_pairs
 from pdc_fx.errors import InputError
 from pdc_fx.options import Features
 from pdc_fx.pipeline import analyze, plan
+from pdc_fx.rules.registry import functions, rule_for
 
 IMAGE = torch.zeros(1, 1, 8, 8)
 VGG11 = (1, 2, 4, 5, 7, 9, 10, 12, 14, 15, 17, 19, 20)
@@ -139,6 +143,17 @@ class UnseenInside(Parts):
 )
 def test_cut_points(model: Any, expected: list[str]) -> None:
     assert list(cut_points(model(), IMAGE)) == expected
+
+
+def test_rules_of_users_do_not_change_where_maps_are_taken() -> None:
+    """What a function does to a map is known of the function, not of its rule."""
+    with registry_restored():
+        for name in ("relu", "batch_norm", "dropout"):
+            for key in functions(name):
+                standard = rule_for(key)
+                assert standard is not None
+                pdc_fx.rule(key)(partial(standard))
+        assert list(cut_points(net(), IMAGE)) == ["2", "3", "5"]
 
 
 def maps(channels: int = 5, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from extension import registry_restored
 
 from pdc_fx.rules import Site
+from pdc_fx.rules.registry import Trait
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "writing-rules.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -26,8 +27,18 @@ def test_the_blocks_run() -> None:
             exec(compile("\n" * start + block, str(PAGE), "exec", dont_inherit=True), names)
 
 
+def names_in_the_table_of(section: str) -> set[str]:
+    """What stands in the first column of the table under a heading."""
+    _, _, text = TEXT.partition(f"\n## {section}")
+    rows = re.findall(r"^\| (`.*?) \|", text.partition("\n## ")[0], flags=re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`(\w+)", row)}
+
+
 def test_the_table_names_what_a_site_has() -> None:
-    table = re.findall(r"^\| (`.*?) \|", TEXT, flags=re.MULTILINE)
-    names = {name for row in table for name in re.findall(r"`(\w+)", row)}
+    names = names_in_the_table_of("The Site")
     assert {"argument", "own", "produce"} <= names
     assert [name for name in sorted(names) if not hasattr(Site, name) and name not in Site.__dataclass_fields__] == []
+
+
+def test_the_table_names_every_trait() -> None:
+    assert names_in_the_table_of("Traits") == set(get_args(Trait))

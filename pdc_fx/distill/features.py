@@ -28,8 +28,7 @@ from torch import Tensor, fx, nn
 from pdc_fx.distill.loss import logits_of
 from pdc_fx.errors import InputError
 from pdc_fx.options import Features
-from pdc_fx.rules import elementwise, normalization
-from pdc_fx.rules.registry import rule_for
+from pdc_fx.rules.registry import has_trait
 from pdc_fx.trace import Recorder, Recording, record
 
 Shape = tuple[int, ...]
@@ -195,7 +194,7 @@ def cut_points(model: nn.Module, images: Tensor) -> dict[str, Shape]:
             stretches.append(None)
         shape: Shape = node.meta.get("shape", ())
         is_map = len(shape) > len(logits.meta["shape"]) and shape[0] == 1 and prod(_positions(shape[1:])) > 1
-        drawn = rule_for(node.target) is elementwise.random_in_training
+        drawn = has_trait(node.target, "random")
         if node in modules and is_map and not drawn and node not in aliased:
             stretches[-1] = (modules[node], shape[1:])
         before = node
@@ -258,8 +257,7 @@ def _cuts(nodes: list[fx.Node], logits: fx.Node) -> tuple[set[fx.Node], list[fx.
 
 def _keeps_positions(node: fx.Node) -> bool:
     """Whether a call is element-wise or a normalisation."""
-    rule = rule_for(node.target) if node.op == "call_function" else None
-    return rule is not None and rule.__module__ in (elementwise.__name__, normalization.__name__)
+    return node.op == "call_function" and has_trait(node.target, "keeps_positions")
 
 
 def _positions(shape: Shape) -> Shape:

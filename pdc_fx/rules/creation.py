@@ -18,7 +18,8 @@ blackman_window bartlett_window kaiser_window
 """
 
 
-@rule("zeros ones full empty scalar_tensor new_zeros new_ones new_full new_empty")
+@rule("zeros ones empty scalar_tensor new_zeros new_ones new_empty", traits=("repeats",))
+@rule("full new_full", traits=("repeats", "fills"))
 def one_value(site: Site) -> Value:
     """The same value everywhere."""
     site.freeze([*site.node.args[1:], *site.node.kwargs.values()], "fills a tensor")
@@ -26,7 +27,8 @@ def one_value(site: Site) -> Value:
     return constant.then(site.key)
 
 
-@rule("zeros_like ones_like full_like empty_like")
+@rule("zeros_like ones_like empty_like", traits=("repeats",))
+@rule("full_like", traits=("repeats", "fills"))
 def one_value_like(site: Site) -> Value:
     """The same value everywhere, on as many channels as ``x`` has."""
     site.freeze([*site.node.args[1:], *site.node.kwargs.values()], "fills a tensor")

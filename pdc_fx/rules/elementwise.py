@@ -27,7 +27,7 @@ logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor where lerp
 """
 
 
-@rule(UNARY)
+@rule(UNARY, traits=("keeps_positions", "bounds"))
 def unary(site: Site) -> Value:
     """``f(x)``; a bound that is a tensor (``clamp(x, min=y)``) is an operand like any other."""
     if len(site.node.all_input_nodes) > 1:
@@ -35,14 +35,17 @@ def unary(site: Site) -> Value:
     return site.channels(site.argument(0, "input")).then(site.key)
 
 
-@rule(SAME, getter("data"))
-@rule("contiguous clone", moves=True)
+@rule(SAME, getter("data"), traits=("keeps_positions",))
+@rule("contiguous clone", moves=True, traits=("keeps_positions",))
 def same_values(site: Site) -> Value:
     """A copy, a cast, another device or layout: a parameter stays one."""
     return site.weight(site.argument(0, "input")) or site.channels(site.argument(0, "input")).then(site.key)
 
 
-@rule("dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d rrelu")
+@rule(
+    "dropout alpha_dropout feature_alpha_dropout dropout1d dropout2d dropout3d rrelu",
+    traits=("keeps_positions", "random"),
+)
 def random_in_training(site: Site) -> Value:
     """The identity in eval mode."""
     if site.node.kwargs.get("training", site.node.args[2:3] == (True,)):
@@ -50,13 +53,13 @@ def random_in_training(site: Site) -> Value:
     return unary(site)
 
 
-@rule(BINARY)
+@rule(BINARY, traits=("keeps_positions", "arithmetic"))
 def nary(site: Site) -> Value:
     """``f(a, b, ...)`` with broadcasting."""
     return combine(site, [a for a in (*site.node.args, *site.node.kwargs.values()) if isinstance(a, fx.Node)])
 
 
-@rule("prelu")
+@rule("prelu", traits=("keeps_positions",))
 def prelu(site: Site) -> Value:
     """``max(0, x) + slope[c] * min(0, x)``; one slope in all, or one per channel."""
     x = site.channels(site.argument(0, "input"))

@@ -385,7 +385,7 @@ def edit_expand(edit: Edit) -> None:
     edit_sizes(edit)
 
 
-@rule("expand expand_as broadcast_to")
+@rule("expand expand_as broadcast_to", traits=("repeats",))
 def expand(site: Site) -> Value:
     """Axes of size 1 are repeated: the channels are where they were. ``expand_as(other)`` follows the channels of ``other``."""
     x, other = site.channels(site.argument(0, "input")), site.value(site.argument(1, "other"))

@@ -33,7 +33,7 @@ def _per_channel(site: Site, entries: list[object]) -> Value:
     return x.then(site.key)
 
 
-@rule(F.batch_norm, F.instance_norm)
+@rule(F.batch_norm, F.instance_norm, traits=("keeps_positions",))
 def functional_norm(site: Site) -> Value:
     """``batch_norm(input, running_mean, running_var, weight, bias, ...)``."""
     return _per_channel(
@@ -41,7 +41,7 @@ def functional_norm(site: Site) -> Value:
     )
 
 
-@rule(torch.batch_norm, torch.instance_norm)
+@rule(torch.batch_norm, torch.instance_norm, traits=("keeps_positions",))
 def aten_norm(site: Site) -> Value:
     """``batch_norm(input, weight, bias, running_mean, running_var, ...)``."""
     return _per_channel(
@@ -77,7 +77,7 @@ def _normalized(site: Site, x: Channels, dims: list[int], entries: Iterable[obje
     return result.then(site.key)
 
 
-@rule("layer_norm rms_norm")
+@rule("layer_norm rms_norm", traits=("keeps_positions",))
 def layer_norm(site: Site) -> Value:
     """``layer_norm(input, normalized_shape, weight, bias, eps)`` over the last axes."""
     x = site.channels(site.argument(0, "input"))
@@ -97,7 +97,7 @@ def edit_normalized_shape(edit: Edit) -> None:
     edit.set(1, "normalized_shape", tuple(sizes[len(sizes) - (1 if isinstance(written, int) else len(written)) :]))
 
 
-@rule("group_norm")
+@rule("group_norm", traits=("keeps_positions",))
 def group_norm(site: Site) -> Value:
     """``group_norm(input, num_groups, ...)``: as many sets of neighbouring channels. One channel to a set is an instance norm."""
     x = site.channels(site.argument(0, "input"))

@@ -1,9 +1,9 @@
-"""Which rule belongs to which torch function, operator or module class."""
+"""Which rule belongs to which torch function, operator or module class, and what is known of it beside the rule: its traits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import fx, nn
@@ -13,6 +13,10 @@ from pdc_fx.trace import LEAVES
 
 _RULES: dict[Any, Rule] = {}
 _MOVES: set[Any] = set()
+
+Trait = Literal["keeps_positions", "arithmetic", "bounds", "fills", "repeats", "random"]
+"""What passes want to know of a function, whatever its rule; :func:`rule` says what each means."""
+_TRAITS: dict[Any, frozenset[Trait]] = {}
 
 _NAMESPACES = (torch, torch.Tensor, torch.nn.functional, torch._C._nn, torch.special, torch._VF)
 
@@ -85,7 +89,7 @@ def refuse_classes(keys: Iterable[Any], why: str) -> None:
         raise TypeError(why)
 
 
-def rule(*targets: Any, moves: bool = False) -> Callable[[Rule], Rule]:
+def rule(*targets: Any, moves: bool = False, traits: Iterable[Trait] = ()) -> Callable[[Rule], Rule]:
     """Register a rule, a function from a :class:`Site` to the abstract value of the result; docs/writing-rules.md shows how.
 
     Args:
@@ -99,10 +103,18 @@ def rule(*targets: Any, moves: bool = False) -> Callable[[Rule], Rule]:
         moves: the function only puts the values of its first argument into other places, whatever they are (it is run on
             integers to see where), so that it, or a chain of such functions, may be replaced by a gather where its written-out
             form does not fit the smaller network.
+        traits: facts about the function. It keeps them when another rule takes the place of this one; none is taken back.
+
+            - ``keeps_positions``: each value is made from what lies at the same position, and at most from statistics of the whole,
+            - ``arithmetic``: numbers among its arguments are operands, ``x / 3``, and must not follow the number of channels,
+            - ``bounds``: numbers among its arguments shape a curve, ``clamp(x, 0, 6)``; also these must stay what they are,
+            - ``fills``: its second argument, or ``fill_value``, is a number that is every value of the result, as for ``full_like``,
+            - ``repeats``: it repeats values at any size that it is asked for,
+            - ``random``: it draws random numbers in training.
 
     Raises:
         TypeError: a target is something that no recording holds.
-        LookupError: torch has no function of this name.
+        LookupError: torch has no function of this name, or there is no such trait.
 
     >>> class Doubled(nn.Module):
     ...     def forward(self, x):
@@ -116,9 +128,13 @@ def rule(*targets: Any, moves: bool = False) -> Callable[[Rule], Rule]:
     keys = [key for target in targets for key in keys_of(target)]
     if moves:
         refuse_classes(keys, "a leaf module cannot be replaced by a gather")
+    facts = frozenset(traits)
+    if unknown := sorted(facts.difference(get_args(Trait))):
+        raise LookupError(f"no trait is called {unknown[0]!r}: there are {', '.join(get_args(Trait))}")
 
     def register(function: Rule) -> Rule:
         _RULES.update(dict.fromkeys(keys, function))
+        _TRAITS.update((key, _TRAITS.get(key, frozenset()) | facts) for key in keys)
         if moves:
             _MOVES.update(keys)
         LEAVES.update(key for key in keys if isinstance(key, type))
@@ -130,6 +146,15 @@ def rule(*targets: Any, moves: bool = False) -> Callable[[Rule], Rule]:
 def moves(target: Any) -> bool:
     """Whether a function only moves the values of its first argument."""
     return key_of(target) in _MOVES
+
+
+def has_trait(target: Any, trait: Trait) -> bool:
+    """Whether this was said of a torch function, an operator or a module class when a rule was registered for it.
+
+    >>> has_trait(torch.Tensor.add, "arithmetic"), has_trait(torch.relu, "arithmetic")
+    (True, False)
+    """
+    return trait in _TRAITS.get(key_of(target), ())
 
 
 def rule_for(target: Any) -> Rule | None:
