@@ -215,7 +215,7 @@ def takes_numbers(call: fx.Node) -> bool:
 def _numbers(call: fx.Node) -> list[float]:
     values: list[Any] = []
     if has_trait(call.target, "fills"):
-        values = [*call.args[1:2], call.kwargs.get("fill_value")]
+        values = [*call.args[1:3], call.kwargs.get("fill_value")]  # behind a tensor, a size, or both
     elif has_trait(call.target, "arithmetic") or has_trait(call.target, "bounds"):
         values = [*call.args, *call.kwargs.values()]
     return [a for a in values if isinstance(a, (int, float)) and not isinstance(a, bool)]

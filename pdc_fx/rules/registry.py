@@ -108,7 +108,7 @@ def rule(*targets: Any, moves: bool = False, traits: Iterable[Trait] = ()) -> Ca
             - ``keeps_positions``: each value is made from what lies at the same position, and at most from statistics of the whole,
             - ``arithmetic``: numbers among its arguments are operands, ``x / 3``, and must not follow the number of channels,
             - ``bounds``: numbers among its arguments shape a curve, ``clamp(x, 0, 6)``; also these must stay what they are,
-            - ``fills``: its second argument, or ``fill_value``, is a number that is every value of the result, as for ``full_like``,
+            - ``fills``: its second or third argument, or ``fill_value``, is a number that is every value of the result,
             - ``repeats``: it repeats values at any size that it is asked for,
             - ``random``: it draws random numbers in training.
 
