@@ -49,8 +49,7 @@ def merged_axes(plan: ClusterPlan) -> list[MergedAxis]:
     """Every axis on which at least two positions become one, in the order of tensors and axes."""
     stand_ins: dict[tuple[str, int], Integers] = {}
     owner: dict[tuple[str, int], tuple[Role, str]] = {}
-    for group, clusters in zip(plan.groups.groups, plan.clusters, strict=True):
-        representative = np.unique(clusters, return_index=True)[1][clusters]
+    for group, representative in zip(plan.groups.groups, plan.representatives, strict=True):
         for member in group.members:
             key = member.tensor, member.dim
             if key not in stand_ins:

@@ -26,7 +26,7 @@ Groups without a reader of that kind, or whose clusters must be of one size, are
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -243,7 +243,7 @@ class Refit(Watch):
 
 
 @torch.no_grad()
-def copy_filters(model: nn.Module, plan: ClusterPlan, stand_ins: list[Integers]) -> None:
+def copy_filters(model: nn.Module, plan: ClusterPlan, stand_ins: Sequence[Integers]) -> None:
     """Give each channel the filters of the one that stands for it: the module is then tied."""
     tensors = named_tensors(model)
     for group, stand_in in zip(plan.groups.groups, stand_ins, strict=True):
@@ -284,14 +284,14 @@ class Calibrate(Pass[nn.Module, tuple[nn.Module, ClusterPlan]]):
         found = [elimination(group, tensors, dense, self.ridge) for group in self.groups.groups]
         plan = self.planner.over(lambda blocs: [_eliminated(bloc, found) for bloc in blocs], CAPACITY)(self.groups)
         stand_ins = [
-            np.unique(clusters, return_index=True)[1][clusters] if order is None else order.stand_in(plan.widths[i])
-            for i, (clusters, order) in enumerate(zip(plan.clusters, found, strict=True))
+            representative if order is None else order.stand_in(plan.widths[i])
+            for i, (representative, order) in enumerate(zip(plan.representatives, found, strict=True))
         ]
         refit = Refit(tied, plan, stand_ins, dense, self.ridge)
         copy_filters(tied, plan, stand_ins)
         if merged_axes(plan):
             run_watched(tied, images, refit)
-            copy_filters(tied, plan, [np.unique(c, return_index=True)[1][c] for c in plan.clusters])
+            copy_filters(tied, plan, plan.representatives)
         return tied, plan
 
     def ensures(self, value: nn.Module, result: tuple[nn.Module, ClusterPlan]) -> None:

@@ -47,9 +47,8 @@ class Prediction:
 
     def __init__(self, solution: Solution, plan: ClusterPlan) -> None:
         self.solution, self.plan = solution, plan
-        self._representative = [np.unique(c, return_index=True)[1][c] for c in plan.clusters]
         stays = np.ones(len(solution.group), dtype=bool)
-        for index, representative in enumerate(self._representative):
+        for index, representative in enumerate(plan.representatives):
             units = np.flatnonzero(solution.group == index)
             stays[units] = representative[solution.row[units]] == solution.row[units]
         kept = stays[solution.unit] if len(solution.unit) else np.zeros(0, dtype=bool)
@@ -104,7 +103,7 @@ class Prediction:
                 row = int(self.solution.row[unit])
                 time = times[group, row]
                 times[group, row] += 1
-                own, stand_in = (group, row, time), (group, int(self._representative[group][row]), time)
+                own, stand_in = (group, row, time), (group, int(self.plan.representatives[group][row]), time)
             if stays:
                 places[own] = len(places)
             wanted.append(stand_in)

@@ -355,6 +355,8 @@ class ClusterPlan:
     >>> plan = ClusterPlan(analyze(net, torch.zeros(1, 3, 8, 8)), (np.array([0, 0, 1, 1]),))
     >>> plan.widths, plan.flops_reduction, ClusterPlan.from_json(plan.to_json()).widths
     ({0: 2}, 0.5, {0: 2})
+    >>> [array.tolist() for array in plan.representatives]
+    [[0, 0, 2, 2]]
     """
 
     groups: ChannelGroups
@@ -383,6 +385,11 @@ class ClusterPlan:
     def widths(self) -> dict[int, int]:
         """Group number -> channels that remain."""
         return {i: int(labels.max()) + 1 for i, labels in enumerate(self.clusters)}
+
+    @cached_property
+    def representatives(self) -> tuple[Integers, ...]:
+        """For each group one array of shape ``(channels,)``: the channel that stands for each, the first of its cluster."""
+        return tuple(np.unique(labels, return_index=True)[1][labels] for labels in self.clusters)
 
     @property
     def macs_before(self) -> int:
