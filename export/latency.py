@@ -33,7 +33,7 @@ from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.budget import Widths
 from pdc_fx.passes.latency import LatencyModel, layers_of
 from pdc_fx.passes.rewrite import merge_channels
-from pdc_fx.trace import record
+from pdc_fx.trace import record, zeros_of
 
 _SECONDS, _RUNS = 2.0, (15, 100)
 """How long a network is timed, and the fewest and the most runs of that."""
@@ -152,10 +152,7 @@ class Latency:
         if not self._groups.inputs:
             raise InputError("a model whose inputs are no tensors cannot be timed", hint="give --flops-reduction")
         device = next((t.device for t in named_tensors(self._model).values()), torch.device("cpu"))
-        return tuple(
-            torch.zeros(shape, dtype=getattr(torch, dtype.removeprefix("torch.")), device=device)
-            for shape, dtype in self._groups.inputs
-        )
+        return zeros_of(self._groups.inputs, device)
 
     @cached_property
     def _analysis(self) -> Analysis:

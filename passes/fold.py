@@ -26,7 +26,7 @@ from pdc_fx.passes.base import Pass
 from pdc_fx.passes.cluster import PlanClusters
 from pdc_fx.passes.statistics import Norm, Reader, ReestimateNorms, Watch, require_images, run_watched
 from pdc_fx.passes.tie import Tying, require_tied
-from pdc_fx.trace import require_usable
+from pdc_fx.trace import require_usable, zeros_of
 
 
 class _NormsAfter(Watch):
@@ -104,11 +104,8 @@ def _repaired(model: nn.Module, plan: ClusterPlan) -> dict[str, Tensor]:
     """The running variances that change, found by running the structure once on zeros."""
     tensors = named_tensors(model)
     device = next(iter(tensors.values())).device
-    inputs = tuple(
-        torch.zeros(s, dtype=getattr(torch, d.removeprefix("torch.")), device=device) for s, d in plan.groups.inputs
-    )
     watch = _NormsAfter(model)
-    run_watched(model, inputs, watch)
+    run_watched(model, zeros_of(plan.groups.inputs, device), watch)
     axes = {axis.tensor: axis for axis in merged_axes(plan) if axis.dim == 0 and axis.role != "consumer"}
     repaired = {}
     for name, weight in watch.pairs.items():

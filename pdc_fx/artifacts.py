@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pdc_fx.errors import ArtifactError, InputError, VerificationError
 from pdc_fx.files import parse_json, replace_file, way_out
@@ -32,7 +32,7 @@ from pdc_fx.passes.compare import Comparison
 from pdc_fx.passes.rewrite import analysis_for, describe, merge_channels
 from pdc_fx.staging import RECIPE as RECIPE
 from pdc_fx.staging import Staging
-from pdc_fx.trace import Inputs, as_arguments
+from pdc_fx.trace import Inputs, zeros_of
 
 if TYPE_CHECKING:
     from pdc_fx.export.benchmark import BenchmarkReport
@@ -345,26 +345,6 @@ def read_plan(recipe: Mapping[str, Any], directory: Path) -> ClusterPlan:
         ) from error
 
 
-def example_inputs(plan: ClusterPlan) -> tuple[Tensor, ...]:
-    """Zeros of the shapes and dtypes that the plan was made on.
-
-    Raises:
-        ArtifactError: there is no such dtype, or no memory for such a shape.
-    """
-    tensors = []
-    for shape, name in plan.groups.inputs:
-        dtype = getattr(torch, str(name), None)
-        try:
-            if not isinstance(dtype, torch.dtype):
-                raise ValueError("there is no such dtype")
-            tensors.append(torch.zeros(shape, dtype=dtype))
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise ArtifactError(
-                f"the plan's example input cannot be made: {str(error).splitlines()[0]}", where=f"{shape}, {name}"
-            ) from error
-    return tuple(tensors)
-
-
 def changed_files(directory: Path) -> list[str]:
     """Names of files whose SHA-256 is not that of the certificate.
 
@@ -421,7 +401,7 @@ def load(
             hint="'pdc-fx verify' tells what differs",
         )
     model = model_or_factory if isinstance(model_or_factory, nn.Module) else model_or_factory()
-    compact = merge_channels(model, plan, as_arguments(example_inputs(plan)))
+    compact = merge_channels(model, plan, zeros_of(plan.groups.inputs))
     try:
         missing, unexpected = load_model(compact, str(folder / WEIGHTS), strict=False)
     except (OSError, SafetensorError) as error:

@@ -134,11 +134,12 @@ class _Pair:
     """The two networks of an output directory; the dense one gets the weights of the compact one, tied."""
 
     def __init__(self, directory: Path, model: str | None) -> None:
-        from pdc_fx.artifacts import ONNX, example_inputs, load
+        from pdc_fx.artifacts import ONNX, load
         from pdc_fx.passes.surgery import expand
+        from pdc_fx.trace import zeros_of
 
         plan, make = open_recipe(directory, model)
-        self.onnx, self.example = directory / ONNX, example_inputs(plan)
+        self.onnx, self.example = directory / ONNX, zeros_of(plan.groups.inputs)
         self.macs = (plan.macs_before, plan.macs_after)
         self.dense = make().float().eval()
         self.compact = load(self.dense, directory)

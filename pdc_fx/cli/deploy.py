@@ -141,10 +141,11 @@ def _open_source(
 
 def _open_directory(directory: Path, model: str | None, *, check_files: bool = True) -> tuple[Any, Any]:
     """The compact model of an output directory, and example inputs."""
-    from pdc_fx.artifacts import example_inputs, load
+    from pdc_fx.artifacts import load
+    from pdc_fx.trace import zeros_of
 
     plan, make = open_recipe(directory, model)
-    return load(make, directory, check_files=check_files), example_inputs(plan)
+    return load(make, directory, check_files=check_files), zeros_of(plan.groups.inputs)
 
 
 @reported

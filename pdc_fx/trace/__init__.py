@@ -6,7 +6,7 @@ from pdc_fx.trace.forward import Inputs, as_arguments, evaluating, own_precision
 from pdc_fx.trace.frames import user_frame
 from pdc_fx.trace.preconditions import require_usable, require_values
 from pdc_fx.trace.recorder import Recorder, named_outputs
-from pdc_fx.trace.recording import Recording, record, record_graph_module
+from pdc_fx.trace.recording import Recording, record, record_graph_module, zeros_of
 from pdc_fx.trace.storage import overlapping
 from pdc_fx.trace.targets import LEAVES, function_name, leaf_class
 
@@ -28,4 +28,5 @@ __all__ = [
     "require_values",
     "user_frame",
     "way_out",
+    "zeros_of",
 ]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from pdc_fx.errors import TraceError
+from pdc_fx.errors import ArtifactError, TraceError
 from pdc_fx.trace.forward import Inputs, as_arguments, described, evaluating, way_out
 from pdc_fx.trace.preconditions import require_usable, require_values
 from pdc_fx.trace.recorder import Recorder
@@ -40,6 +41,29 @@ class Recording:
     sized: frozenset[tuple[fx.Node, int | None]]
     output: Any = field(repr=False)
     overlapping: Mapping[str, str] = field(default_factory=dict)
+
+
+def zeros_of(inputs: Sequence[tuple[tuple[int, ...], str]], device: torch.device | None = None) -> tuple[Tensor, ...]:
+    """Zeros of the shapes and dtypes that a plan was made on: of :attr:`Recording.inputs`.
+
+    Raises:
+        ArtifactError: there is no such dtype, or no memory for such a shape.
+
+    >>> [(tuple(x.shape), x.dtype) for x in zeros_of([((1, 3, 8, 8), "float32")])]
+    [((1, 3, 8, 8), torch.float32)]
+    """
+    tensors = []
+    for shape, name in inputs:
+        dtype = getattr(torch, str(name), None)
+        try:
+            if not isinstance(dtype, torch.dtype):
+                raise ValueError("there is no such dtype")
+            tensors.append(torch.zeros(shape, dtype=dtype, device=device))
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"the plan's example input cannot be made: {str(error).splitlines()[0]}", where=f"{shape}, {name}"
+            ) from error
+    return tuple(tensors)
 
 
 def record(model: nn.Module, example_inputs: Inputs) -> Recording:
