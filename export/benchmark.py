@@ -15,6 +15,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from pdc_fx.directory import DENSE_MACS_KEY, MACS_KEY
 from pdc_fx.errors import InputError
 from pdc_fx.export.memory import peak_memory
 from pdc_fx.export.profiling import WIDTH, explain, placement, profile, uneven_share
@@ -23,9 +24,6 @@ from pdc_fx.export.timing import BatchTiming, processor_name, require_counts, ti
 
 ENOUGH = 0.95
 """Efficiency below which a report says where the time goes."""
-
-MACS, DENSE_MACS = "pdc_fx.macs", "pdc_fx.dense_macs"
-"""Keys of an ONNX file's metadata: multiply-accumulates of one sample, of the file and of what it was made from."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ def _detailed(
 def _macs_of(dense: Any, compact: Any) -> tuple[int, int] | None:
     """Multiply-accumulates from the metadata of two sessions' files; None where they are not there."""
     first, second = (session.get_modelmeta().custom_metadata_map for session in (dense, compact))
-    found = first.get(MACS) or second.get(DENSE_MACS), second.get(MACS)
+    found = first.get(MACS_KEY) or second.get(DENSE_MACS_KEY), second.get(MACS_KEY)
     try:
         macs = int(found[0] or 0), int(found[1] or 0)
     except ValueError:

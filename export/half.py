@@ -21,8 +21,6 @@ LARGEST = 65504.0
 """The largest number in half precision."""
 MARGIN = 8.0
 """Real inputs may give larger values than random ones: by this factor at most."""
-PRECISION = "pdc_fx.precision"
-"""Key of the file's metadata that says ``float16``."""
 
 HALF = frozenset(
     re.findall(

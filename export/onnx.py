@@ -19,11 +19,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pdc_fx.directory import PRECISION_KEY
 from pdc_fx.errors import ExportError, InputError
 from pdc_fx.export.call import BATCH, Call, prepare
 from pdc_fx.export.capture import capture, fixed_hint
 from pdc_fx.export.fold import fold_batch_norms
-from pdc_fx.export.half import PRECISION, to_half
+from pdc_fx.export.half import to_half
 from pdc_fx.export.inputs import call_arguments, named_tensors, on_device_of
 from pdc_fx.export.store import require_writable, store
 from pdc_fx.passes.compare import random_inputs
@@ -130,7 +131,7 @@ def export_onnx(
     kept: tuple[str, ...] = ()
     if fp16:
         proto, kept = to_half(proto, _random_feed(call))
-    _set_metadata(proto, {**(metadata or {}), **({PRECISION: "float16"} if fp16 else {})})
+    _set_metadata(proto, {**(metadata or {}), **({PRECISION_KEY: "float16"} if fp16 else {})})
     nodes = Counter(node.op_type for node in proto.graph.node)
     stored = store(proto, target)
     return OnnxInfo(

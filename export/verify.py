@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pdc_fx.directory import PRECISION_KEY
 from pdc_fx.errors import ArtifactError, InputError, TraceError, VerificationError
 from pdc_fx.export.call import BATCH, WIDTH
 from pdc_fx.export.difference import first_difference, relative_error
-from pdc_fx.export.half import PRECISION
 from pdc_fx.export.inputs import (
     batch_size,
     call_arguments,
@@ -152,7 +152,7 @@ def verify_onnx(
         )
     example = on_device_of(model, call_arguments(example_inputs))
     session = make_session(path, provider=provider)
-    precision = session.get_modelmeta().custom_metadata_map.get(PRECISION, "float32")
+    precision = session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY, "float32")
     allowed = TOLERANCES.get(precision, TOLERANCES["float32"]) if tolerance is None else tolerance
     pair = _Pair(model, session, input_names, output_names)
     results: list[OutputComparison] = []

@@ -1,14 +1,7 @@
 """What a compression leaves on disk, without a pickle, and how it is read back.
 
-    model.safetensors   weights of the compact model
-    recipe.json         how to rebuild its shapes: model spec, inputs, cluster plan
-    model.onnx          for deployment
-    certificate.json    what was measured, and the SHA-256 of the files
-    metrics.jsonl       one line per epoch, below what was trained and whose maps were compared
-    report.html         all of it for people
-    benchmark.json      what was timed last, by ``pdc-fx bench`` or the demonstration; the page shows it, too
-
-A directory is made complete beside its place and then renamed, so that under its name there is either nothing or all of it.
+:mod:`pdc_fx.directory` says which files there are. A directory is made complete beside its place and then renamed, so that under its name
+there is either nothing or all of it.
 """
 
 from __future__ import annotations
@@ -25,12 +18,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pdc_fx.directory import (
+    BENCHMARK,
+    CERTIFICATE,
+    CERTIFICATE_KEY,
+    DENSE_MACS_KEY,
+    KEYS,
+    MACS_KEY,
+    METRICS,
+    ONNX,
+    RECIPE,
+    RECIPE_KEY,
+    REPORT,
+    VERSION_KEY,
+    WEIGHTS,
+)
 from pdc_fx.errors import ArtifactError, InputError, VerificationError
 from pdc_fx.files import parse_json, replace_file, way_out
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.compare import Comparison
 from pdc_fx.passes.rewrite import analysis_for, describe, merge_channels
-from pdc_fx.staging import RECIPE as RECIPE
 from pdc_fx.staging import Staging
 from pdc_fx.trace import Inputs, zeros_of
 
@@ -39,17 +46,6 @@ if TYPE_CHECKING:
     from pdc_fx.export.benchmark_torch import TorchReport
 
 FORMAT = 1
-WEIGHTS, ONNX, CERTIFICATE, METRICS, REPORT, BENCHMARK = (
-    "model.safetensors",
-    "model.onnx",
-    "certificate.json",
-    "metrics.jsonl",
-    "report.html",
-    "benchmark.json",
-)
-
-RECIPE_HASH = "pdc_fx.recipe_sha256"
-"""Key of an ONNX file's metadata: the SHA-256 of the recipe it was made from."""
 OTHER_RUN = "take the files of one run, or compress again"
 """The way out where the files of a directory do not belong together."""
 
@@ -156,12 +152,12 @@ def onnx_metadata(
     if certificate.get("accuracy"):
         summary["accuracy"] = dict(certificate["accuracy"])
     return {
-        "pdc_fx.version": package_version(),
-        RECIPE_HASH: recipe_sha256,
-        "pdc_fx.macs": str(plan.macs_after),
-        "pdc_fx.dense_macs": str(plan.macs_before),
-        "pdc_fx.certificate": json.dumps(summary),
-        **{f"pdc_fx.{key}": json.dumps(list(source[key])) for key in ("mean", "std", "classes") if source.get(key)},
+        VERSION_KEY: package_version(),
+        RECIPE_KEY: recipe_sha256,
+        MACS_KEY: str(plan.macs_after),
+        DENSE_MACS_KEY: str(plan.macs_before),
+        CERTIFICATE_KEY: json.dumps(summary),
+        **{f"{KEYS}{key}": json.dumps(list(source[key])) for key in ("mean", "std", "classes") if source.get(key)},
     }
 
 

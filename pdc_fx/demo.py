@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pdc_fx.artifacts import ONNX, deliver
+from pdc_fx.artifacts import deliver
 from pdc_fx.data import ImageData, batches_per_epoch, evaluation_batches, open_data, training_batches
+from pdc_fx.directory import ONNX
 from pdc_fx.distill import Observer, TrainOptions, distillation_loss, learning_rate
 from pdc_fx.export.benchmark import BenchmarkReport, benchmark
 from pdc_fx.export.onnx import export_onnx

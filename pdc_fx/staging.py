@@ -14,10 +14,8 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from pdc_fx.directory import CHECKPOINT, RECIPE
 from pdc_fx.errors import InputError
-
-RECIPE = "recipe.json"
-"""The file by which a directory of ours is known."""
 
 
 class LockWarning(UserWarning):
@@ -103,7 +101,7 @@ class Staging:
                 where=str(self.final),
                 hint=f"it is complete in '{self.path}': rename that",
             ) from error
-        shutil.rmtree(self.final / "checkpoint", ignore_errors=True)
+        shutil.rmtree(self.final / CHECKPOINT, ignore_errors=True)
         _remove(self._old)
         self.release()
         return self.final

@@ -21,11 +21,12 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 import pdc_fx
-from pdc_fx.artifacts import BENCHMARK, ONNX, RECIPE, REPORT, Compressed, save
+from pdc_fx.artifacts import Compressed, save
 from pdc_fx.cli import app
+from pdc_fx.directory import BENCHMARK, DENSE_MACS_KEY, MACS_KEY, ONNX, RECIPE, REPORT
 from pdc_fx.errors import ArtifactError, InputError, PdcError
 from pdc_fx.export import session as sessions
-from pdc_fx.export.benchmark import DENSE_MACS, MACS, benchmark
+from pdc_fx.export.benchmark import benchmark
 from pdc_fx.export.benchmark_torch import benchmark_torch
 from pdc_fx.export.memory import own_peak, peak_memory
 from pdc_fx.export.onnx import export_onnx
@@ -75,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(Compressed(compact, model, plan, (example,), addition.comparison, source=source), path / "out")
     (path / "fresh.html").write_bytes((path / "out" / REPORT).read_bytes())
     export_onnx(model, example, path / "dense.onnx")
-    macs = {MACS: str(plan.macs_after), DENSE_MACS: str(plan.macs_before)}
+    macs = {MACS_KEY: str(plan.macs_after), DENSE_MACS_KEY: str(plan.macs_before)}
     export_onnx(compact, example, path / "compact.onnx", metadata=macs)
     export_onnx(compact, example, path / "static.onnx", dynamic_batch=False)
     export_onnx(compact, torch.zeros(1, 3, 12, 12), path / "narrow.onnx")

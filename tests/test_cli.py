@@ -21,10 +21,10 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 from pdc_fx import demo
-from pdc_fx.artifacts import CERTIFICATE, ONNX, RECIPE, REPORT, WEIGHTS, load, sha256
+from pdc_fx.artifacts import load, sha256
 from pdc_fx.cli import app, main
-from pdc_fx.cli.config import CONFIG
 from pdc_fx.cli.render import warn_of_loss
+from pdc_fx.directory import CERTIFICATE, CONFIG, ONNX, RECIPE, REPORT, WEIGHTS
 from pdc_fx.errors import ArtifactError
 from pdc_fx.export import store
 

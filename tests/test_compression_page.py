@@ -13,9 +13,10 @@ from browser import Opened, installed_browser, lightness, lit, opened
 from odd_names import SHOWN, Odd
 
 import pdc_fx
-from pdc_fx.artifacts import CERTIFICATE, METRICS, RECIPE, REPORT, Compressed, read_json, read_plan, save
+from pdc_fx.artifacts import Compressed, read_json, read_plan, save
 from pdc_fx.data import open_data
 from pdc_fx.demo import INPUT, DigitNet
+from pdc_fx.directory import CERTIFICATE, METRICS, RECIPE, REPORT
 from pdc_fx.distill import TrainOptions
 from pdc_fx.export.report import render_report
 from pdc_fx.export.similarity import similarity

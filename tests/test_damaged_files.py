@@ -23,9 +23,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from pdc_fx import analyze, load, save
-from pdc_fx.artifacts import CERTIFICATE, ONNX, RECIPE, WEIGHTS, Compressed, read_plan
+from pdc_fx.artifacts import Compressed, read_plan
 from pdc_fx.cli import app
 from pdc_fx.data import open_data
+from pdc_fx.directory import CERTIFICATE, ONNX, RECIPE, WEIGHTS
 from pdc_fx.distill import Checkpoints
 from pdc_fx.errors import ArtifactError, PdcError
 from pdc_fx.export.verify import verify_onnx

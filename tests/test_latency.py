@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pdc_fx.export.latency as latency_module
-from pdc_fx.artifacts import CERTIFICATE
+from pdc_fx.directory import CERTIFICATE
 from pdc_fx.errors import ArtifactError, InputError, PlanError
 from pdc_fx.export.latency import Latency
 from pdc_fx.export.latency_table import LatencyTable, Target, cache_directory, open_table, this_machine

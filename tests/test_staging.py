@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from pdc_fx import staging as staging_module
+from pdc_fx.directory import RECIPE
 from pdc_fx.errors import InputError, PdcError
 from pdc_fx.files import replace_file
-from pdc_fx.staging import RECIPE, LockWarning, Staging
+from pdc_fx.staging import LockWarning, Staging
 
 
 def filled(place: Path, text: str, **options: Any) -> Staging:

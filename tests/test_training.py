@@ -24,8 +24,8 @@ from data_files import different_sizes
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pdc_fx.artifacts import WEIGHTS
 from pdc_fx.data import ImageData, open_data
+from pdc_fx.directory import WEIGHTS
 from pdc_fx.distill import Checkpoints, CheckpointWarning, Processes, TiedTraining, TrainOptions
 from pdc_fx.errors import ArtifactError, InputError, Interrupted, PdcError
 from pdc_fx.pipeline import analyze, plan, tie

@@ -18,7 +18,8 @@ from samples import between, conv
 from torch import Tensor, nn
 
 import pdc_fx
-from pdc_fx.artifacts import CERTIFICATE, RECIPE, WEIGHTS, Compressed, load, package_version, save, sha256
+from pdc_fx.artifacts import Compressed, load, package_version, save, sha256
+from pdc_fx.directory import CERTIFICATE, RECIPE, WEIGHTS
 from pdc_fx.errors import (
     ArtifactError,
     ExactnessError,

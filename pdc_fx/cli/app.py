@@ -36,6 +36,7 @@ from pdc_fx.cli.options import (
     show_progress,
 )
 from pdc_fx.cli.panels import GroupedCommand
+from pdc_fx.directory import CHECKPOINT, CONFIG
 from pdc_fx.errors import InputError, VerificationError
 from pdc_fx.options import Amp, Distill, Features, Mode, Precondition, Start, TrainOptions
 
@@ -198,7 +199,7 @@ def compress(
     """Train the model tied under distillation (or fold or calibrate it), merge its channels exactly, export to ONNX and verify."""
     chosen = dict(locals())
     from pdc_fx.artifacts import deliver
-    from pdc_fx.cli.config import CONFIG, effective
+    from pdc_fx.cli.config import effective
     from pdc_fx.cli.render import (
         TrainingProgress,
         delivery_rows,
@@ -305,7 +306,7 @@ def _kept_if_resumable(staging: Any, first: bool) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if first and (staging.path / "checkpoint").exists():
+        if first and (staging.path / CHECKPOINT).exists():
             staging.release()
         elif first:
             staging.discard()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pdc_fx.cli.options import Json, ModelAgain, Overwrite, ProviderOption, choose, open_recipe, reported, require_new
+from pdc_fx.directory import ONNX, REPORT
 from pdc_fx.errors import InputError, PdcError
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def bench(
 
 def _keep(directory: Path, result: dict[str, Any], report: BenchmarkReport, engines: Sequence[TorchReport]) -> None:
     """Put the figures where the directory's page shows them. They have been printed: where they cannot be kept, that is a note."""
-    from pdc_fx.artifacts import REPORT, write_benchmark, write_text
+    from pdc_fx.artifacts import write_benchmark, write_text
     from pdc_fx.cli.render import err
     from pdc_fx.export.speed import with_speed
 
@@ -134,7 +135,7 @@ class _Pair:
     """The two networks of an output directory; the dense one gets the weights of the compact one, tied."""
 
     def __init__(self, directory: Path, model: str | None) -> None:
-        from pdc_fx.artifacts import ONNX, load
+        from pdc_fx.artifacts import load
         from pdc_fx.passes.surgery import expand
         from pdc_fx.trace import zeros_of
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-CONFIG = "config.yaml"
+from pdc_fx.directory import CONFIG
+
 _OF_THE_CALL = ("config", "output", "resume", "overwrite", "download", "json")
 
 

@@ -24,6 +24,7 @@ from pdc_fx.cli.options import (
     reported,
     require_new,
 )
+from pdc_fx.directory import CERTIFICATE, ONNX, RECIPE, RECIPE_KEY, VERSION_KEY
 from pdc_fx.errors import ArtifactError, InputError
 
 Names = list[str] | None
@@ -120,13 +121,13 @@ def _open_source(
     source: str, model: str | None, weights: Path | None, classes: int | None, shapes: list[str] | None
 ) -> tuple[Any, tuple[Any, ...], dict[str, str]]:
     """What to export: the module, example inputs and what the file should say about itself."""
-    from pdc_fx.artifacts import CERTIFICATE, RECIPE, onnx_metadata, package_version, read_fields, read_plan, sha256
+    from pdc_fx.artifacts import onnx_metadata, package_version, read_fields, read_plan, sha256
 
     if not Path(source).is_dir():
         if model is not None:
             raise InputError("--model is for an output directory", where=source, hint="name the model once")
         loaded, example = open_model(source, weights, classes, shapes)
-        return loaded.model, example, {"pdc_fx.version": package_version()}
+        return loaded.model, example, {VERSION_KEY: package_version()}
     given = {"--weights": weights, "--num-classes": classes, "--input": shapes}
     if wrong := [name for name, value in given.items() if value]:
         raise InputError(
@@ -158,7 +159,7 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check an output directory again, from disk: hashes, compact against ONNX Runtime, accuracy on the test images."""
-    from pdc_fx.artifacts import CERTIFICATE, ONNX, OTHER_RUN, RECIPE, changed_files, read_fields
+    from pdc_fx.artifacts import OTHER_RUN, changed_files, read_fields
     from pdc_fx.cli.render import err, out, percent, print_json
     from pdc_fx.export.verify import verify_onnx
 
@@ -209,12 +210,12 @@ def verify(
 
 def _require_own(directory: Path) -> None:
     """Refuse a changed ONNX file of another run. One of this run is compared, so that it can be said where it differs."""
-    from pdc_fx.artifacts import ONNX, OTHER_RUN, RECIPE, RECIPE_HASH, sha256
+    from pdc_fx.artifacts import OTHER_RUN, sha256
     from pdc_fx.export.session import make_session
 
     path = directory / ONNX
     try:
-        recipe = make_session(path).get_modelmeta().custom_metadata_map.get(RECIPE_HASH)
+        recipe = make_session(path).get_modelmeta().custom_metadata_map.get(RECIPE_KEY)
     except ArtifactError as error:
         raise ArtifactError(error.what, where=error.where, hint=OTHER_RUN) from error
     if recipe != sha256(directory / RECIPE):

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
+from pdc_fx.directory import RECIPE
 from pdc_fx.errors import ArtifactError, InputError, PdcError
 
 _MODEL = typer.Argument(
@@ -161,7 +162,7 @@ def open_recipe(directory: Path, model: str | None) -> tuple[Any, Callable[[], A
     Raises:
         ArtifactError: the recipe is damaged, or its model is code that came with the directory.
     """
-    from pdc_fx.artifacts import RECIPE, read_fields, read_plan
+    from pdc_fx.artifacts import read_fields, read_plan
     from pdc_fx.models import factory, lies_in
 
     recipe = read_fields(directory, RECIPE)

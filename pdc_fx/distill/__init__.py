@@ -8,13 +8,12 @@ from pdc_fx.distill.features import FEATURE_LOSSES, cut_points
 from pdc_fx.distill.loss import LOGIT_LOSSES, distillation_loss, logits_of
 from pdc_fx.distill.optim import learning_rate, optimizer_for
 from pdc_fx.distill.processes import Processes
-from pdc_fx.distill.training import METRICS, Observer, StepReport, TiedTraining
+from pdc_fx.distill.training import Observer, StepReport, TiedTraining
 from pdc_fx.options import TrainOptions
 
 __all__ = [
     "FEATURE_LOSSES",
     "LOGIT_LOSSES",
-    "METRICS",
     "CheckpointWarning",
     "Checkpoints",
     "Observer",

@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from pdc_fx.data import ImageData, ImageSet, batches_per_epoch, training_batches
 from pdc_fx.data.mixing import mixed
 from pdc_fx.data.order import seed_of
+from pdc_fx.directory import CHECKPOINT, METRICS
 from pdc_fx.distill.checkpoints import Checkpoints
 from pdc_fx.distill.compact import Compact, Untrainable, as_it_is, compact_for_training
 from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
@@ -40,8 +41,6 @@ from pdc_fx.ir import ClusterPlan
 from pdc_fx.options import TrainOptions
 from pdc_fx.passes.methods import Method, method_of
 from pdc_fx.passes.tie import Tying
-
-METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ class _Run:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
         average = get_ema_multi_avg_fn(options.model_ema_decay)  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if options.model_ema else None
-        self.checkpoints = None if setting.directory is None else Checkpoints(setting.directory / "checkpoint")
+        self.checkpoints = None if setting.directory is None else Checkpoints(setting.directory / CHECKPOINT)
 
     def run(self, resume: bool) -> tuple[ClusterPlan, list[dict[str, Any]]]:
         if resume and self.checkpoints is not None and (state := self.checkpoints.load()) is not None:
