@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from pdc_fx.export.inputs import batch_size, call_arguments, named_tensors, resized
+from pdc_fx.export.inputs import batch_size, call_arguments, resized, tensors_by_path
 from pdc_fx.export.session import default_threads
 from pdc_fx.export.timing import BatchTiming, require_counts, time_batch
 from pdc_fx.passes.compare import random_inputs
@@ -84,7 +84,7 @@ def benchmark_torch(
     require_counts(batch_sizes, runs, warmup)
     threads = default_threads() if threads is None else threads
     args = call_arguments(example_inputs)
-    of_example = batch_size(args, named_tensors("input", args))
+    of_example = batch_size(args, tensors_by_path("input", args))
     modules = [_placed(module, device, dtype, channels_last) for module in (dense, compact)]
     engine = "eager" if compiler is None else "compile"
     timings: list[BatchTiming] = []

@@ -29,15 +29,15 @@ def call_arguments(example_inputs: Inputs) -> tuple[Any, ...]:
     [(1, 3, 8, 8)]
     """
     args = as_arguments(example_inputs)
-    if not named_tensors("input", args):
+    if not tensors_by_path("input", args):
         raise InputError("the example inputs hold no tensor", hint="pass a tensor or a tuple of call arguments")
     return args
 
 
-def named_tensors(name: str, value: Any) -> dict[str, Tensor]:
+def tensors_by_path(name: str, value: Any) -> dict[str, Tensor]:
     """All tensors in a nest of tuples, lists and dicts, in order, each named by ``name`` and the way to it.
 
-    >>> list(named_tensors("output", {"logits": torch.zeros(1), "maps": [torch.zeros(2), torch.zeros(3)]}))
+    >>> list(tensors_by_path("output", {"logits": torch.zeros(1), "maps": [torch.zeros(2), torch.zeros(3)]}))
     ['output_logits', 'output_maps_0', 'output_maps_1']
     """
     leaves, _ = tree_flatten_with_path(value)
@@ -62,12 +62,12 @@ def other_values(value: Any) -> list[str]:
 
 def input_tensors(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Tensor]:
     """The input tensors of one call by their ONNX names: ``input`` if there is one, else the names in ``forward``."""
-    leaves = named_tensors("input", args)
+    leaves = tensors_by_path("input", args)
     if len(leaves) == 1:
         return {"input": next(iter(leaves.values()))}
     named: dict[str, Tensor] = {}
     for index, arg in enumerate(args):
-        named |= named_tensors(_parameter_name(model, index), arg)
+        named |= tensors_by_path(_parameter_name(model, index), arg)
     return named
 
 
@@ -85,7 +85,7 @@ def output_tensors(result: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tenso
     >>> list(output_tensors((torch.zeros(1), torch.zeros(1)), {}))
     ['output_0', 'output_1']
     """
-    leaves = named_tensors("output", result)
+    leaves = tensors_by_path("output", result)
     if not isinstance(result, Mapping) and not hasattr(result, "_fields"):
         return leaves if len(leaves) != 1 else {"output": next(iter(leaves.values()))}
     short = {name.removeprefix("output_"): leaf for name, leaf in leaves.items()}
@@ -175,7 +175,7 @@ def run_model(model: nn.Module, args: tuple[Any, ...]) -> Any:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return model(*args)
     except Exception as error:
-        shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in named_tensors("input", args).values())
+        shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors_by_path("input", args).values())
         raise TraceError(
             f"the model does not run on the example inputs: {error}", where=f"{type(model).__name__}({shapes})"
         ) from error

@@ -25,7 +25,7 @@ from pdc_fx.export.call import BATCH, Call, prepare
 from pdc_fx.export.capture import capture, fixed_hint
 from pdc_fx.export.fold import fold_batch_norms
 from pdc_fx.export.half import to_half
-from pdc_fx.export.inputs import call_arguments, named_tensors, on_device_of
+from pdc_fx.export.inputs import call_arguments, on_device_of, tensors_by_path
 from pdc_fx.export.store import require_writable, store
 from pdc_fx.passes.compare import random_inputs
 from pdc_fx.trace import Inputs, evaluating
@@ -208,7 +208,7 @@ def _complete(graph: Any, call: Call) -> Any:
 
 
 def _random_feed(call: Call) -> dict[str, Any]:
-    tensors = named_tensors("input", random_inputs(call.args, 0)).values()
+    tensors = tensors_by_path("input", random_inputs(call.args, 0)).values()
     return {name: tensor.cpu().numpy() for name, tensor in zip(call.inputs, tensors, strict=True)}
 
 
