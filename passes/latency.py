@@ -21,30 +21,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 from torch import fx
 
 from pdc_fx.ir import ChannelGroups
 from pdc_fx.passes.budget import Rounding, Widths
+from pdc_fx.passes.convolution import layer_call, window
 from pdc_fx.trace import Recording
 
 Shape = tuple[int, ...]
 _GRID = Rounding(16, shrinks=True)
 _SHARES = (0.25, 0.5, 0.75)
-
-_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-_LINEAR = ("input", "weight", "bias")
-_KINDS: dict[Any, tuple[str, tuple[str, ...]]] = {
-    torch.conv1d: ("conv", _CONVOLUTION),
-    torch.conv2d: ("conv", _CONVOLUTION),
-    torch.conv3d: ("conv", _CONVOLUTION),
-    torch.conv_transpose1d: ("conv_transpose", _TRANSPOSED),
-    torch.conv_transpose2d: ("conv_transpose", _TRANSPOSED),
-    torch.conv_transpose3d: ("conv_transpose", _TRANSPOSED),
-    F.linear: ("linear", _LINEAR),
-}
 
 
 @dataclass(frozen=True)
@@ -138,8 +124,10 @@ def layers_of(recording: Recording) -> tuple[LayerUse, ...]:
 
 
 def _use(node: fx.Node, shapes: Mapping[str, Shape]) -> LayerUse | None:
-    kind, names = _KINDS.get(node.target, ("", ())) if node.op == "call_function" else ("", ())
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    found = layer_call(node.target, node.args, node.kwargs) if node.op == "call_function" else None
+    if found is None:
+        return None
+    kind, given = found
     weight, x = given.get("weight"), given.get("input")
     if not isinstance(weight, fx.Node) or not isinstance(x, fx.Node) or weight.op != "get_attr":
         return None
@@ -156,23 +144,12 @@ def _use(node: fx.Node, shapes: Mapping[str, Shape]) -> LayerUse | None:
 
 
 def _convolution(kind: str, shape: Shape, read: Shape, given: Mapping[str, Any]) -> Layer:
-    axes = len(shape) - 2
-
-    def each(name: str, default: int) -> Shape:
-        value = given.get(name, default)
-        return (value,) * axes if isinstance(value, int) else tuple(value) * (axes // len(value))
-
-    stride, dilation, groups = each("stride", 1), each("dilation", 1), int(given.get("groups", 1))
-    padding = given.get("padding", 0)
-    if isinstance(padding, str):
-        span = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, shape[2:], strict=True)]
-        pads = (*(s // 2 for s in span), *(s - s // 2 for s in span))
-    else:
-        pads = each("padding", 0) * 2
+    moves, groups = window(given, shape[2:]), int(given.get("groups", 1))
     depthwise = groups == read[1] > 1
     multiplier = (shape[1] if kind == "conv_transpose" else shape[0] // groups) if depthwise else None
-    behind = each("output_padding", 0) if kind == "conv_transpose" else ()
-    return Layer(kind, shape, read[0], read[2:], stride, pads, dilation, behind, groups, multiplier)
+    behind = moves.output_padding if kind == "conv_transpose" else ()
+    pads = (*moves.before, *moves.behind)
+    return Layer(kind, shape, read[0], read[2:], moves.stride, pads, moves.dilation, behind, groups, multiplier)
 
 
 def grid(size: int) -> tuple[int, ...]:

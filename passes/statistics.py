@@ -28,10 +28,9 @@ from torch.overrides import TorchFunctionMode
 from pdc_fx.errors import InputError
 from pdc_fx.ir import ChannelGroups
 from pdc_fx.passes.axes import named_tensors
+from pdc_fx.passes.convolution import Window, layer_call, window
 from pdc_fx.trace import Inputs, as_arguments, evaluating
 
-_CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
-_CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 
 
@@ -43,7 +42,7 @@ class Reader:
         weight, bias: names of its parameters; ``bias`` is None where it has none.
         parameter: the weight itself, shape ``(out, n, *kernel)``.
         input: what it reads, ``(N, g n, *space)`` for a convolution, ``(.., n)`` for a linear layer.
-        options: stride, padding, dilation of a convolution, one a dimension; None for a linear layer.
+        window: how the kernel of a convolution moves; None for a linear layer.
         samples: the most positions that are looked at.
     """
 
@@ -52,22 +51,17 @@ class Reader:
     parameter: Tensor
     input: Tensor
     groups: int
-    options: tuple[tuple[int, ...], tuple[int, ...] | str, tuple[int, ...]] | None
+    window: Window | None
     samples: int
 
     @cached_property
     def _windows(self) -> Tensor:
         """``(N, g n, *space of the output, *kernel)``, a view of the padded input."""
-        assert self.options is not None
-        stride, padding, dilation = self.options
-        kernel, x = self.parameter.shape[2:], self.input
-        if not isinstance(padding, str):
-            pairs = [(p, p) for p in padding]
-        else:
-            span = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
-            pairs = [(s // 2, s - s // 2) for s in span]
-        x = F.pad(x, [p for pair in reversed(pairs) for p in pair])
-        for i, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        assert self.window is not None
+        moves = self.window
+        pairs = zip(reversed(moves.before), reversed(moves.behind), strict=True)  # the last axis first
+        x = F.pad(self.input, [p for pair in pairs for p in pair])
+        for i, (k, s, d) in enumerate(zip(self.parameter.shape[2:], moves.stride, moves.dilation, strict=True)):
             x = x.unfold(2 + i, d * (k - 1) + 1, s)[..., ::d]
         return x
 
@@ -79,7 +73,7 @@ class Reader:
         """Image and position of every sample, or the row of a linear layer."""
         generator = torch.Generator().manual_seed(zlib.crc32(self.weight.encode()))
         device = self.input.device
-        if self.options is None:
+        if self.window is None:
             rows = self.input.numel() // self.input.shape[-1]
             chosen = torch.randperm(rows, generator=generator)[: self.samples].sort().values
             return (chosen.to(device),)
@@ -100,14 +94,14 @@ class Reader:
 
     def patches(self) -> Tensor:
         """Shape ``(samples, g, n, T)``."""
-        if self.options is None:
+        if self.window is None:
             return self.input.reshape(-1, 1, self.input.shape[-1], 1)[self._places]
         found = self._windows[self._index].flatten(0, 1)
         return found.reshape(len(found), self.groups, -1, prod(self.parameter.shape[2:]))
 
     def outputs(self, output: Tensor) -> Tensor:
         """What it gave at those places: shape ``(samples, g, out / g)``."""
-        if self.options is None:
+        if self.window is None:
             return output.reshape(-1, 1, output.shape[-1])[self._places]
         found = output[self._index].flatten(0, 1)
         return found.reshape(len(found), self.groups, -1)
@@ -172,23 +166,18 @@ class Watch(TorchFunctionMode):
         return output
 
     def _reader(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Reader | None:
-        if func is not F.linear and func not in _CONVOLUTIONS:
+        kind, given = layer_call(func, args, kwargs) or (None, {})
+        if kind not in ("conv", "linear"):
             return None
-        given = {**dict(zip(_CONVOLUTION_ARGUMENTS, args, strict=False)), **kwargs}
         x, weight, bias = given["input"], given["weight"], given.get("bias")
         name = self._names.get(id(weight))
-        if name is None or (func is not F.linear and x.dim() != weight.dim()):
+        if name is None or (kind == "conv" and x.dim() != weight.dim()):
             return None
         if bias is not None and id(bias) not in self._names:
             return None
-        options = None
-        if func is not F.linear:
-            space = weight.dim() - 2
-            stride, dilation = (_each(given.get(key, 1), space) for key in ("stride", "dilation"))
-            padding = given.get("padding", 0)
-            options = stride, padding if isinstance(padding, str) else _each(padding, space), dilation
+        moves = window(given, tuple(weight.shape[2:])) if kind == "conv" else None
         bias_name = None if bias is None else self._names[id(bias)]
-        return Reader(name, bias_name, weight, x.detach(), given.get("groups", 1), options, self.samples)
+        return Reader(name, bias_name, weight, x.detach(), given.get("groups", 1), moves, self.samples)
 
     def _norm(self, args: Any, kwargs: Mapping[str, Any]) -> Norm | None:
         given = {**dict(zip(_NORM_ARGUMENTS, args, strict=False)), **kwargs}
@@ -196,12 +185,6 @@ class Watch(TorchFunctionMode):
         if name is None or given.get("training"):
             return None
         return Norm(name, given["running_mean"], given["running_var"], given["input"].detach())
-
-
-def _each(value: Any, dimensions: int) -> tuple[int, ...]:
-    """An option of a convolution, one number a dimension."""
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * dimensions if len(values) == 1 else values
 
 
 class ReestimateNorms(Watch):

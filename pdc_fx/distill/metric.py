@@ -39,7 +39,7 @@ class _Moments(Watch):
         self.found: dict[str, Tensor] = {}
 
     def before(self, reader: Reader) -> None:
-        if reader.options is None or reader.matrix()[0, 0].numel() > WIDEST:
+        if reader.window is None or reader.matrix()[0, 0].numel() > WIDEST:
             return
         x = reader.patches().float().flatten(2)
         moments = torch.einsum("sgi,sgj->gij", x, x) / len(x)
