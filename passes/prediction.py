@@ -51,8 +51,12 @@ class Prediction:
         for index, representative in enumerate(plan.representatives):
             units = np.flatnonzero(solution.group == index)
             stays[units] = representative[solution.row[units]] == solution.row[units]
-        kept = stays[solution.unit] if len(solution.unit) else np.zeros(0, dtype=bool)
-        self.kept = torch.from_numpy(np.append(kept, True))  # the last entry is that of FIXED
+        lone = np.isin(solution.group, [group for group, width in plan.widths.items() if width == 1])
+        # label -> whether it stays, and whether it is of a channel left alone in its group; the last entry is that of FIXED
+        self.kept, self._lone = (
+            torch.from_numpy(np.append(unit[solution.unit] if len(solution.unit) else np.zeros(0, bool), fixed))
+            for unit, fixed in ((stays, True), (lone, False))
+        )
 
     def masks(self, value: Channels) -> Masks | None:
         """For each axis the positions that remain, or None where it carries no channel; None if they form no block."""
@@ -171,8 +175,10 @@ class Prediction:
         now = translate[actual.label]
         alike = (now == label) | (now == _ANY)
         if label.numel() and bool((label == label.reshape(-1)[0]).all()):
-            # one channel is left: it looks like none, or like its places (the positions of an attention head)
+            # one channel is left here: it looks like none, or like its places (the positions of an attention head)
             alike |= (now == FIXED) | torch.from_numpy(self._one_unit(now, label))
+        # one channel is left of all that are coupled: it looks like none, its copies like an expansion, its places like channels
+        alike |= self._lone[now.clamp(min=FIXED)] | (self._lone[label] & (now == FIXED))
         fits = bool(alike.all())
         return None if fits else "takes other channels than it should"
 

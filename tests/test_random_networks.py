@@ -25,6 +25,12 @@ MENDED = {
     "a slice from the middle takes other channels, which no shape shows": Program(
         (Step("conv", n=3), Step("picked", n=2))
     ),
+    "copies of the one channel that is left look like an expansion of it": Program(
+        (Step("conv", n=1), Step("attention"), Step("conv", n=34), Step("repeat")), (Step("each_place"),)
+    ),
+    "the places of the one channel that is left look like channels": Program(
+        (Step("conv", n=1), Step("bottleneck")), (Step("each_place"),)
+    ),
     "a parameter by channel meets the input of the model": Program((Step("scale"),)),
     "one more recorded call changes the order of places, and so the digest": Program(
         (Step("permuted"), Step("conv")), (Step("flat", n=1),)
@@ -81,7 +87,7 @@ def test_every_operation_alone(name: str) -> None:
 
 @pytest.mark.parametrize("program", [pytest.param(p, id=name) for name, p in MENDED.items()])
 def test_mended_faults_stay_mended(program: Program) -> None:
-    for seed in range(8):
+    for seed in range(10):
         examine(program, seed)
 
 
