@@ -5,6 +5,7 @@ Each sample is a stem, something in the middle, and a head that reads it; ``merg
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,11 +18,11 @@ Forward = Callable[["Net", Tensor], Tensor]
 
 
 class Net(nn.Module):
-    """Named layers and a forward function."""
+    """Copies of named layers, and a forward function: what ties one network of a sample leaves the next as it was."""
 
     def __init__(self, forward: Forward, **layers: nn.Module | nn.Parameter) -> None:
         super().__init__()
-        for name, layer in layers.items():
+        for name, layer in copy.deepcopy(layers).items():
             setattr(self, name, layer)
         self.run = forward
 
