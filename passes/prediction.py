@@ -176,18 +176,20 @@ class Prediction:
         alike = (now == label) | (now == _ANY)
         if label.numel() and bool((label == label.reshape(-1)[0]).all()):
             # one channel is left here: it looks like none, or like its places (the positions of an attention head)
-            alike |= (now == FIXED) | torch.from_numpy(self._one_unit(now, label))
-        # one channel is left of all that are coupled: it looks like none, its copies like an expansion, its places like channels
-        alike |= self._lone[now.clamp(min=FIXED)] | (self._lone[label] & (now == FIXED))
+            alike |= (now == FIXED) | self._same_unit(now, label)
+        if bool(self._lone.any()):
+            # one channel is left of all that are coupled: it looks like none, its copies like an expansion, its places like channels;
+            # and a sum with it has the places of its other part
+            alike |= (
+                self._lone[now.clamp(min=FIXED)] | (self._lone[label] & (now == FIXED)) | self._same_unit(now, label)
+            )
         fits = bool(alike.all())
         return None if fits else "takes other channels than it should"
 
-    def _one_unit(self, now: Tensor, label: Tensor) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Where ``now`` holds places of the channel that ``label`` belongs to."""
-        unit, first = self.solution.unit, int(label.reshape(-1)[0])
-        if first < 0:
-            return np.zeros(now.shape, dtype=np.bool_)
-        return np.asarray((now.numpy() >= 0) & (unit[now.numpy()] == unit[first]))
+    def _same_unit(self, now: Tensor, label: Tensor) -> Tensor:
+        """Where both hold a place of the same channel."""
+        unit = torch.from_numpy(self.solution.unit)
+        return (now >= 0) & (label >= 0) & (unit[now.clamp(min=0)] == unit[label.clamp(min=0)])
 
     def _translation(self, compact: Flow) -> Tensor:
         """Label of the compact flow -> label before; FIXED stays FIXED."""
