@@ -26,6 +26,7 @@ from pdc_fx.errors import (
     ExportError,
     InputError,
     PdcError,
+    RewriteError,
     VerificationError,
 )
 from pdc_fx.export import store
@@ -157,6 +158,18 @@ def test_one_channel_that_is_left_of_three_is_padded_like_three() -> None:
     """It looks like any other channel in the small network, and the sum with it like the other summand."""
     model = between(lambda m, x: nn.functional.pad(m.a(x), (0, 0, 0, 0, 0, 5)) + x, a=conv(8, 3))()
     assert check(model, torch.zeros(2, 3, 8, 8)).passed
+
+
+def test_a_size_that_cannot_be_followed_is_refused_with_the_call() -> None:
+    """With one channel left to read for each half, a grouped convolution looks depthwise: too late to freeze it, but loud."""
+    layers = {"a": conv(8, 6), "b": conv(6, 12, groups=2), "c": nn.Linear(12 * 64, 8 * 64)}
+    model = between(lambda m, x: m.c(m.b(m.a(x)).reshape(-1, 12 * 64)).reshape(-1, 8, 8, 8), **layers)()
+    words = (
+        r"^a size is written into the forward pass where it cannot be edited: torch\.nn\.functional\.conv2d at "
+        r".*tests/test_verified\.py:\d+ takes other channels than it should; compute the size from x\.shape, or freeze"
+    )
+    with pytest.raises(RewriteError, match=words):
+        check(model, torch.zeros(2, 3, 8, 8))
 
 
 def test_a_way_that_the_dense_network_does_not_take_is_looked_at_again() -> None:
