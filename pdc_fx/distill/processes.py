@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -40,7 +42,8 @@ class Processes:
 
         # several processes without a GPU are joined (over gloo) only where Accelerate is told that the CPU is meant
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        state = PartialState(cpu=True) if several and not torch.accelerator.is_available() else PartialState()
+        with _output_to_errors() if several else nullcontext():
+            state = PartialState(cpu=True) if several and not torch.accelerator.is_available() else PartialState()
         kind = str(getattr(state.distributed_type, "value", state.distributed_type))
         if kind in _SHARDED or _sharded_by_the_launcher():
             raise InputError(
@@ -96,6 +99,19 @@ class Processes:
             here = tensor.detach().to(self.device)  # NCCL moves nothing that lies on the CPU
             torch.distributed.broadcast(here, 0)
             tensor.detach().copy_(here)
+
+
+@contextmanager
+def _output_to_errors() -> Iterator[None]:
+    """What C++ prints goes to standard error: gloo says on standard output that it is connected (PyTorch 2.9), where ``--json`` prints."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _sharded_by_the_launcher() -> bool:
