@@ -451,6 +451,7 @@ SAMPLES = (
     Sample("repeat", between(lambda m, x: x.repeat(1, 2, 1, 2), head=16), 8),
     Sample("repeat_residual", between(lambda m, x: x.repeat(1, 2, 1, 1) + m.a(x), a=conv(8, 16), head=16), 8),
     Sample("repeat_interleave", between(lambda m, x: x.repeat_interleave(2, 1) * m.a(x), a=conv(8, 16), head=16), 8),
+    unary("repeat_interleave_over_space", lambda x: x.repeat_interleave(2, 3)),
     Sample("tiled_onto_interleaved", between(lambda m, x: x.tile(2, 1, 1) + x.repeat_interleave(2, 1), head=16), 0),
     Sample("broadcast_tensors", between(lambda m, x: gated(torch.broadcast_tensors(x, m.a(x))), a=conv(8, 1)), 8),
     Sample("triangle", between(lambda m, x: x.tril()), 8),
