@@ -547,7 +547,7 @@ def test_streams_that_are_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 0
-    assert "Usage: pdc-fx" in written.getvalue()
+    assert "Usage: " in written.getvalue()  # what follows says how Python was started
 
 
 @pytest.fixture
