@@ -156,6 +156,7 @@ def _compute_constant_outputs(graph: Any) -> None:
     """Let a node give out each weight that the model returns as it is: an output of a graph must not be a weight itself."""
     import onnx_ir
 
+    taken = set(graph.graph.initializers) | {value.name for node in graph.graph.all_nodes() for value in node.outputs}
     for position, value in enumerate(graph.graph.outputs):
         if value.is_initializer():
             node = onnx_ir.node("Identity", [value])
@@ -165,7 +166,7 @@ def _compute_constant_outputs(graph: Any) -> None:
             graph.graph.outputs[position] = given
             name = value.name
             graph.graph.initializers.pop(name)
-            value.name, given.name = f"{name}.value", name
+            value.name, given.name = _unused(name, taken), name
             graph.graph.register_initializer(value)
 
 
@@ -175,8 +176,14 @@ def _free_names(graph: Any, names: set[str]) -> None:
     taken = {value.name for value in inner} | names
     for value in inner:
         if value.name in names:
-            value.name = next(name for number in count() if (name := f"{value.name}.{number}") not in taken)
-            taken.add(value.name)
+            value.name = _unused(value.name, taken)
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    """``name`` with a number, so that it is none of ``taken``; put among them."""
+    found = next(numbered for number in count() if (numbered := f"{name}.{number}") not in taken)
+    taken.add(found)
+    return found
 
 
 def _complete(graph: Any, call: Call) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import os
 import re
 import sys
@@ -95,6 +96,7 @@ def choose_provider(
 
         listed = onnxruntime.get_available_providers()
 
+    @functools.cache
     def problem(name: str) -> str | None:
         if name == "cpu":
             return None
@@ -108,11 +110,9 @@ def choose_provider(
                 f"the provider {wanted!r} is not there: {found}", hint=f"those that are: {', '.join(there)}"
             )
         return Provider(wanted, "as asked")
-    refused: list[str] = []
-    names = iter(PROVIDERS)
-    while (found := problem(name := next(names))) is not None:  # the CPU, which comes last, always works
-        if PROVIDERS[name][0] in listed:
-            refused.append(f"{name} is listed but does not work: {found}")
+    broken = list(itertools.takewhile(problem, PROVIDERS))
+    name = list(PROVIDERS)[len(broken)]  # the CPU, which comes last, always works
+    refused = [f"{n} is listed but does not work: {problem(n)}" for n in broken if PROVIDERS[n][0] in listed]
     return Provider(name, "; ".join(refused) or "the best that ONNX Runtime lists")
 
 
