@@ -24,7 +24,8 @@ from pdc_fx.errors import InputError
 from pdc_fx.export.benchmark import benchmark
 from pdc_fx.export.benchmark_torch import benchmark_torch
 from pdc_fx.export.session import choose_provider
-from pdc_fx.models import factory, parse_shape
+from pdc_fx.factories import factory
+from pdc_fx.models import parse_shape
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = (

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pdc_fx.errors import InputError
+from pdc_fx.factories import collection
 from pdc_fx.files import parse_json, replace_file
-from pdc_fx.models import collection
 
 Result = Literal["passed", "refused", "failed", "timeout"]
 

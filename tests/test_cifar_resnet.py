@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pdc_fx.data import ImageData, open_data
 from pdc_fx.distill import accuracy
-from pdc_fx.models import build_model, default_input, factory
+from pdc_fx.factories import factory
+from pdc_fx.models import build_model, default_input
 from pdc_fx.passes.check import check
 
 PAPER = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7}  # table 6 of the paper: millions of parameters

@@ -310,7 +310,7 @@ def test_verify_catches_a_flipped_weight_of_the_model(compressed: Path, tmp_path
 
 
 def test_load_rebuilds_the_compact_model(compressed: Path, spec: str) -> None:
-    from pdc_fx.models import factory
+    from pdc_fx.factories import factory
 
     compact = load(factory(spec), compressed)
     plan = json.loads((compressed / RECIPE).read_text())["plan"]

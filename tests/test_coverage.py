@@ -14,7 +14,7 @@ from pdc_fx import coverage as module
 from pdc_fx.cli import app
 from pdc_fx.coverage import DATA, KEPT, PAGE, Checked, Coverage, cover, frozen_summary, judge, page, run_one
 from pdc_fx.errors import InputError
-from pdc_fx.models import collection
+from pdc_fx.factories import collection
 
 REASON = f"is an output of the model ({sys.prefix}/lib/site-packages/net.py:3)"
 CERTIFICATE: dict[str, Any] = {

@@ -17,15 +17,8 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from pdc_fx.errors import InputError
-from pdc_fx.models import (
-    LoadedModel,
-    build_model,
-    collection,
-    default_input,
-    example_inputs,
-    factory,
-    parse_shape,
-)
+from pdc_fx.factories import collection, factory
+from pdc_fx.models import LoadedModel, build_model, default_input, example_inputs, parse_shape
 from pdc_fx.weights import _read_checkpoint, parse_normalization
 
 FILE = """
@@ -75,7 +68,7 @@ INSTANCE = Small()
 native = torch.relu
 
 def other():
-    from pdc_fx.models import factory
+    from pdc_fx.factories import factory
     return factory("torchvision:resnet5O")()
 """
 

@@ -22,7 +22,8 @@ from pdc_fx.cli.options import open_recipe
 from pdc_fx.directory import BENCHMARK, CERTIFICATE, RECIPE
 from pdc_fx.distill import Checkpoints
 from pdc_fx.errors import ArtifactError, InputError
-from pdc_fx.models import build_model, factory
+from pdc_fx.factories import factory
+from pdc_fx.models import build_model
 from pdc_fx.weights import load_weights
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -163,7 +163,7 @@ def open_recipe(directory: Path, model: str | None) -> tuple[Any, Callable[[], A
         ArtifactError: the recipe is damaged, or its model is code that came with the directory.
     """
     from pdc_fx.artifacts import read_fields, read_plan
-    from pdc_fx.models import factory, lies_in
+    from pdc_fx.factories import factory, lies_in
 
     recipe = read_fields(directory, RECIPE)
     spec = model or recipe.get("model")
