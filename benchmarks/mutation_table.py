@@ -372,7 +372,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "missed-budget-accepted",
-        "passes/cluster.py",
+        "passes/allocation.py",
         "        if abs(reached - self.target) > allowed:",
         "        if abs(reached - self.target) > 1:",
         "a plan that misses its budget is given out",
@@ -396,7 +396,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "saving-not-in-the-price",
-        "passes/cluster.py",
+        "passes/allocation.py",
         "            return added / saved * (math.pow(saving(weights, after) / saved, self._capacity) if self._capacity else 1)",
         "            return added",
         "the global allocation ignores how much a merge saves",
@@ -404,7 +404,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "capacity-not-in-the-price",
-        "passes/cluster.py",
+        "passes/allocation.py",
         " * (math.pow(saving(weights, after) / saved, self._capacity) if self._capacity else 1)",
         "",
         "the global allocation ignores how many weights a merge removes",
@@ -412,7 +412,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "rounding-ignored",
-        "passes/cluster.py",
+        "passes/allocation.py",
         "        return width == channels or (width % rounding.step(channels) == 0 and width >= min_channels)",
         "        return width >= min_channels",
         "widths are not rounded",

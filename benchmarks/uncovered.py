@@ -49,7 +49,7 @@ REASONS: dict[tuple[str, str], str] = {
     ("passes/analysis.py", "trial"): GUARD,
     ("passes/analysis.py", "_blamed"): GUARD,
     ("passes/base.py", "Pass.__call__"): "exceptions take notes from Python 3.11 on",
-    ("passes/cluster.py", "_exchanged"): "steps that fall short of a budget before another group is looked at",
+    ("passes/allocation.py", "_exchanged"): "steps that fall short of a budget before another group is looked at",
     ("passes/gathers.py", "moved_by"): GUARD,
     ("passes/literals.py", "edited"): GUARD,
     ("passes/literals.py", "_edit"): GUARD,

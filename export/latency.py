@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 class Latency:
-    """The time of one run in ONNX Runtime, as a measure for :class:`~pdc_fx.passes.cluster.PlanClusters`. Use it in a ``with`` block.
+    """The time of one run in ONNX Runtime, as a measure for :class:`~pdc_fx.passes.allocation.PlanClusters`. Use it in a ``with`` block.
 
     Args:
         model: the network; it is not changed.

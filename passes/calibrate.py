@@ -10,7 +10,7 @@ and channel addition is the special case in which ``W'`` is ``W R`` with ``R`` t
 **Choice.** Backward elimination. With ``P = (X X^T)^-1`` over the channels that are left and ``A`` the refitted weights, to drop channel
 ``j`` adds ``|A_j|^2 / P_jj`` to the squared error and changes ``A -= A_j P_j / P_jj``, ``P -= P_j^T P_j / P_jj``: the optimal brain surgeon
 (Hassibi and Stork, 1993) with channels in place of weights. Here all taps of a kernel share one ``P``. What a group costs is the sum
-over its readers, each relative to the energy of what it gives; :class:`~pdc_fx.passes.cluster.PlanClusters` spends the budget
+over its readers, each relative to the energy of what it gives; :class:`~pdc_fx.passes.allocation.PlanClusters` spends the budget
 where that costs least, with regard to the weights that are left to refit (:data:`CAPACITY`).
 
 **Tie.** A channel that goes takes on the filters of the kept channel that it resembles most, so that the module is tied as any
@@ -35,9 +35,10 @@ from torch import Tensor, nn
 
 from pdc_fx.errors import InputError
 from pdc_fx.ir import ChannelGroup, ChannelGroups, ClusterPlan, Integers, first_appearance
+from pdc_fx.passes.allocation import PlanClusters
 from pdc_fx.passes.axes import merged_axes, named_tensors
 from pdc_fx.passes.base import Pass
-from pdc_fx.passes.cluster import Bloc, Floats, PlanClusters
+from pdc_fx.passes.cluster import Bloc, Floats
 from pdc_fx.passes.statistics import Norm, Reader, Watch, require_images, run_watched
 from pdc_fx.passes.tie import require_tied
 from pdc_fx.trace import require_usable

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from pdc_fx.ir import ChannelGroups, ClusterPlan
+from pdc_fx.passes.allocation import PlanClusters
 from pdc_fx.passes.axes import merged_axes, named_tensors
 from pdc_fx.passes.base import Pass
-from pdc_fx.passes.cluster import PlanClusters
 from pdc_fx.passes.statistics import Norm, Reader, ReestimateNorms, Watch, require_images, run_watched
 from pdc_fx.passes.tie import Tying, require_tied
 from pdc_fx.trace import require_usable, zeros_of

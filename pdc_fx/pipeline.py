@@ -18,10 +18,10 @@ from pdc_fx.errors import InputError, TraceError
 from pdc_fx.export.model_graph import ModelGraph, model_graph
 from pdc_fx.ir import ChannelGroups, ClusterPlan
 from pdc_fx.options import Start
+from pdc_fx.passes.allocation import Allocation, PlanClusters
 from pdc_fx.passes.analysis import AnalyzeDependencies
 from pdc_fx.passes.budget import Rounding, RoundTo
 from pdc_fx.passes.calibrate import Calibrate
-from pdc_fx.passes.cluster import Allocation, PlanClusters
 from pdc_fx.passes.fold import Fold
 from pdc_fx.passes.methods import HARD, Method, method_of
 from pdc_fx.passes.rewrite import ChannelAddition

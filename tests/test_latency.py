@@ -30,8 +30,8 @@ from pdc_fx.export.layer_times import time_layers
 from pdc_fx.export.session import choose_provider
 from pdc_fx.ir import ChannelGroups, ClusterPlan
 from pdc_fx.models import build_model
+from pdc_fx.passes.allocation import PlanClusters
 from pdc_fx.passes.budget import Rounding, Widths
-from pdc_fx.passes.cluster import PlanClusters
 from pdc_fx.passes.latency import LatencyModel, Layer, layers_of
 from pdc_fx.pipeline import analyze, plan
 from pdc_fx.trace import record

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from pdc_fx.errors import ArtifactError, InputError, NothingToMergeError, PlanError
 from pdc_fx.ir import ChannelGroups, ClusterPlan, decode_integers, encode_integers, first_appearance
+from pdc_fx.passes.allocation import PlanClusters
 from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.check import check
-from pdc_fx.passes.cluster import PlanClusters, balanced, features, ward
+from pdc_fx.passes.cluster import balanced, features, ward
 from pdc_fx.pipeline import analyze, calibrate, plan, rewrite, tie
 
 
