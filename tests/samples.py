@@ -310,6 +310,7 @@ SAMPLES = (
     Sample("prelu_one", between(lambda m, x: m.a(x), a=nn.PReLU()), 8),
     Sample("dropout", between(lambda m, x: m.a(x), a=nn.Dropout(0.5)), 8),
     unary("dropout_always", lambda x: F.dropout(x, 0.5), 0),
+    unary("whole_numbers", lambda x: x * x.long() + x.short() + (x > 0).int() * x.round().bool() + x.char() + x.abs().byte()),
     unary("sigmoid_gate_by_itself", lambda x: x * torch.sigmoid(x)),
     Sample("residual", between(lambda m, x: x + m.a(x), a=conv(8, 8)), 8),
     Sample("multiply", between(lambda m, x: m.a(x) * x, a=conv(8, 8)), 8),
