@@ -46,9 +46,9 @@ from pdc_fx.pipeline import analyze, calibrate, plan, rewrite
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 HELD_OUT = 5000
-SAME = {"features": "none", "compile": True}
+SAME = {"precondition": "none", "compile": True}
 """Options of all arms where they say nothing else."""
-MATCH = {"features": "match", "features_weight": 20.0, "compile": False}
+MATCH = {"features": "match", "compile": False}
 INPUTS = {"precondition": "inputs"}
 CUTMIX = {"cutmix_alpha": 1.0, "mixup_prob": 0.5}
 
@@ -117,8 +117,8 @@ def as_it_is(model: nn.Module, example: Tensor) -> tuple[nn.Module, ClusterPlan]
 ARMS = {
     "hard": Arm("clusters of weights, tied from the start", clustered),
     "hard+match": Arm("the same, maps matched", clustered, options=MATCH),
-    "calibrate": Arm("calibrated, then tied", calibrated),
-    "calibrate+inputs": Arm("the same, steps in the metric of the inputs", calibrated, options=INPUTS),
+    "calibrate": Arm("calibrated, then tied, plain steps", calibrated),
+    "calibrate+inputs": Arm("steps in the metric of the inputs: the default", calibrated, options=INPUTS),
     "calibrate+match": Arm("the same, maps matched", calibrated, options=MATCH),
     "calibrate+cutmix": Arm("calibrated, half of the batches mixed", calibrated, options=CUTMIX),
     "pdc": Arm("reconstruction at intervals", clustered, mode="pdc"),

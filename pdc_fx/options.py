@@ -13,7 +13,7 @@ Mode = Literal["pdc", "csgd", "hard", "progressive"]
 Start = Literal["model", "fold", "calibrate"]
 Amp = Literal["auto", "bf16", "fp16", "no"]
 Distill = Literal["kl", "zscore", "dkd", "dist"]
-Precondition = Literal["none", "inputs"]
+Precondition = Literal["auto", "inputs", "none"]
 Features = Literal["auto", "match", "attention", "none"]
 
 
@@ -26,7 +26,8 @@ class TrainOptions:
         batch_size: images per step, over all processes together.
         lr: peak learning rate.
         opt: ``sgd`` with Nesterov momentum, or ``adamw``.
-        precondition: ``inputs`` takes the steps of convolutions in the metric of what they read (:mod:`pdc_fx.distill.metric`).
+        precondition: ``inputs`` takes the steps of convolutions in the metric of what they read (:mod:`pdc_fx.distill.metric`), ``none``
+            does not; ``auto`` is ``inputs`` for SGD where clusters are final from the first step, which is where it was measured.
         momentum: of SGD; weight_decay: of both, on weights of two or more axes.
         sched: ``cosine`` down to 0, or ``step``: times ``lr_gamma`` every ``lr_step_size`` epochs.
         warmup_epochs: over which the learning rate rises to its peak; at most a quarter of the run.
@@ -61,9 +62,9 @@ class TrainOptions:
 
     epochs: int = 5
     batch_size: int = 128
-    lr: float = 0.05
+    lr: float = 0.03
     opt: Literal["sgd", "adamw"] = "sgd"
-    precondition: Precondition = "none"
+    precondition: Precondition = "auto"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     sched: Literal["cosine", "step"] = "cosine"

@@ -6,7 +6,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,14 +30,15 @@ CONVOLUTIONS = {
 
 
 def changed(conv: nn.Conv2d, images: Tensor, gradient: Tensor) -> Tensor:
-    """``c G (A + damping tr(A) / d I)^-1``, group by group, in float64."""
+    """``c G (A + damping tr(A) / d I)^(-1/2)``, group by group, in float64."""
     given = images.double().chunk(conv.groups, 1)
     rows = []
     for x, g in zip(given, gradient.double().chunk(conv.groups, 0), strict=True):
         patches = F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)
         x = patches.transpose(1, 2).flatten(0, 1)
         a = x.T @ x / len(x)
-        rows.append(g.flatten(1) @ torch.linalg.inv(a + DAMPING * a.trace() / len(a) * torch.eye(len(a))))
+        whole = torch.linalg.inv(a + DAMPING * a.trace() / len(a) * torch.eye(len(a)))
+        rows.append(g.flatten(1) @ torch.from_numpy(np.real(scipy.linalg.sqrtm(whole.numpy()))))
     moved = torch.cat(rows).reshape(gradient.shape)
     return moved * gradient.double().norm() / moved.norm()
 
@@ -59,12 +62,12 @@ def test_moments_are_taken_at_intervals_and_without_a_trace() -> None:
     before, draws = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     metric = InputMetric(model, Processes())
     metric.step(0, images[0])
-    first = dict(metric.inverses)
+    first = dict(metric.roots)
     assert set(first) == {"0.weight", "3.weight"}
     metric.step(EVERY - 1, images[1])
-    assert all(metric.inverses[name] is first[name] for name in first)
+    assert all(metric.roots[name] is first[name] for name in first)
     metric.step(EVERY, images[2])
-    assert not any(torch.equal(metric.inverses[name], first[name]) for name in first)
+    assert not any(torch.equal(metric.roots[name], first[name]) for name in first)
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(draws, torch.get_rng_state())
@@ -102,11 +105,13 @@ def small() -> nn.Module:
     )
 
 
-def trained(directory: Path | None = None, resume: bool = False, stop: bool = False, **options: Any) -> nn.Module:
+def trained(
+    directory: Path | None = None, resume: bool = False, stop: bool = False, mode: str = "hard", **options: Any
+) -> nn.Module:
     model, data = small(), open_data("digits")
     clusters = plan(model, analyze(model, torch.zeros(1, 1, 8, 8)), flops_reduction=0.375)
     chosen = TrainOptions(epochs=3, batch_size=256, amp="no", features="none", checkpoint_every=2, **options)
-    training = TiedTraining(model, small(), clusters, data, None, chosen, "hard", directory)
+    training = TiedTraining(model, small(), clusters, data, None, chosen, mode, directory)
 
     class Stop:
         def on_start(self, records: Any) -> None:
@@ -126,13 +131,27 @@ def trained(directory: Path | None = None, resume: bool = False, stop: bool = Fa
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_metric(tmp_path: Path) -> None:
     whole = trained(precondition="inputs")
-    assert not torch.equal(whole[0].weight, trained()[0].weight)
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, stop=True, precondition="inputs")
     again = trained(tmp_path, resume=True, precondition="inputs")
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
 
 
+@pytest.mark.parametrize(
+    ("by_default", "options"),
+    [
+        ("inputs", {}),
+        ("none", {"opt": "adamw", "lr": 1e-3}),
+        ("none", {"mode": "progressive"}),
+        ("none", {"mode": "csgd"}),
+    ],
+)
+def test_the_metric_is_the_default_where_it_was_measured(by_default: str, options: dict[str, Any]) -> None:
+    weights = {name: trained(precondition=name, **options)[0].weight for name in ("auto", "inputs", "none")}
+    assert not torch.equal(weights["inputs"], weights["none"])
+    assert torch.equal(weights["auto"], weights[by_default])
+
+
 def test_another_name_is_refused() -> None:
-    with pytest.raises(InputError, match="precondition must be one of none, inputs"):
+    with pytest.raises(InputError, match="precondition must be one of auto, inputs, none"):
         TrainOptions(precondition="outputs")  # type: ignore[arg-type]

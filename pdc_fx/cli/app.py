@@ -114,7 +114,9 @@ def compress(
     opt: Annotated[Literal["sgd", "adamw"], typer.Option(help="Optimizer.")] = DEFAULT.opt,
     precondition: Annotated[
         Precondition,
-        typer.Option(help="'inputs': steps of convolutions in the metric of what they read (K-FAC's half)."),
+        typer.Option(
+            help="'inputs': steps of convolutions in the metric of what they read; auto: with SGD and mode hard."
+        ),
     ] = DEFAULT.precondition,
     momentum: Annotated[float, typer.Option(help="Of SGD, with Nesterov's correction.")] = DEFAULT.momentum,
     weight_decay: Annotated[

@@ -167,7 +167,7 @@ class _Run:
                 cast("nn.Module", torch.compile(network)) for network in (self.student, self.teacher)
             )
         self.optimizer = optimizer_for(self.model, options)
-        self.metric = InputMetric(self.model, self.processes) if options.precondition == "inputs" else None
+        self.metric = InputMetric(self.model, self.processes) if self._preconditioned() else None
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate(options, self.steps))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
         average = get_ema_multi_avg_fn(options.model_ema_decay)  # type: ignore[no-untyped-call]
@@ -194,10 +194,20 @@ class _Run:
         plan = self.tying.snap()
         return (plan if self.compact is None else self.compact.expand()), self.position.metrics
 
+    def _final(self) -> bool:
+        """Whether clusters are final from the first step."""
+        method = method_of(self.setting.mode)
+        return method.held and not method.rounds
+
+    def _preconditioned(self) -> bool:
+        """Whether steps are taken in the metric of the inputs; unless it is said, where that was measured."""
+        if self.options.precondition == "auto":
+            return self.options.opt == "sgd" and self._final()
+        return self.options.precondition == "inputs"
+
     def _compact(self, example: Tensor) -> Compact | None:
         """The network to train where clusters are final from the first step, unless it cannot be trained in place of the tied one."""
-        method = method_of(self.setting.mode)
-        if method.rounds or not method.held:
+        if not self._final():
             return None
         try:
             compact, reason = compact_for_training(self.model, self.setting.plan, example, self.maps.modules), ""
