@@ -62,7 +62,7 @@ class TrainOptions:
 
     epochs: int = 5
     batch_size: int = 128
-    lr: float = 0.03
+    lr: float = 0.05
     opt: Literal["sgd", "adamw"] = "sgd"
     precondition: Precondition = "auto"
     momentum: float = 0.9
