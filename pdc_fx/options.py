@@ -26,8 +26,9 @@ class TrainOptions:
         batch_size: images per step, over all processes together.
         lr: peak learning rate.
         opt: ``sgd`` with Nesterov momentum, or ``adamw``.
-        precondition: ``inputs`` takes the steps of convolutions in the metric of what they read (:mod:`pdc_fx.distill.metric`), ``none``
-            does not; ``auto`` is ``inputs`` for SGD where clusters are final from the first step, which is where it was measured.
+        precondition: ``inputs`` takes the steps of convolutions with a batch norm in the metric of what they read
+            (:mod:`pdc_fx.distill.metric`), ``none`` does not; ``auto`` is ``inputs`` for SGD where clusters are final from the first step,
+            which is where it was measured.
         momentum: of SGD; weight_decay: of both, on weights of two or more axes.
         sched: ``cosine`` down to 0, or ``step``: times ``lr_gamma`` every ``lr_step_size`` epochs.
         warmup_epochs: over which the learning rate rises to its peak; at most a quarter of the run.

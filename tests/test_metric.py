@@ -50,14 +50,15 @@ def test_gradients_are_those_of_the_formula(name: str) -> None:
     images = torch.rand(IMAGES, conv.in_channels, 6, 6) ** 2
     gradient = torch.randn_like(conv.weight)
     conv.weight.grad = gradient.clone().contiguous(memory_format=torch.channels_last)
-    InputMetric(conv, Processes()).step(0, images)
+    InputMetric(nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels)), Processes()).step(0, images)
     assert conv.weight.grad is not None
     torch.testing.assert_close(conv.weight.grad.double(), changed(conv, images, gradient), rtol=1e-3, atol=1e-4)
 
 
 def test_moments_are_taken_at_intervals_and_without_a_trace() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 4, 3)).train()
+    convs = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+    model = nn.Sequential(convs[0], nn.BatchNorm2d(4), nn.Dropout(), convs[1], nn.BatchNorm2d(4)).train()
     images = torch.rand(3, 8, 3, 8, 8)
     before, draws = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     metric = InputMetric(model, Processes())
@@ -73,13 +74,22 @@ def test_moments_are_taken_at_intervals_and_without_a_trace() -> None:
     assert torch.equal(draws, torch.get_rng_state())
 
 
-def test_linear_layers_and_what_reads_zeros_keep_their_gradients() -> None:
-    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Flatten(), nn.Linear(12, 5))
-    for weight in (model[0].weight, model[2].weight):
-        weight.grad = torch.randn_like(weight)
-    before = [p.grad.clone() for p in (model[0].weight, model[2].weight)]
-    InputMetric(model, Processes()).step(0, torch.zeros(4, 2, 2, 2))
-    torch.testing.assert_close([model[0].weight.grad, model[2].weight.grad], before)
+@pytest.mark.parametrize(
+    ("model", "images"),
+    [
+        (nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)), torch.zeros(4, 2, 2, 2)),
+        (nn.Sequential(nn.Flatten(), nn.Linear(8, 5), nn.BatchNorm1d(5)), torch.rand(4, 2, 2, 2)),
+        (nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)), torch.rand(4, 2, 2, 2)),
+        (nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 1)), torch.rand(4, 2, 2, 2)),
+    ],
+    ids=["zeros", "linear", "a ReLU before the norm", "the norm before"],
+)
+def test_what_keeps_its_gradient(model: nn.Sequential, images: Tensor) -> None:
+    before = [torch.randn_like(weight) for weight in model.parameters()]
+    for weight, gradient in zip(model.parameters(), before, strict=True):
+        weight.grad = gradient.clone()
+    InputMetric(model, Processes()).step(0, images)
+    torch.testing.assert_close([weight.grad for weight in model.parameters()], before)
 
 
 def test_tied_slices_stay_equal() -> None:
@@ -88,7 +98,7 @@ def test_tied_slices_stay_equal() -> None:
     conv = nn.Conv2d(4, 3, 3)
     images = torch.rand(8, 2, 6, 6)[:, [0, 0, 1, 1]]
     conv(images).square().sum().backward()
-    InputMetric(conv, Processes()).step(0, images)
+    InputMetric(nn.Sequential(conv, nn.BatchNorm2d(3)), Processes()).step(0, images)
     assert conv.weight.grad is not None
     torch.testing.assert_close(conv.weight.grad[:, ::2], conv.weight.grad[:, 1::2], rtol=1e-3, atol=1e-4)
 

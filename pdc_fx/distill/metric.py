@@ -12,7 +12,9 @@ inputs the square root is taken, halfway between plain descent and K-FAC:
 The whole inverse fits faint directions, and what is noise in them, as fast as all others; between the two lies what errs least on new
 images (Amari et al., ICLR 2021, who interpolate in the same way).
 ``A`` is also what the least squares of :mod:`pdc_fx.passes.calibrate` invert: training goes on in the metric in which it was begun.
-A linear layer reads one position an image, too few to know ``A`` from a batch, and keeps its gradient.
+A linear layer reads one position an image, too few to know ``A`` from a batch, and keeps its gradient. So does a convolution without a
+batch norm right behind it, which takes out the scale of a weight and so bears steps of any size: without, a rate that plain descent can
+just take is too much in another metric.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 
 from pdc_fx.distill.processes import Processes
 from pdc_fx.passes.axes import named_tensors
-from pdc_fx.passes.statistics import Reader, Watch, run_watched
+from pdc_fx.passes.statistics import Norm, Reader, Watch, run_watched
 
 DAMPING = 0.1
 EVERY = 100
@@ -35,11 +37,16 @@ WIDEST = 1152
 
 
 class _Moments(Watch):
-    """The second moments of what each convolution reads, ``(groups, d, d)``, summed over the uses of its weight."""
+    """The second moments of what each convolution reads, ``(groups, d, d)``, summed over the uses of its weight.
+
+    ``normalised`` are the weights right behind which a batch norm runs.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, SAMPLES)
         self.found: dict[str, Tensor] = {}
+        self.normalised: set[str] = set()
+        self._last: tuple[str, Tensor] | None = None
 
     def before(self, reader: Reader) -> None:
         if reader.window is None or reader.matrix()[0, 0].numel() > WIDEST:
@@ -47,6 +54,13 @@ class _Moments(Watch):
         x = reader.patches().float().flatten(2)
         moments = torch.einsum("sgi,sgj->gij", x, x) / len(x)
         self.found[reader.weight] = moments + self.found.get(reader.weight, 0)
+
+    def after(self, reader: Reader, output: Tensor) -> None:
+        self._last = reader.weight, output
+
+    def norm(self, norm: Norm) -> None:
+        if self._last is not None and norm.values.data_ptr() == self._last[1].data_ptr():
+            self.normalised.add(self._last[0])
 
 
 class InputMetric:
@@ -57,7 +71,7 @@ class InputMetric:
         processes: the moments are means over all of them, so that they go on alike.
 
     >>> _ = torch.manual_seed(0)
-    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False))
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4))
     >>> metric = InputMetric(model, Processes())
     >>> images = torch.randn(64, 3, 8, 8) * torch.tensor([10.0, 1, 1])[:, None, None]
     >>> model(images).sum().backward()
@@ -97,7 +111,11 @@ class InputMetric:
     def _refresh(self, images: Tensor) -> None:
         watch = _Moments(self.model)
         run_watched(self.model, images, watch)
-        self.roots = {name: _inverse_root(self.processes.averaged(found)) for name, found in watch.found.items()}
+        self.roots = {
+            name: _inverse_root(self.processes.averaged(moments))
+            for name, moments in watch.found.items()
+            if name in watch.normalised
+        }
 
 
 def _inverse_root(moments: Tensor) -> Tensor:
