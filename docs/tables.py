@@ -114,7 +114,7 @@ def accuracy(data: Data) -> str:
     arms = (
         "`tp-l1` prunes with Torch-Pruning by L1 norms and fine-tunes; `calibrate+inputs` is pdc-fx as it is by default: `--start "
         "calibrate`, `--precondition inputs`. Teacher, distillation of the logits, images and schedule are the same, with a peak rate of "
-        f"{data['rows'][0]['options']['lr']}."
+        f"{' or '.join(sorted({str(row['options']['lr']) for row in data['rows']}))}."
     )
     head = ("model", "arm", "epochs", "teacher", "MACs", "test top-1", "seeds")
     return f"{table(head, body, 2)}\n\n{arms} {source('benchmarks/results/accuracy.json', 'python benchmarks/accuracy.py')}"
