@@ -113,7 +113,8 @@ def accuracy(data: Data) -> str:
     ]
     arms = (
         "`tp-l1` prunes with Torch-Pruning by L1 norms and fine-tunes; `calibrate+inputs` is pdc-fx as it is by default: `--start "
-        "calibrate`, `--precondition inputs`. Teacher, distillation of the logits, images and schedule are the same, with a peak rate of "
+        "calibrate`, `--precondition inputs`; `calibrate` is that with plain steps, `tp-l1+inputs` the pruned network with the steps of "
+        "the default. Teacher, distillation of the logits, images and schedule are the same, with a peak rate of "
         f"{' or '.join(sorted({str(row['options']['lr']) for row in data['rows']}))}."
     )
     head = ("model", "arm", "epochs", "teacher", "MACs", "test top-1", "seeds")
