@@ -80,9 +80,10 @@ def test_moments_are_taken_at_intervals_and_without_a_trace() -> None:
         (nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)), torch.zeros(4, 2, 2, 2)),
         (nn.Sequential(nn.Flatten(), nn.Linear(8, 5), nn.BatchNorm1d(5)), torch.rand(4, 2, 2, 2)),
         (nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)), torch.rand(4, 2, 2, 2)),
+        (nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(3)), torch.rand(4, 2, 2, 2)),
         (nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 1)), torch.rand(4, 2, 2, 2)),
     ],
-    ids=["zeros", "linear", "a ReLU before the norm", "the norm before"],
+    ids=["zeros", "linear", "a ReLU before the norm", "one in place", "the norm before"],
 )
 def test_what_keeps_its_gradient(model: nn.Sequential, images: Tensor) -> None:
     before = [torch.randn_like(weight) for weight in model.parameters()]

@@ -46,7 +46,7 @@ class _Moments(Watch):
         super().__init__(model, SAMPLES)
         self.found: dict[str, Tensor] = {}
         self.normalised: set[str] = set()
-        self._last: tuple[str, Tensor] | None = None
+        self._last: tuple[str, Tensor, int] | None = None
 
     def before(self, reader: Reader) -> None:
         if reader.window is None or reader.matrix()[0, 0].numel() > WIDEST:
@@ -56,11 +56,16 @@ class _Moments(Watch):
         self.found[reader.weight] = moments + self.found.get(reader.weight, 0)
 
     def after(self, reader: Reader, output: Tensor) -> None:
-        self._last = reader.weight, output
+        self._last = reader.weight, output, output._version
 
     def norm(self, norm: Norm) -> None:
-        if self._last is not None and norm.values.data_ptr() == self._last[1].data_ptr():
-            self.normalised.add(self._last[0])
+        if self._last is None:
+            return
+        weight, output, version = self._last
+        if (
+            norm.values.data_ptr() == output.data_ptr() and output._version == version
+        ):  # nothing was done to it in place
+            self.normalised.add(weight)
 
 
 class InputMetric:
