@@ -38,14 +38,17 @@ from torch import Tensor, nn
 
 from pdc_fx.data import ImageData, first_images, open_data
 from pdc_fx.distill import TiedTraining, TrainOptions, accuracy
+from pdc_fx.distill.precision import half_precision
 from pdc_fx.files import replace_file
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.models import build_model
+from pdc_fx.passes.calibrate import RIDGE, UNFITTED
 from pdc_fx.pipeline import analyze, calibrate, plan, rewrite
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 HELD_OUT = 5000
+AMP = "no" if half_precision("auto", torch.device("cpu")) is None else "bf16"
 SAME = {"precondition": "none", "compile": True}
 """Options of all arms where they say nothing else."""
 MATCH = {"features": "match", "compile": False}
@@ -83,10 +86,15 @@ def clustered(task: Task) -> tuple[nn.Module, ClusterPlan]:
     return model, plan(model, analyze(model, task.example), flops_reduction=task.reduction)
 
 
-def calibrated(task: Task) -> tuple[nn.Module, ClusterPlan]:
-    """Channels chosen and readers refitted on 512 training images without labels."""
-    groups = analyze(task.model, task.example)
-    return calibrate(task.model, groups, first_images(task.data, 512), flops_reduction=task.reduction)
+def calibrated(ridge: float = UNFITTED) -> Start:
+    """Channels chosen on 512 training images without labels; their readers refitted where the ridge lets them change."""
+
+    def start(task: Task) -> tuple[nn.Module, ClusterPlan]:
+        groups = analyze(task.model, task.example)
+        images = first_images(task.data, 512)
+        return calibrate(task.model, groups, images, flops_reduction=task.reduction, ridge=ridge)
+
+    return start
 
 
 def pruned(importance: str, *, everywhere: bool = False) -> Start:
@@ -117,10 +125,11 @@ def as_it_is(model: nn.Module, example: Tensor) -> tuple[nn.Module, ClusterPlan]
 ARMS = {
     "hard": Arm("clusters of weights, tied from the start", clustered),
     "hard+match": Arm("the same, maps matched", clustered, options=MATCH),
-    "calibrate": Arm("calibrated, then tied, plain steps", calibrated),
-    "calibrate+inputs": Arm("steps in the metric of the inputs: the default", calibrated, options=INPUTS),
-    "calibrate+match": Arm("the same, maps matched", calibrated, options=MATCH),
-    "calibrate+cutmix": Arm("calibrated, half of the batches mixed", calibrated, options=CUTMIX),
+    "calibrate": Arm("chosen on images, then tied, plain steps", calibrated()),
+    "calibrate+inputs": Arm("steps in the metric of the inputs: the default", calibrated(), options=INPUTS),
+    "refit+inputs": Arm("the same from refitted readers", calibrated(RIDGE), options=INPUTS),
+    "calibrate+match": Arm("chosen on images, maps matched", calibrated(), options=MATCH),
+    "calibrate+cutmix": Arm("chosen on images, half of the batches mixed", calibrated(), options=CUTMIX),
     "pdc": Arm("reconstruction at intervals", clustered, mode="pdc"),
     "csgd": Arm("centripetal SGD", clustered, mode="csgd"),
     "progressive": Arm("merging step by step", clustered, mode="progressive"),
@@ -151,7 +160,7 @@ class Remembered(nn.Module):
         file = self.directory / f"{hashlib.sha256(images.numpy().tobytes()).hexdigest()}.npy"
         if not file.exists():
             mine = file.with_suffix(f".{os.getpid()}.npy")
-            np.save(mine, self.teacher(images).numpy())
+            np.save(mine, self.teacher(images).float().numpy())  # there is no bfloat16 in NumPy
             mine.replace(file)
         return torch.from_numpy(np.load(file))
 
@@ -166,13 +175,12 @@ def run(name: str, model: str, reduction: float, options: TrainOptions, data_spe
     task = Task(loaded.model, data, torch.zeros(1, *data.image_shape), reduction)
     started = time.perf_counter()
     student, clusters = arm.start(task)
-    directory = ROOT / "runs" / "accuracy" / f"{model}-{name}-{options.epochs}-{options.seed}"
+    directory = ROOT / "runs" / "accuracy" / f"{model}-{name}-{options.epochs}-{options.seed}-{options.amp}"
     directory.mkdir(parents=True, exist_ok=True)
     teacher = copy.deepcopy(task.model)
     if options.features == "none":
-        teacher = Remembered(
-            teacher, directory.parent / f"teacher-{hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}"
-        )
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        teacher = Remembered(teacher, directory.parent / f"teacher-{digest[:16]}-{options.amp}")
     training = TiedTraining(student, teacher, clusters, data, held_out, options, arm.mode, directory)
     final, metrics = training.run(resume=True)
     seconds = time.perf_counter() - started
@@ -185,6 +193,7 @@ def run(name: str, model: str, reduction: float, options: TrainOptions, data_spe
         "epochs": options.epochs,
         "macs_before": before,
         "macs_after": after,
+        "loss": [record["loss"] for record in metrics if record["kind"] == "epoch"],
         "held_out": [record["accuracy"] for record in metrics if record["kind"] == "epoch"],
         "held_out_final": accuracy(compact, held_out, data),
         "test": accuracy(compact, data.test, data),
@@ -205,6 +214,10 @@ def run_all(arms: Sequence[str], seeds: Sequence[int], options: argparse.Namespa
     result = {"rows": []}
     if options.output.exists():
         result = json.loads(options.output.read_text(encoding="utf-8"))
+    if any(row["options"]["amp"] != options.amp for row in result["rows"]):
+        raise SystemExit(
+            f"error: {options.output} has rows of another precision than --amp {options.amp}; give another -o"
+        )
     result["versions"] = {p: version(p) for p in ("torch", "torch-pruning")}
     known = {key(row) for row in result["rows"]}
     wanted = [(arm, seed) for seed in seeds for arm in arms if (options.model, arm, seed, options.epochs) not in known]
@@ -212,7 +225,7 @@ def run_all(arms: Sequence[str], seeds: Sequence[int], options: argparse.Namespa
     def one(job: tuple[str, int]) -> None:
         command = [sys.executable, __file__, "--one", "--arms", job[0], "--seeds", str(job[1])]
         command += ["--model", options.model, "--epochs", str(options.epochs), "--data", options.data]
-        command += ["--flops-reduction", str(options.flops_reduction)]
+        command += ["--flops-reduction", str(options.flops_reduction), "--amp", options.amp]
         done = subprocess.run(
             command, stdout=subprocess.PIPE, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
@@ -259,6 +272,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10, help="default: 10")
     parser.add_argument("--flops-reduction", type=float, default=0.5, help="default: 0.5")
     parser.add_argument("--data", default=f"parquet:{SHARED / 'data' / 'cifar10'}", help="as pdc-fx compress takes it")
+    parser.add_argument(
+        "--amp", choices=("bf16", "no"), default=AMP, help="one for all rows of a file; default on this processor: %(default)s"
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs side by side; default: one a core")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
@@ -267,7 +283,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         (name,), (seed,) = options.arms, options.seeds
-        chosen = {**SAME, **ARMS[name].options, "epochs": options.epochs, "seed": seed}
+        chosen = {**SAME, **ARMS[name].options, "epochs": options.epochs, "seed": seed, "amp": options.amp}
         print(json.dumps(run(name, options.model, options.flops_reduction, TrainOptions.of(chosen), options.data)))
         return
     print(table(run_all(options.arms, options.seeds, options)["rows"]))

@@ -5,7 +5,8 @@ the channels ``S``. The reader that comes nearest on those is the ridge regressi
 
     W' = argmin |Y - W' X_S|^2 + ridge |W' - W_S|^2
 
-and channel addition is the special case in which ``W'`` is ``W R`` with ``R`` the 0/1 matrix of the clusters (GRAIL, 2026).
+and channel addition is the special case in which ``W'`` is ``W R`` with ``R`` the 0/1 matrix of the clusters (GRAIL, 2026). With
+``ridge`` infinite the weights stay as they are, ``W' = W_S``: what training had best begin with (:data:`UNFITTED`).
 
 **Choice.** Backward elimination. With ``P = (X X^T)^-1`` over the channels that are left and ``A`` the refitted weights, to drop channel
 ``j`` adds ``|A_j|^2 / P_jj`` to the squared error and changes ``A -= A_j P_j / P_jj``, ``P -= P_j^T P_j / P_jj``: the optimal brain surgeon
@@ -45,6 +46,13 @@ from pdc_fx.trace import require_usable
 
 SAMPLES = 2**15
 """The most positions over all images at which a reader is looked at."""
+
+RIDGE = 1e-4
+"""Of the choice, and of a refit that nothing follows; relative to the mean square of what a reader reads."""
+
+UNFITTED = float("inf")
+"""The ridge that keeps weights. A refit uses faint directions of the inputs for what went, which training has to undo first: after
+4 epochs of ResNet-20 at half of its MACs the loss was 1.37 from the refit, 1.32 with a ridge of 0.1, and 1.26 without."""
 
 CAPACITY = 0.5
 """How much the weights that go count in what a removal costs; 0, 0.25, 0.5 and 1 were tried on images held out from training."""
@@ -148,9 +156,7 @@ def eliminate(readers: list[tuple[Tensor, Tensor]], ridge: float) -> tuple[Integ
     return np.asarray(order, dtype=np.int64), np.asarray(costs)
 
 
-def elimination(
-    group: ChannelGroup, tensors: Mapping[str, Tensor], dense: DenseStatistics, ridge: float
-) -> Elimination | None:
+def elimination(group: ChannelGroup, tensors: Mapping[str, Tensor], dense: DenseStatistics) -> Elimination | None:
     """The elimination of one group; None where no reader of it was seen, or its clusters must be of one size."""
     readers = []
     for member in group.members:
@@ -165,7 +171,7 @@ def elimination(
             readers.append((products, weight[g][:, places].movedim(1, 3).reshape(-1, group.channels)))
     if not readers or group.balance is not None:
         return None
-    order, costs = eliminate(readers, ridge)
+    order, costs = eliminate(readers, RIDGE)
     norms = [gram.diagonal().clamp(min=TINY).sqrt() for gram, _ in readers]
     likeness = sum(gram / norm / norm[:, None] for (gram, _), norm in zip(readers, norms, strict=True))
     assert isinstance(likeness, Tensor)
@@ -178,6 +184,8 @@ def ridge_regression(x: Tensor, y: Tensor, start: Tensor, ridge: float) -> Tenso
     Args:
         x: shape ``(samples, d)``; y: ``(samples, out)``; start: ``(out, d)``.
     """
+    if ridge == UNFITTED:
+        return start
     samples, d = x.shape
     rest = y - x @ start.T
     damping = ridge * float(x.square().sum()) / d + TINY
@@ -268,12 +276,12 @@ class Calibrate(Pass[nn.Module, tuple[nn.Module, ClusterPlan]]):
     groups: ChannelGroups
     images: Tensor
     planner: PlanClusters
-    ridge: float = 1e-4
+    ridge: float = RIDGE
 
     def requires(self, value: nn.Module) -> None:
         require_usable(value)
         require_images(self.images, self.groups)
-        if not 0 < self.ridge < float("inf"):
+        if not self.ridge > 0:
             raise InputError(f"ridge must be positive, not {self.ridge}")
 
     def call(self, value: nn.Module) -> tuple[nn.Module, ClusterPlan]:
@@ -282,7 +290,7 @@ class Calibrate(Pass[nn.Module, tuple[nn.Module, ClusterPlan]]):
         images = self.images.to(next(iter(tensors.values())).device)
         dense = DenseStatistics(tied)
         run_watched(tied, images, dense)
-        found = [elimination(group, tensors, dense, self.ridge) for group in self.groups.groups]
+        found = [elimination(group, tensors, dense) for group in self.groups.groups]
         plan = self.planner.over(lambda blocs: [_eliminated(bloc, found) for bloc in blocs], CAPACITY)(self.groups)
         stand_ins = [
             representative if order is None else order.stand_in(plan.widths[i])

@@ -21,7 +21,7 @@ from pdc_fx.options import Start
 from pdc_fx.passes.allocation import Allocation, PlanClusters
 from pdc_fx.passes.analysis import AnalyzeDependencies
 from pdc_fx.passes.budget import Rounding, RoundTo
-from pdc_fx.passes.calibrate import Calibrate
+from pdc_fx.passes.calibrate import RIDGE, UNFITTED, Calibrate
 from pdc_fx.passes.fold import Fold
 from pdc_fx.passes.methods import HARD, Method, method_of
 from pdc_fx.passes.rewrite import ChannelAddition
@@ -226,7 +226,7 @@ def calibrate(
     round_to: RoundTo = 1,
     provider: str = "cpu",
     latency_table: Path | None = None,
-    ridge: float = 1e-4,
+    ridge: float = RIDGE,
 ) -> tuple[nn.Module, ClusterPlan]:
     """Tie ``model`` without training, by unlabelled images: channels are chosen and their readers refitted by least squares.
 
@@ -235,7 +235,8 @@ def calibrate(
         groups: the result of :func:`analyze` for this model, which is not changed.
         images: shape ``(N, C, H, W)``, prepared as for the model; a few hundred. They run as one batch, without gradients.
         flops_reduction, params_reduction, latency_reduction, allocation, round_to, provider, latency_table: as for :func:`plan`.
-        ridge: weight of the penalty, relative to the mean square of what a reader reads.
+        ridge: weight of the penalty on what a refit changes, relative to the mean square of what a reader reads. ``inf`` keeps the
+            weights of the channels that stay, and sets biases and statistics alone: what to begin training with.
 
     Returns:
         A tied copy and its plan, for :func:`rewrite` or for :func:`tie` with mode ``hard``.
@@ -413,7 +414,8 @@ def compress(
             tied, clusters = fold(tied, groups, **budget)
         else:
             count = calibration_images or default_calibration_images(data.image_shape)
-            tied, clusters = calibrate(tied, groups, first_images(data, count), **budget)
+            ridge = UNFITTED if options.epochs else RIDGE
+            tied, clusters = calibrate(tied, groups, first_images(data, count), **budget, ridge=ridge)
         return clusters
 
     clusters = agreed_plan(begin)

@@ -60,11 +60,15 @@ def test_rows_that_are_there_are_not_run_again_and_the_table_fits(
 ) -> None:
     pytest.importorskip("torch_pruning")
     row = {"model": "resnet20", "epochs": 10, "macs_before": 2, "macs_after": 1, "held_out_final": 0.9, "test": 0.9}
-    rows = [{**row, "arm": name, "seed": 0} for name in bench.ARMS]
+    rows = [{**row, "arm": name, "seed": 0, "options": {"amp": "no"}} for name in bench.ARMS]
     output = tmp_path / "accuracy.json"
     output.write_text(json.dumps({"rows": rows}))
     monkeypatch.setattr(bench.subprocess, "run", lambda *a, **k: pytest.fail("ran an arm again"))
-    monkeypatch.setattr(sys, "argv", ["accuracy.py", "--seeds", "0", "-o", str(output)])
+    command = ["accuracy.py", "--seeds", "0", "-o", str(output), "--amp"]
+    monkeypatch.setattr(sys, "argv", [*command, "bf16"])
+    with pytest.raises(SystemExit, match="another precision"):
+        bench.main()
+    monkeypatch.setattr(sys, "argv", [*command, "no"])
     bench.main()
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 1 + len(bench.ARMS)
@@ -84,3 +88,11 @@ def test_a_teacher_that_remembers_answers_each_batch_once(bench: ModuleType, tmp
             for images, answer in zip((one, other), expected, strict=True):
                 assert torch.equal(remembered(images), answer)
     assert len(asked) == 2
+
+
+def test_a_teacher_in_half_precision_is_remembered(bench: ModuleType, tmp_path: Path) -> None:
+    teacher, images = nn.Conv2d(3, 4, 3), torch.rand(2, 3, 4, 4)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected = teacher(images)
+        for _ in range(2):
+            assert torch.equal(bench.Remembered(teacher, tmp_path)(images), expected.float())

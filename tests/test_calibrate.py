@@ -174,6 +174,21 @@ def test_models_of_two_tensors_are_refused() -> None:
         pdc_fx.calibrate(net, groups, torch.zeros(IMAGES), flops_reduction=0.5)
 
 
+@pytest.mark.parametrize("build", [residual_net, concatenated, grouped, flattened])
+def test_an_infinite_ridge_keeps_the_filters_that_stay(build: Callable[[], nn.Module]) -> None:
+    """Each weight of the small network is one of the large; a bias makes up for the mean of what went."""
+    model, images, groups = made(build)
+    tied, plan = pdc_fx.calibrate(model, groups, images, flops_reduction=0.5, ridge=float("inf"))
+    small = pdc_fx.rewrite(tied, plan, images[:2])
+    dense = dict(model.named_parameters())
+    for name, weight in small.named_parameters():
+        if weight.dim() > 1:
+            assert set(weight.flatten().tolist()) <= set(dense[name].flatten().tolist())
+    with torch.no_grad():
+        given, wanted = (m(images).transpose(0, 1).flatten(1).mean(1) for m in (small, model))
+    torch.testing.assert_close(given, wanted, rtol=1e-3, atol=1e-4)
+
+
 def test_where_nothing_is_removed_nothing_changes() -> None:
     model, images, groups = made(residual_net)
     tied, plan = pdc_fx.calibrate(model, groups, images, flops_reduction=1e-5)
