@@ -49,10 +49,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 HELD_OUT = 5000
 AMP = "no" if half_precision("auto", torch.device("cpu")) is None else "bf16"
-SAME = {"precondition": "none", "compile": True}
+SAME = {"opt": "sgd", "compile": True}
 """Options of all arms where they say nothing else."""
 MATCH = {"features": "match", "compile": False}
-INPUTS = {"precondition": "inputs"}
+MUON = {"opt": "muon"}
 CUTMIX = {"cutmix_alpha": 1.0, "mixup_prob": 0.5}
 
 
@@ -125,9 +125,9 @@ def as_it_is(model: nn.Module, example: Tensor) -> tuple[nn.Module, ClusterPlan]
 ARMS = {
     "hard": Arm("clusters of weights, tied from the start", clustered),
     "hard+match": Arm("the same, maps matched", clustered, options=MATCH),
-    "calibrate": Arm("chosen on images, then tied, plain steps", calibrated()),
-    "calibrate+inputs": Arm("steps in the metric of the inputs: the default", calibrated(), options=INPUTS),
-    "refit+inputs": Arm("the same from refitted readers", calibrated(RIDGE), options=INPUTS),
+    "calibrate": Arm("chosen on images, then tied, with SGD", calibrated()),
+    "calibrate+muon": Arm("the same with Muon: the default", calibrated(), options=MUON),
+    "refit+muon": Arm("the same from refitted readers", calibrated(RIDGE), options=MUON),
     "calibrate+match": Arm("chosen on images, maps matched", calibrated(), options=MATCH),
     "calibrate+cutmix": Arm("chosen on images, half of the batches mixed", calibrated(), options=CUTMIX),
     "pdc": Arm("reconstruction at intervals", clustered, mode="pdc"),
@@ -140,7 +140,7 @@ ARMS = {
     "tp-l1-global": Arm("Torch-Pruning, L1, global", pruned("L1", everywhere=True)),
     "tp-group-global": Arm("Torch-Pruning, group norm, global", pruned("group norm", everywhere=True)),
     "tp-l1+cutmix": Arm("Torch-Pruning, L1, half of the batches mixed", pruned("L1"), options=CUTMIX),
-    "tp-l1+inputs": Arm("Torch-Pruning, L1, and our steps", pruned("L1"), options=INPUTS),
+    "tp-l1+muon": Arm("Torch-Pruning, L1, with Muon", pruned("L1"), options=MUON),
     "tp-l1+match": Arm("Torch-Pruning, L1, and our matched maps", pruned("L1"), options=MATCH),
     "scratch": Arm("the narrow network from scratch", from_scratch),
 }

@@ -112,10 +112,10 @@ def accuracy(data: Data) -> str:
         for (model, arm, epochs), rows in runs.items()
     ]
     arms = (
-        "`tp-l1` prunes with Torch-Pruning by L1 norms and fine-tunes; `calibrate+inputs` is pdc-fx as it is by default: `--start "
-        "calibrate`, `--precondition inputs`; `calibrate` is that with plain steps, `tp-l1+inputs` the pruned network with the steps of "
-        "the default. Teacher, distillation of the logits, images and schedule are the same, with a peak rate of "
-        f"{' or '.join(sorted({str(row['options']['lr']) for row in data['rows']}))}."
+        "`tp-l1` and `tp-group` prune with Torch-Pruning by L1 and group norms and fine-tune with SGD; `calibrate+muon` is pdc-fx as it is "
+        "by default: `--start calibrate`, `--opt muon`; `calibrate` is that with SGD, `refit+muon` begins with refitted readers, "
+        "`tp-l1+muon` is the pruned network with Muon. Teacher, distillation of the logits, images and schedule are the same, with a peak "
+        f"rate of {' or '.join(sorted({str(row['options']['lr']) for row in data['rows']}))}."
     )
     head = ("model", "arm", "epochs", "teacher", "MACs", "test top-1", "seeds")
     return f"{table(head, body, 2)}\n\n{arms} {source('benchmarks/results/accuracy.json', 'python benchmarks/accuracy.py')}"

@@ -96,15 +96,12 @@ class DenseStatistics(Watch):
     Attributes:
         grams: reader -> shape ``(g, n, n)``; mean products of the inputs, over positions and taps, in float64.
         outputs: reader -> shape ``(samples, g, out / g)``.
-        normalised: readers whose bias the next batch norm takes away.
     """
 
     def __init__(self, model: nn.Module, samples: int = SAMPLES) -> None:
         super().__init__(model, samples)
         self.grams: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
-        self.normalised: set[str] = set()
-        self._last: tuple[str, Tensor] | None = None
 
     def after(self, reader: Reader, output: Tensor) -> None:
         rows = reader.patches().permute(1, 0, 3, 2).flatten(1, 2)
@@ -112,11 +109,6 @@ class DenseStatistics(Watch):
         parts = (part.double() for part in torch.split(rows, max(1, 2**22 // rows[:, 0].numel()), dim=1))
         self.grams[reader.weight] = sum((p.mT @ p for p in parts), start=torch.zeros((), device=rows.device)) / count
         self.outputs[reader.weight] = reader.outputs(output)
-        self._last = reader.weight, output
-
-    def norm(self, norm: Norm) -> None:
-        if self._last is not None and self._last[1].data_ptr() == norm.values.data_ptr():
-            self.normalised.add(self._last[0])
 
 
 def eliminate(readers: list[tuple[Tensor, Tensor]], ridge: float) -> tuple[Integers, Floats]:
@@ -231,7 +223,7 @@ class Refit(Watch):
         start = self._before[name].reshape(weight.shape)[:, :, chosen].flatten(2).double()
         x = reader.patches()[:, :, kept].flatten(2).double()
         y = self._dense.outputs[name].double()
-        centre = name in self._dense.normalised or reader.bias is not None
+        centre = name in self._dense.scale_free or reader.bias is not None
         x_mean, y_mean = (v.mean(0) if centre else torch.zeros_like(v[0]) for v in (x, y))
         fitted = torch.stack(
             [

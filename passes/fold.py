@@ -24,25 +24,9 @@ from pdc_fx.ir import ChannelGroups, ClusterPlan
 from pdc_fx.passes.allocation import PlanClusters
 from pdc_fx.passes.axes import merged_axes, named_tensors
 from pdc_fx.passes.base import Pass
-from pdc_fx.passes.statistics import Norm, Reader, ReestimateNorms, Watch, require_images, run_watched
+from pdc_fx.passes.statistics import ReestimateNorms, Watch, require_images, run_watched
 from pdc_fx.passes.tie import Tying, require_tied
 from pdc_fx.trace import require_usable, zeros_of
-
-
-class _NormsAfter(Watch):
-    """``pairs``: running variance -> the weight whose outputs it normalises."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, 1)
-        self.pairs: dict[str, str] = {}
-        self._last: tuple[str, Tensor] | None = None
-
-    def after(self, reader: Reader, output: Tensor) -> None:
-        self._last = reader.weight, output
-
-    def norm(self, norm: Norm) -> None:
-        if self._last is not None and self._last[1].data_ptr() == norm.values.data_ptr():
-            self.pairs[norm.variance] = self._last[0]
 
 
 def folded_variance(weight: Tensor, variance: Tensor, clusters: Tensor) -> Tensor:
@@ -104,11 +88,11 @@ def _repaired(model: nn.Module, plan: ClusterPlan) -> dict[str, Tensor]:
     """The running variances that change, found by running the structure once on zeros."""
     tensors = named_tensors(model)
     device = next(iter(tensors.values())).device
-    watch = _NormsAfter(model)
+    watch = Watch(model, 1)
     run_watched(model, zeros_of(plan.groups.inputs, device), watch)
     axes = {axis.tensor: axis for axis in merged_axes(plan) if axis.dim == 0 and axis.role != "consumer"}
     repaired = {}
-    for name, weight in watch.pairs.items():
+    for name, weight in watch.normed.items():
         if name in axes:
             clusters = torch.as_tensor(np.asarray(axes[name].cluster), device=device)
             repaired[name] = folded_variance(tensors[weight], tensors[name], clusters)

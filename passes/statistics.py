@@ -134,6 +134,8 @@ class Watch(TorchFunctionMode):
 
     Attributes:
         uses: how many functions were given each parameter or buffer.
+        normed: running variance -> the weight whose outputs, as they are, that batch norm is given.
+        groups: weight -> groups of the convolution that reads with it; 1 for a linear layer.
     """
 
     def __init__(self, model: nn.Module, samples: int) -> None:
@@ -142,6 +144,14 @@ class Watch(TorchFunctionMode):
         self._names = {id(t): name for name, t in reversed(tensors.items())}
         self.samples = samples
         self.uses: Counter[str] = Counter()
+        self.normed: dict[str, str] = {}
+        self.groups: dict[str, int] = {}
+        self._last: tuple[str, Tensor, int] | None = None
+
+    @property
+    def scale_free(self) -> set[str]:
+        """Weights that mean the same at any scale, and whose bias means nothing: used once, with a batch norm right behind."""
+        return {weight for weight in self.normed.values() if self.uses[weight] == 1}
 
     def before(self, reader: Reader) -> None:
         """May change the parameters, which are used only then."""
@@ -158,12 +168,24 @@ class Watch(TorchFunctionMode):
         reader = self._reader(func, args, kwargs)
         if reader is None:
             if func is F.batch_norm and (norm := self._norm(args, kwargs)) is not None:
+                self._pair(norm)
                 self.norm(norm)
             return func(*args, **kwargs)
         self.before(reader)
         output = func(*args, **kwargs)
+        self.groups[reader.weight] = reader.groups
+        self._last = reader.weight, output, output._version
         self.after(reader, output)
         return output
+
+    def _pair(self, norm: Norm) -> None:
+        if self._last is None:
+            return
+        weight, output, version = self._last
+        if (
+            norm.values.data_ptr() == output.data_ptr() and output._version == version
+        ):  # nothing was done to it in place
+            self.normed[norm.variance] = weight
 
     def _reader(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Reader | None:
         kind, given = layer_call(func, args, kwargs) or (None, {})

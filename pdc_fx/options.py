@@ -12,8 +12,8 @@ from pdc_fx.errors import InputError
 Mode = Literal["pdc", "csgd", "hard", "progressive"]
 Start = Literal["model", "fold", "calibrate"]
 Amp = Literal["auto", "bf16", "fp16", "no"]
+Opt = Literal["auto", "muon", "sgd", "adamw"]
 Distill = Literal["kl", "zscore", "dkd", "dist"]
-Precondition = Literal["auto", "inputs", "none"]
 Features = Literal["auto", "match", "attention", "none"]
 
 
@@ -25,11 +25,9 @@ class TrainOptions:
         epochs: passes over the training images; 0 only for a ``start`` of :func:`pdc_fx.compress` that needs no training.
         batch_size: images per step, over all processes together.
         lr: peak learning rate.
-        opt: ``sgd`` with Nesterov momentum, or ``adamw``.
-        precondition: ``inputs`` takes the steps of convolutions with a batch norm in the metric of what they read
-            (:mod:`pdc_fx.distill.metric`), ``none`` does not; ``auto`` is ``inputs`` for SGD where clusters are final from the first step,
-            which is where it was measured.
-        momentum: of SGD; weight_decay: of both, on weights of two or more axes.
+        opt: ``muon`` (:mod:`pdc_fx.distill.muon`), ``sgd`` with Nesterov momentum, or ``adamw``; ``auto`` is ``muon`` where clusters
+            are final from the first step, else ``sgd``.
+        momentum: of Muon and SGD; weight_decay: on weights of two or more axes, of Muon on those that have a scale.
         sched: ``cosine`` down to 0, or ``step``: times ``lr_gamma`` every ``lr_step_size`` epochs.
         warmup_epochs: over which the learning rate rises to its peak; at most a quarter of the run.
         label_smoothing: of the labels' cross entropy, 0 to 1.
@@ -64,8 +62,7 @@ class TrainOptions:
     epochs: int = 5
     batch_size: int = 128
     lr: float = 0.05
-    opt: Literal["sgd", "adamw"] = "sgd"
-    precondition: Precondition = "auto"
+    opt: Opt = "auto"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     sched: Literal["cosine", "step"] = "cosine"
@@ -99,9 +96,7 @@ class TrainOptions:
             "epochs must not be negative": self.epochs >= 0,
             "batch_size must be at least 1": self.batch_size >= 1,
             "lr must be positive": 0 < self.lr < float("inf"),
-            "opt must be 'sgd' or 'adamw'": self.opt in ("sgd", "adamw"),
-            f"precondition must be one of {', '.join(get_args(Precondition))}": self.precondition
-            in get_args(Precondition),
+            f"opt must be one of {', '.join(get_args(Opt))}": self.opt in get_args(Opt),
             "momentum must be in [0, 1)": 0 <= self.momentum < 1,
             "weight_decay must not be negative": self.weight_decay >= 0,
             "sched must be 'cosine' or 'step'": self.sched in ("cosine", "step"),

@@ -383,7 +383,7 @@ def test_two_processes_of_the_command_line_deliver_once(spec: str, tmp_path: Pat
         line = [*torchrun, "compress", spec, *fixed, "-o", str(tmp_path / name), *more]
         return subprocess.run(line, capture_output=True, text=True, timeout=300)
 
-    whole = ranks("out", "--epochs", "1", "--precondition", "inputs")
+    whole = ranks("out", "--epochs", "1")
     assert whole.returncode == 0, whole.stderr
     (line,) = whole.stdout.splitlines()
     assert json.loads(line)["passed"]

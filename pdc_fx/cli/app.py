@@ -38,7 +38,7 @@ from pdc_fx.cli.options import (
 from pdc_fx.cli.panels import GroupedCommand
 from pdc_fx.directory import CHECKPOINT, CONFIG
 from pdc_fx.errors import InputError, VerificationError
-from pdc_fx.options import Amp, Distill, Features, Mode, Precondition, Start, TrainOptions
+from pdc_fx.options import Amp, Distill, Features, Mode, Opt, Start, TrainOptions
 
 DEFAULT = TrainOptions()
 
@@ -111,14 +111,10 @@ def compress(
         int, typer.Option("-b", "--batch-size", min=1, help="Images per step, over all processes together.")
     ] = DEFAULT.batch_size,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = DEFAULT.lr,
-    opt: Annotated[Literal["sgd", "adamw"], typer.Option(help="Optimizer.")] = DEFAULT.opt,
-    precondition: Annotated[
-        Precondition,
-        typer.Option(
-            help="'inputs': steps of convolutions in the metric of what they read; auto: with SGD and mode hard."
-        ),
-    ] = DEFAULT.precondition,
-    momentum: Annotated[float, typer.Option(help="Of SGD, with Nesterov's correction.")] = DEFAULT.momentum,
+    opt: Annotated[
+        Opt, typer.Option(help="Optimizer; auto is muon where clusters are final from the start.")
+    ] = DEFAULT.opt,
+    momentum: Annotated[float, typer.Option(help="Of muon and sgd, with Nesterov's correction.")] = DEFAULT.momentum,
     weight_decay: Annotated[
         float, typer.Option("--wd", "--weight-decay", help="On weights; not on biases and norms.")
     ] = DEFAULT.weight_decay,

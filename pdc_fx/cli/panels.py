@@ -10,7 +10,7 @@ _PANELS = {
     "Model and data": "data weights num_classes input freeze workers augment mean std download",
     "Budget": "flops_reduction params_reduction latency_reduction latency_table provider allocation round_to",
     "Tying": "mode start calibration_images",
-    "Training": "epochs batch_size lr opt precondition momentum weight_decay sched lr_step_size lr_gamma warmup_epochs"
+    "Training": "epochs batch_size lr opt momentum weight_decay sched lr_step_size lr_gamma warmup_epochs"
     " label_smoothing mixup_alpha cutmix_alpha mixup_prob model_ema model_ema_decay seed",
     "Distillation": "distill alpha temperature features features_weight teacher_model teacher_weights",
     "Speed": "amp channels_last compile",

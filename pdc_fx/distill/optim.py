@@ -7,14 +7,24 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pdc_fx.distill.muon import Muon
 from pdc_fx.options import TrainOptions
+from pdc_fx.passes.statistics import Watch, run_watched
 
 
-def optimizer_for(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW, over all parameters that are trained."""
-    groups = _parameter_groups(model, options.weight_decay)
+def optimizer_for(model: nn.Module, options: TrainOptions, example: Tensor, *, final: bool) -> torch.optim.Optimizer:
+    """Muon, SGD with Nesterov momentum, or AdamW, over all parameters that are trained.
+
+    Args:
+        example: an image, shape ``(1, C, H, W)``; the model runs on it once, to see which weights are scale-free.
+        final: whether clusters are final from the first step, which is where ``auto`` takes Muon.
+    """
+    muon = options.opt == "muon" or (options.opt == "auto" and final)
+    groups = _parameter_groups(model, options.weight_decay, _scale_free(model, example) if muon else {})
+    if muon:
+        return Muon(groups, options.lr, options.momentum)
     if options.opt == "adamw":
         return torch.optim.AdamW(groups, options.lr)
     return torch.optim.SGD(groups, options.lr, options.momentum, nesterov=options.momentum > 0)
@@ -43,8 +53,20 @@ def learning_rate(options: TrainOptions, steps_per_epoch: int) -> Callable[[int]
     return factor
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights of two or more axes decay; biases and normalisation do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [([p for p in trained if p.dim() > 1], weight_decay), ([p for p in trained if p.dim() <= 1], 0.0)]
-    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+def _scale_free(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """Weights with a batch norm right behind -> groups of their convolution."""
+    watch = Watch(model, 1)
+    run_watched(model, example, watch)
+    return {name: watch.groups[name] for name in watch.scale_free}
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float, scale_free: dict[str, int]) -> list[dict[str, Any]]:
+    """Weights of two or more axes decay; biases and normalisation do not, nor does what has no scale."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    moved = {name: groups for name, groups in scale_free.items() if name in trained}
+    scaled = [p for name, p in trained.items() if name not in moved]
+    groups = [([p for p in scaled if p.dim() > 1], weight_decay), ([p for p in scaled if p.dim() <= 1], 0.0)]
+    found: list[dict[str, Any]] = [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+    if moved:
+        found.append({"params": [trained[name] for name in moved], "weight_decay": 0.0, "blocks": list(moved.values())})
+    return found

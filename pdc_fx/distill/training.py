@@ -31,7 +31,6 @@ from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
 from pdc_fx.distill.features import captured, compared, feature_loss
 from pdc_fx.distill.interruption import Interruption
 from pdc_fx.distill.loss import distillation_loss, logits_of
-from pdc_fx.distill.metric import InputMetric
 from pdc_fx.distill.optim import learning_rate, optimizer_for
 from pdc_fx.distill.precision import half_precision
 from pdc_fx.distill.processes import Processes
@@ -166,8 +165,7 @@ class _Run:
             self.student, self.teacher = (
                 cast("nn.Module", torch.compile(network)) for network in (self.student, self.teacher)
             )
-        self.optimizer = optimizer_for(self.model, options)
-        self.metric = InputMetric(self.model, self.processes) if self._preconditioned() else None
+        self.optimizer = optimizer_for(self.model, options, example, final=self._final())
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate(options, self.steps))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
         average = get_ema_multi_avg_fn(options.model_ema_decay)  # type: ignore[no-untyped-call]
@@ -198,12 +196,6 @@ class _Run:
         """Whether clusters are final from the first step."""
         method = method_of(self.setting.mode)
         return method.held and not method.rounds
-
-    def _preconditioned(self) -> bool:
-        """Whether steps are taken in the metric of the inputs; unless it is said, where that was measured."""
-        if self.options.precondition == "auto":
-            return self.options.opt == "sgd" and self._final()
-        return self.options.precondition == "inputs"
 
     def _compact(self, example: Tensor) -> Compact | None:
         """The network to train where clusters are final from the first step, unless it cannot be trained in place of the tied one."""
@@ -289,8 +281,6 @@ class _Run:
             loss = loss + options.features_weight * feature_loss(self.maps.loss, maps)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if self.metric is not None:
-            self.metric.step(position.epoch * self.steps + position.step, images)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
@@ -401,7 +391,6 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "metric": None if self.metric is None else self.metric.state_dict(),
             "tying": self.tying.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
         }
@@ -431,8 +420,6 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        if self.metric is not None:
-            self.metric.load_state_dict(state["metric"])
         self.tying.load_state_dict(state["tying"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
