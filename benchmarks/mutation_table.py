@@ -621,6 +621,30 @@ FAULTS: tuple[Fault, ...] = (
         "eliminating a channel does not refit the others",
         tests("calibrate", "elimination_error_is_that_of_least_squares"),
     ),
+    Fault(
+        "infinite-ridge-refits",
+        "passes/calibrate.py",
+        "    if ridge == UNFITTED:\n        return start\n",
+        "    ridge = min(ridge, 1.0)\n",
+        "weights that were to stay are refitted",
+        tests("calibrate", "an_infinite_ridge_keeps_the_filters_that_stay"),
+    ),
+    Fault(
+        "in-place-change-before-a-norm-unseen",
+        "passes/statistics.py",
+        "        if norm.values.data_ptr() == output.data_ptr() and unchanged:",
+        "        if norm.values.data_ptr() == output.data_ptr():",
+        "a weight with a ReLU in place before the batch norm is taken for scale-free",
+        tests("muon", "what_is_moved_without_a_scale"),
+    ),
+    Fault(
+        "scale-free-weight-grows",
+        "pdc_fx/distill/muon.py",
+        "    weight.mul_(norm / weight.norm().clamp_min(tiny))\n",
+        "",
+        "a weight without a scale grows with every step, so that steps shrink",
+        tests("muon", "steps_are_those_of_the_formula"),
+    ),
     # ------------------------------------------------------------------------------------------------------------ export
     Fault(
         "shared-convolution-folded-twice",

@@ -182,9 +182,8 @@ class Watch(TorchFunctionMode):
         if self._last is None:
             return
         weight, output, version = self._last
-        if (
-            norm.values.data_ptr() == output.data_ptr() and output._version == version
-        ):  # nothing was done to it in place
+        unchanged = output._version == version  # nothing was done to it in place
+        if norm.values.data_ptr() == output.data_ptr() and unchanged:
             self.normed[norm.variance] = weight
 
     def _reader(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Reader | None:
