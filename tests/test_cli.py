@@ -719,7 +719,7 @@ def test_a_configuration_file_gives_options(spec: str, folder: Path, compressed:
         ("epoch: 3", "there is no option 'epoch'; did you mean 'epochs'?"),
         ("batch-sizes: 3", "did you mean 'batch_size'?"),
         ("epochs: many", "Invalid value for '--epochs'"),
-        ("opt: lamb", "'lamb' is not one of 'sgd', 'adamw'"),
+        ("opt: lamb", "'lamb' is not one of 'auto', 'muon', 'sgd', 'adamw'"),
         ("- 3", "must hold one option a line"),
         ("epochs: [", "cannot be read"),
         ("freeze: nowhere", "'nowhere'"),  # one name does for a list of one
