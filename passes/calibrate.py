@@ -52,7 +52,7 @@ RIDGE = 1e-4
 
 UNFITTED = float("inf")
 """The ridge that keeps weights. A refit uses faint directions of the inputs for what went, which training has to undo first: after 4 epochs
-of ResNet-20 at half of its MACs (SGD in the metric of the inputs) the loss was 1.37 from the refit, 1.32 with a ridge of 0.1, 1.26 without."""
+of ResNet-20 at half of its MACs (SGD in the metric of the inputs) the loss was 1.37 from the refit, 1.32 with ridge 0.1, 1.26 without."""
 
 CAPACITY = 0.5
 """How much the weights that go count in what a removal costs; 0, 0.25, 0.5 and 1 were tried on images held out from training."""
