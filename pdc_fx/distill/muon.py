@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 SHARE = 0.24
-"""The rate of the relative steps, as a part of the learning rate. With half of it ResNet-20 fits its teacher better, and does no better on
-images that neither has seen: 88.1% and 88.3% of 10,000 images of CIFAR-10, after ten epochs from a teacher of the other 40,000 (88.8%)."""
+"""The rate of the relative steps, as a part of the learning rate. With 0.12, 0.24 and 0.36 a ResNet-20 of half the MACs had 88.1%, 88.3% and
+87.7% of 10,000 images of CIFAR-10 that neither it nor its teacher (88.8%) had seen, after ten epochs over the other 40,000. The less, the
+better it fits what its teacher has learnt by heart."""
 
 ITERATION = (3.4445, -4.7750, 2.0315)
 """Coefficients of ``X``, ``X X^T X`` and ``X X^T X X^T X``, by Jordan: few steps, since the slope at 0 is steep."""
