@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 SHARE = 0.24
-"""The rate of the relative steps, as a part of the learning rate. With 0.12, 0.24 and 0.36 a ResNet-20 of half the MACs had 88.1%, 88.3% and
+"""The rate of the relative steps, as part of the learning rate. With 0.12, 0.24 and 0.36 a ResNet-20 of half the MACs had 88.1%, 88.3% and
 87.7% of 10,000 images of CIFAR-10 that neither it nor its teacher (88.8%) had seen, after ten epochs over the other 40,000. The less, the
 better it fits what its teacher has learnt by heart."""
 
