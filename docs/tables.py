@@ -112,9 +112,9 @@ def accuracy(data: Data) -> str:
         for (model, arm, epochs), rows in runs.items()
     ]
     arms = (
-        "`tp-l1` and `tp-group` prune with Torch-Pruning by L1 and group norms and fine-tune with SGD; `calibrate+muon` is pdc-fx as it is "
-        "by default: `--start calibrate`, `--opt muon`; `calibrate` is that with SGD, `refit+muon` begins with refitted readers, "
-        "`tp-l1+muon` is the pruned network with Muon. Teacher, distillation of the logits, images and schedule are the same, with a peak "
+        "`tp-l1` prunes with Torch-Pruning by L1 norms and fine-tunes with SGD; `calibrate+muon` is pdc-fx as it is by default: `--start "
+        "calibrate`, `--opt muon`; `tp-l1+muon` is the pruned network with Muon. Teacher, distillation of the logits, images and schedule "
+        "are the same, with a peak "
         f"rate of {' or '.join(sorted({str(row['options']['lr']) for row in data['rows']}))}, "
         f"{'in bfloat16' if data['rows'][0]['options']['amp'] == 'bf16' else 'in float32'}."
     )
