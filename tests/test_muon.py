@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pdc_fx.data import open_data
 from pdc_fx.distill import TiedTraining, TrainOptions, optimizer_for
-from pdc_fx.distill.muon import SHARE, Muon, polar
+from pdc_fx.distill.muon import Muon, polar
 from pdc_fx.errors import InputError
 from pdc_fx.pipeline import analyze, plan
 
@@ -32,21 +32,27 @@ def test_polar_of_nothing_is_nothing() -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_steps_are_those_of_the_formula(groups: int) -> None:
-    """Three steps of a convolution, in float64; each of its groups is a matrix of its own, and its norm stays."""
+@pytest.mark.parametrize("weights", [1, 3])
+def test_steps_are_those_of_the_formula(groups: int, weights: int) -> None:
+    """Three steps, in float64; each group of a convolution is a matrix of its own, norms stay, and all weights share the rate."""
     torch.manual_seed(0)
-    weight = nn.Parameter(torch.randn(4, 3, 2, 2, dtype=torch.float64))
-    expected, momentum, norm = weight.detach().clone(), torch.zeros(4, 3, 2, 2, dtype=torch.float64), weight.norm()
-    optimizer = Muon([{"params": [weight], "blocks": [groups]}], lr=0.5, momentum=0.9)
+    shape = (4, 3, 2, 2)
+    found = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for _ in range(weights)]
+    optimizer = Muon([{"params": found, "blocks": [groups] * weights}], lr=0.5, momentum=0.9)
+    expected = [weight.detach().clone() for weight in found]
+    momenta = [torch.zeros(shape, dtype=torch.float64) for _ in found]
     for _ in range(3):
-        weight.grad = torch.randn_like(weight).contiguous(memory_format=torch.channels_last)
-        momentum = 0.9 * momentum + weight.grad
-        parts = (weight.grad + 0.9 * momentum).flatten(1).chunk(groups)
-        step = torch.cat([polar(part) for part in parts]).reshape(weight.shape)
-        moved = expected - SHARE * 0.5 * norm * step / step.norm()
-        expected = (moved * norm / moved.norm()).detach()
+        for i, weight in enumerate(found):
+            weight.grad = torch.randn_like(weight).contiguous(memory_format=torch.channels_last)
+            momenta[i] = 0.9 * momenta[i] + weight.grad
+            parts = (weight.grad + 0.9 * momenta[i]).flatten(1).chunk(groups)
+            step = torch.cat([polar(part) for part in parts]).reshape(shape)
+            norm = expected[i].norm()
+            moved = expected[i] - 0.5 / weights**0.5 * norm * step / step.norm()
+            expected[i] = moved * norm / moved.norm()
         optimizer.step()
-        torch.testing.assert_close(weight.detach(), expected)
+        for weight, value in zip(found, expected, strict=True):
+            torch.testing.assert_close(weight.detach(), value)
 
 
 def test_the_others_take_sgd() -> None:
