@@ -630,14 +630,6 @@ FAULTS: tuple[Fault, ...] = (
         tests("calibrate", "an_infinite_ridge_keeps_the_filters_that_stay"),
     ),
     Fault(
-        "weights-to-train-have-a-price",
-        "passes/calibrate.py",
-        "0.0 if self.ridge == UNFITTED else CAPACITY",
-        "CAPACITY",
-        "training begins with the layers that have most weights, not with those that matter most",
-        tests("calibrate", "weights_have_a_price_only_where_they_are_refitted"),
-    ),
-    Fault(
         "in-place-change-before-a-norm-unseen",
         "passes/statistics.py",
         "        if norm.values.data_ptr() == output.data_ptr() and unchanged:",

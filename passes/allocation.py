@@ -6,8 +6,8 @@ widths: the cost it adds per multiply-accumulate, or what else the budget counts
 sum of squares as a share of the whole, summed over its producers: what a narrow layer loses with a filter weighs more than what a wide one
 does.
 
-That cost tells what a merge spoils now. What a refit can mend afterwards lies in the weights that are left, of which layers on small maps
-have many per multiply-accumulate: with a ``capacity`` c the price is ``cost added / saved * (weights removed / saved) ** c``.
+That cost tells what a merge spoils now. What a refit or training can mend afterwards lies in the weights that are left, of which layers on
+small maps have many per multiply-accumulate: with a ``capacity`` c the price is ``cost added / saved * (weights removed / saved) ** c``.
 """
 
 from __future__ import annotations
