@@ -70,6 +70,14 @@ def test_options_and_registry_have_the_same_names() -> None:
         TrainOptions.of({"distill": "mse"})
 
 
+def test_without_a_teacher_only_labels_teach() -> None:
+    s, _, y = batch()
+    alone = distillation_loss(s, None, y, alpha=0.0, temperature=T)
+    torch.testing.assert_close(alone, torch.nn.functional.cross_entropy(s, y))
+    with pytest.raises(InputError, match=r"alpha is 0\.5"):
+        distillation_loss(s, None, y, alpha=0.5, temperature=T)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loss_is_its_formula(name: Distill) -> None:
     s, t, y = batch()

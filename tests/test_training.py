@@ -199,6 +199,18 @@ def test_a_checkpoint_that_holds_something_else_is_refused(
         training(tmp_path, epochs=1).run(resume=True)
 
 
+def test_a_teacher_is_asked_only_where_somebody_listens() -> None:
+    class Silent(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("asked")
+
+    for alpha in (0.0, 0.5):
+        asked = training(None, alpha=alpha)
+        asked.teacher = Silent()
+        with nullcontext() if alpha == 0 else pytest.raises(AssertionError, match="asked"):
+            asked.run()
+
+
 def test_outside_of_the_main_thread_signals_are_left_alone() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with ThreadPoolExecutor(1) as pool:

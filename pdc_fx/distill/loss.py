@@ -27,7 +27,7 @@ DKD_BETA = 8.0
 
 def distillation_loss(
     student: Tensor,
-    teacher: Tensor,
+    teacher: Tensor | None,
     labels: Tensor,
     alpha: float,
     temperature: float,
@@ -37,9 +37,12 @@ def distillation_loss(
     """The loss above, averaged over the batch.
 
     Args:
-        student, teacher: logits, shape ``(N, classes)``.
+        student, teacher: logits, shape ``(N, classes)``; no teacher is needed where ``alpha`` is 0.
         labels: int64, shape ``(N,)``.
         distill: the name of ``L``.
+
+    Raises:
+        InputError: there is no teacher, and ``alpha`` is not 0.
 
     >>> import torch
     >>> logits = torch.tensor([[2.0, 0.0]])
@@ -47,6 +50,10 @@ def distillation_loss(
     0.0
     """
     hard = nn.functional.cross_entropy(student, labels, label_smoothing=label_smoothing)
+    if alpha == 0:
+        return hard
+    if teacher is None:
+        raise InputError(f"alpha is {alpha}, and there are no logits of a teacher", hint="give them, or alpha 0")
     soft = LOGIT_LOSSES[distill](student, teacher, labels, temperature)
     return (1 - alpha) * hard + alpha * soft
 

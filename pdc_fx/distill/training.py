@@ -270,10 +270,8 @@ class _Run:
             captured(self.teacher, [name for _, name, _ in self.pairs]) as theirs,
             torch.autocast(images.device.type, self.half, enabled=self.half is not None),
         ):
-            with torch.inference_mode():
-                targets = logits_of(self.teacher(images)).float()
+            targets = self._targets(images)
             logits = logits_of(self.student(images)).float()
-        targets = targets.clone()
         weights = [(batch.share, batch.labels), (1 - batch.share, batch.others)]
         loss = torch.stack([share * self._loss(logits, targets, of) for share, of in weights if share > 0]).sum()
         if self.pairs:
@@ -305,7 +303,15 @@ class _Run:
         if stop:
             self._stop(interruption)
 
-    def _loss(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    def _targets(self, images: Tensor) -> Tensor | None:
+        """What the teacher says; where nobody listens, it is not asked."""
+        if self.options.alpha == 0:
+            return None
+        with torch.inference_mode():
+            targets = logits_of(self.teacher(images)).float()
+        return targets.clone()
+
+    def _loss(self, logits: Tensor, targets: Tensor | None, labels: Tensor) -> Tensor:
         o = self.options
         return distillation_loss(logits, targets, labels, o.alpha, o.temperature, o.label_smoothing, o.distill)
 
