@@ -638,6 +638,14 @@ FAULTS: tuple[Fault, ...] = (
         tests("muon", "what_is_moved_without_a_scale"),
     ),
     Fault(
+        "momenta-by-hash",
+        "pdc_fx/distill/optim.py",
+        "for name in trained if name in scale_free}",
+        "for name in scale_free if name in trained}",
+        "a run that goes on in another process gives weights the momenta of others",
+        tests("muon", "weights_stand_in_the_order_of_the_model"),
+    ),
+    Fault(
         "scale-free-weight-grows",
         "pdc_fx/distill/muon.py",
         "    weight.mul_(norm / weight.norm().clamp_min(tiny))\n",

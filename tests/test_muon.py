@@ -118,6 +118,15 @@ def test_what_is_moved_without_a_scale(name: str) -> None:
     torch.testing.assert_close(model(images), given, rtol=1e-3, atol=1e-3)  # up to the epsilon of the norm
 
 
+def test_weights_stand_in_the_order_of_the_model() -> None:
+    """A checkpoint tells momenta by their place; hashes of names, by which a set is ordered, differ from process to process."""
+    layers = [layer for _ in range(12) for layer in (nn.Conv2d(2, 2, 1, bias=False), nn.BatchNorm2d(2))]
+    model = nn.Sequential(*layers)
+    optimizer = optimizer_for(model, TrainOptions(opt="muon"), torch.zeros(IMAGE), final=True)
+    (moved,) = (group["params"] for group in optimizer.param_groups if group["blocks"])
+    assert [id(weight) for weight in moved] == [id(layer.weight) for layer in layers[::2]]
+
+
 def test_members_of_a_cluster_move_alike() -> None:
     """Equal rows stay equal, as do equal columns, up to rounding: the projection after each step has nothing to do."""
     torch.manual_seed(0)

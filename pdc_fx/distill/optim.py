@@ -63,7 +63,7 @@ def _scale_free(model: nn.Module, example: Tensor) -> dict[str, int]:
 def _parameter_groups(model: nn.Module, weight_decay: float, scale_free: dict[str, int]) -> list[dict[str, Any]]:
     """Weights of two or more axes decay; biases and normalisation do not, nor does what has no scale."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    moved = {name: groups for name, groups in scale_free.items() if name in trained}
+    moved = {name: scale_free[name] for name in trained if name in scale_free}
     scaled = [p for name, p in trained.items() if name not in moved]
     groups = [([p for p in scaled if p.dim() > 1], weight_decay), ([p for p in scaled if p.dim() <= 1], 0.0)]
     found: list[dict[str, Any]] = [{"params": params, "weight_decay": decay} for params, decay in groups if params]
