@@ -1,10 +1,10 @@
 """Muon for weights whose scale means nothing, SGD for all others.
 
 Behind a weight ``W`` (filters by what each reads) that a batch norm follows, only the direction of ``W`` counts. So its norm stays as it
-is, and a step is measured by it. With ``n`` such weights, all together, each in units of its norm, move by the learning rate:
+is, and a step is measured by it. With ``n`` such weights, all together, each in units of its norm, move by half of the learning rate:
 
     M  <-  momentum M + G
-    W  <-  W - lr / sqrt(n) |W| O / |O|,    O = polar(G + momentum M),    scaled back to |W|
+    W  <-  W - lr / (2 sqrt(n)) |W| O / |O|,    O = polar(G + momentum M),    scaled back to |W|
 
 The polar factor ``U V^T`` of ``U S V^T`` is the steepest way down by the spectral norm: all directions move alike, where plain descent
 spends its step on the few that are loud. That is Muon (Jordan et al., 2024; Bernstein and Newhouse, 2024), with Nesterov's correction.
@@ -26,6 +26,8 @@ from torch import Tensor
 ITERATION = (3.4445, -4.7750, 2.0315)
 """Coefficients of ``X``, ``X X^T X`` and ``X X^T X X^T X``, by Jordan: few steps, since the slope at 0 is steep."""
 STEPS = 5
+SHARE = 0.5
+"""Of the learning rate, which is that of SGD. Of 1, 1/2 and 1/4 the one that ended nearest to its teacher on images that neither had seen."""
 
 
 def polar(matrices: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ class Muon(torch.optim.Optimizer):
     Args:
         groups: as of any optimizer. Where one has ``blocks``, numbers of matrices in each of its weights (the groups of a convolution), its
             weights are scale-free; the others take SGD and have a ``weight_decay``.
-        lr: of SGD, and of all scale-free weights together.
+        lr: of SGD; :data:`SHARE` of it is how far all scale-free weights together move.
 
     >>> weight = torch.nn.Parameter(torch.eye(2))
     >>> optimizer = Muon([{"params": [weight], "blocks": [1]}], lr=0.5, momentum=0.9)
@@ -91,7 +93,7 @@ class Muon(torch.optim.Optimizer):
                     weight.sub_(change, alpha=group["lr"])
                 else:
                     matrices = change.reshape(group["blocks"][i], -1, change[0].numel())
-                    _move(weight, polar(matrices), group["lr"] / math.sqrt(moved))
+                    _move(weight, polar(matrices), SHARE * group["lr"] / math.sqrt(moved))
         return loss
 
 
