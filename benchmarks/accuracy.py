@@ -71,7 +71,7 @@ Start = Callable[[Task], tuple[nn.Module, ClusterPlan]]
 
 @dataclass(frozen=True)
 class Arm:
-    """A network to train and the plan to tie it by, a mode, and training options that differ from those of all."""
+    """A network to train and the plan to tie it by, a mode, and training options that differ from those of all (with SGD)."""
 
     what: str
     start: Start
@@ -124,25 +124,29 @@ def as_it_is(model: nn.Module, example: Tensor) -> tuple[nn.Module, ClusterPlan]
 
 ARMS = {
     "hard": Arm("clusters of weights, tied from the start", clustered),
-    "hard+match": Arm("the same, maps matched", clustered, options=MATCH),
-    "calibrate": Arm("chosen on images, then tied, with SGD", calibrated()),
-    "calibrate+muon": Arm("the same with Muon: the default", calibrated(), options=MUON),
-    "refit+muon": Arm("the same from refitted readers", calibrated(RIDGE), options=MUON),
-    "calibrate+match": Arm("chosen on images, maps matched", calibrated(), options=MATCH),
-    "calibrate+cutmix": Arm("chosen on images, half of the batches mixed", calibrated(), options=CUTMIX),
-    "pdc": Arm("reconstruction at intervals", clustered, mode="pdc"),
-    "csgd": Arm("centripetal SGD", clustered, mode="csgd"),
-    "progressive": Arm("merging step by step", clustered, mode="progressive"),
-    "progressive+match": Arm("the same, maps matched", clustered, mode="progressive", options=MATCH),
-    "no-teacher": Arm("clusters of weights, labels alone", clustered, options={"alpha": 0.0}),
-    "tp-l1": Arm("Torch-Pruning, L1", pruned("L1")),
-    "tp-group": Arm("Torch-Pruning, group norm", pruned("group norm")),
-    "tp-l1-global": Arm("Torch-Pruning, L1, global", pruned("L1", everywhere=True)),
-    "tp-group-global": Arm("Torch-Pruning, group norm, global", pruned("group norm", everywhere=True)),
-    "tp-l1+cutmix": Arm("Torch-Pruning, L1, half of the batches mixed", pruned("L1"), options=CUTMIX),
-    "tp-l1+muon": Arm("Torch-Pruning, L1, with Muon", pruned("L1"), options=MUON),
-    "tp-l1+match": Arm("Torch-Pruning, L1, and our matched maps", pruned("L1"), options=MATCH),
-    "scratch": Arm("the narrow network from scratch", from_scratch),
+    "hard+match": Arm("clusters of weights, tied from the start, maps matched", clustered, options=MATCH),
+    "calibrate": Arm("channels chosen on images, then tied", calibrated()),
+    "calibrate+muon": Arm("the default: channels chosen on images, then tied, with Muon", calibrated(), options=MUON),
+    "refit+muon": Arm("the default, begun with refitted readers", calibrated(RIDGE), options=MUON),
+    "calibrate+match": Arm("channels chosen on images, then tied, maps matched", calibrated(), options=MATCH),
+    "calibrate+cutmix": Arm(
+        "channels chosen on images, then tied, half of the batches mixed", calibrated(), options=CUTMIX
+    ),
+    "pdc": Arm("clusters of weights, reconstructed at intervals", clustered, mode="pdc"),
+    "csgd": Arm("clusters of weights, centripetal SGD", clustered, mode="csgd"),
+    "progressive": Arm("clusters of weights, merged step by step", clustered, mode="progressive"),
+    "progressive+match": Arm(
+        "clusters of weights, merged step by step, maps matched", clustered, mode="progressive", options=MATCH
+    ),
+    "no-teacher": Arm("clusters of weights, tied from the start, labels alone", clustered, options={"alpha": 0.0}),
+    "tp-l1": Arm("Torch-Pruning by L1 norms", pruned("L1")),
+    "tp-group": Arm("Torch-Pruning by group norms", pruned("group norm")),
+    "tp-l1-global": Arm("Torch-Pruning by L1 norms across layers", pruned("L1", everywhere=True)),
+    "tp-group-global": Arm("Torch-Pruning by group norms across layers", pruned("group norm", everywhere=True)),
+    "tp-l1+cutmix": Arm("Torch-Pruning by L1 norms, half of the batches mixed", pruned("L1"), options=CUTMIX),
+    "tp-l1+muon": Arm("Torch-Pruning by L1 norms, with Muon", pruned("L1"), options=MUON),
+    "tp-l1+match": Arm("Torch-Pruning by L1 norms, and our matched maps", pruned("L1"), options=MATCH),
+    "scratch": Arm("the network that L1 pruning leaves, from scratch", from_scratch),
 }
 
 
@@ -233,6 +237,8 @@ def run_all(arms: Sequence[str], seeds: Sequence[int], options: argparse.Namespa
             print(f"{job[0]}, seed {job[1]}: failed with code {done.returncode}", file=sys.stderr, flush=True)
             return
         result["rows"].append(json.loads(done.stdout.splitlines()[-1]))
+        shown = {row["arm"] for row in result["rows"]}
+        result["arms"] = {name: arm.what for name, arm in ARMS.items() if name in shown}
         replace_file(options.output, (json.dumps(result, indent=1) + "\n").encode())
         row = result["rows"][-1]
         print(f"{job[0]}, seed {job[1]}: test {row['test']:.4f}, {row['seconds']:.0f} s", file=sys.stderr, flush=True)

@@ -26,14 +26,6 @@ ARMS = {
     "fold, batch norm re-estimated": "`fold`, batch norms estimated from the images",
 }
 PEER = "Torch-Pruning, its best arm"
-TRAINED = {
-    "calibrate+muon": "pdc-fx as it is by default, `--start calibrate --opt muon`",
-    "calibrate": "the same with `--opt sgd`",
-    "refit+muon": "the default, begun with refitted readers",
-    "tp-l1": "Torch-Pruning by L1 norms, fine-tuned with SGD",
-    "tp-group": "Torch-Pruning by group norms, fine-tuned with SGD",
-    "tp-l1+muon": "Torch-Pruning by L1 norms, fine-tuned with Muon",
-}
 Data = dict[str, Any]
 
 
@@ -119,10 +111,10 @@ def accuracy(data: Data) -> str:
         )
         for (model, arm, epochs), rows in runs.items()
     ]
-    named = "; ".join(f"`{arm}`: {TRAINED[arm]}" for arm in dict.fromkeys(arm for _, arm, _ in runs))
+    named = "; ".join(f"`{arm}`: {words}" for arm, words in data["arms"].items())
     arms = (
-        f"{named}. Teacher, distillation of the logits, images and schedule are the same, with a peak rate of "
-        f"{' or '.join(sorted({str(row['options']['lr']) for row in data['rows']}))}, "
+        f"{named}. With SGD where nothing else is said. Teacher, distillation of the logits, images and schedule are the "
+        f"same, with a peak rate of {' or '.join(sorted({str(row['options']['lr']) for row in data['rows']}))}, "
         f"{'in bfloat16' if data['rows'][0]['options']['amp'] == 'bf16' else 'in float32'}."
     )
     head = ("model", "arm", "epochs", "teacher", "MACs", "test top-1", "seeds")

@@ -27,7 +27,7 @@ ITERATION = (3.4445, -4.7750, 2.0315)
 """Coefficients of ``X``, ``X X^T X`` and ``X X^T X X^T X``, by Jordan: few steps, since the slope at 0 is steep."""
 STEPS = 5
 SHARE = 0.5
-"""Of the learning rate, which is that of SGD. Of 1, 1/2 and 1/4 the one that ended nearest to its teacher on images that neither had seen."""
+"""Of the learning rate, which is SGD's. Of 1, 1/2, 1/4 the one that ended nearest to its teacher on images that neither had seen."""
 
 
 def polar(matrices: Tensor) -> Tensor:

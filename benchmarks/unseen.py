@@ -1,0 +1,125 @@
+"""Choices of training, judged by images that neither the teacher nor its students have seen.
+
+    python benchmarks/unseen.py                                  the default at three learning rates
+    python benchmarks/unseen.py --arms tp-l1 --rates 0.05
+
+The teacher of ``accuracy.py`` comes trained on all training images. What it says of them it partly knows by heart, and a student that
+keeps more of that is better on images that were held out from itself, and on no others. So here half of the training images train a teacher
+from scratch (ResNet-20), then its students with half of its multiply-accumulates; the other half judges. Nobody looks at test images.
+
+Of each student: top-1 accuracy, cross entropy of the labels, the divergence of its answers from the teacher's (KL, nats), and how
+often both name the same class. Rows that are in the file already are not run again; checkpoints lie under ``runs/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accuracy import AMP, ARMS, MUON, ROOT, SAME, SHARED, Remembered, Task, as_it_is
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div
+
+from pdc_fx.data import ImageData, ImageSet, evaluation_batches, open_data
+from pdc_fx.distill import TiedTraining, TrainOptions
+from pdc_fx.files import replace_file
+from pdc_fx.models import build_model
+from pdc_fx.pipeline import rewrite
+
+RUNS = ROOT / "runs" / "unseen"
+REDUCTION = 0.5
+Row = dict[str, Any]
+
+
+def teacher_of(data: ImageData, epochs: int) -> nn.Module:
+    """A ResNet-20 that has learnt the labels of the training images, from scratch."""
+    torch.manual_seed(0)
+    model = build_model(f"{ROOT / 'examples' / 'cifar_resnet.py'}:resnet20").model
+    options = TrainOptions.of({**SAME, **MUON, "alpha": 0.0, "epochs": epochs, "amp": AMP})
+    _, separate = as_it_is(model, torch.zeros(1, *data.image_shape))
+    directory = RUNS / f"teacher-{epochs}-{AMP}"
+    directory.mkdir(parents=True, exist_ok=True)
+    TiedTraining(model, copy.deepcopy(model), separate, data, None, options, "hard", directory).run(resume=True)
+    return model.eval()
+
+
+@torch.inference_mode()
+def logits(model: nn.Module, images: ImageSet, data: ImageData) -> Tensor:
+    """Of all images, float32, shape ``(N, classes)``."""
+    return torch.cat([model(inputs) for inputs, _ in evaluation_batches(images, data)])
+
+
+def student(teacher: nn.Module, data: ImageData, arm: str, options: TrainOptions, teacher_epochs: int) -> nn.Module:
+    """The small network of an arm after its training."""
+    task = Task(teacher, data, torch.zeros(1, *data.image_shape), REDUCTION)
+    model, clusters = ARMS[arm].start(task)
+    asked = copy.deepcopy(teacher)
+    if options.features == "none":
+        asked = Remembered(asked, RUNS / f"answers-{teacher_epochs}-{AMP}")
+    directory = RUNS / f"{arm}-{options.lr}-{options.epochs}-{options.seed}-{teacher_epochs}-{AMP}"
+    directory.mkdir(parents=True, exist_ok=True)
+    training = TiedTraining(model, asked, clusters, data, None, options, ARMS[arm].mode, directory)
+    final, _ = training.run(resume=True)
+    return rewrite(model.eval(), final, task.example).eval()
+
+
+def judged(ours: Tensor, theirs: Tensor, labels: Tensor) -> Row:
+    """The four figures of a student's logits beside the teacher's."""
+    p, q = theirs.log_softmax(1), ours.log_softmax(1)
+    return {
+        "accuracy": float((ours.argmax(1) == labels).double().mean()),
+        "cross_entropy": float(cross_entropy(ours, labels)),
+        "divergence": float(kl_div(q, p, reduction="batchmean", log_target=True)),
+        "agreement": float((ours.argmax(1) == theirs.argmax(1)).double().mean()),
+    }
+
+
+def main() -> None:
+    """Run, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--arms", nargs="+", default=["calibrate+muon"], choices=ARMS, metavar="ARM", help="of accuracy.py"
+    )
+    parser.add_argument(
+        "--rates", nargs="+", type=float, default=[0.1, 0.05, 0.025], metavar="LR", help="peak learning rates"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="default: 0")
+    parser.add_argument("--epochs", type=int, default=14, help="of a student; default: 14")
+    parser.add_argument("--teacher-epochs", type=int, default=28, help="default: 28")
+    parser.add_argument("--data", default=f"parquet:{SHARED / 'data' / 'cifar10'}", help="as pdc-fx compress takes it")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "unseen.json", help="the JSON file"
+    )
+    options = parser.parse_args()
+    everything = open_data(options.data, input_shape=(3, 32, 32))
+    data, unseen = everything.hold_out(len(everything.train) // 2)
+    teacher = teacher_of(data, options.teacher_epochs)
+    theirs, labels = logits(teacher, unseen, data), unseen.labels
+    result: Row = {"teacher": {"epochs": options.teacher_epochs, **judged(theirs, theirs, labels)}, "rows": []}
+    if options.output.exists():
+        result = json.loads(options.output.read_text(encoding="utf-8"))
+    for seed in options.seeds:
+        for arm in options.arms:
+            for rate in options.rates:
+                of = {"arm": arm, "lr": rate, "seed": seed, "epochs": options.epochs}
+                if any(of.items() <= row.items() for row in result["rows"]):
+                    continue
+                chosen = {**SAME, **ARMS[arm].options, "lr": rate, "seed": seed, "epochs": options.epochs, "amp": AMP}
+                small = student(teacher, data, arm, TrainOptions.of(chosen), options.teacher_epochs)
+                result["rows"].append({**of, **judged(logits(small, unseen, data), theirs, labels)})
+                options.output.parent.mkdir(parents=True, exist_ok=True)
+                replace_file(options.output, (json.dumps(result, indent=1) + "\n").encode())
+    print(f"{'arm':<18}{'rate':>7}{'seed':>5}{'accuracy':>10}{'cross entropy':>15}{'divergence':>12}{'agreement':>11}")
+    for row in result["rows"]:
+        print(
+            f"{row['arm']:<18}{row['lr']:>7}{row['seed']:>5}{100 * row['accuracy']:>10.2f}{row['cross_entropy']:>15.4f}"
+            f"{row['divergence']:>12.4f}{100 * row['agreement']:>11.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
