@@ -140,7 +140,7 @@ ARMS = {
     ),
     "no-teacher": Arm("clusters of weights, tied from the start, labels alone", clustered, options={"alpha": 0.0}),
     "tp-l1": Arm("Torch-Pruning by L1 norms", pruned("L1")),
-    "tp-l1+slow": Arm("Torch-Pruning by L1 norms, at a lower rate", pruned("L1"), options={"lr": 0.02}),
+    "tp-l1+slow": Arm("Torch-Pruning by L1 norms, at a peak rate of 0.02", pruned("L1"), options={"lr": 0.02}),
     "tp-group": Arm("Torch-Pruning by group norms", pruned("group norm")),
     "tp-l1-global": Arm("Torch-Pruning by L1 norms across layers", pruned("L1", everywhere=True)),
     "tp-group-global": Arm("Torch-Pruning by group norms across layers", pruned("group norm", everywhere=True)),

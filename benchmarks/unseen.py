@@ -99,9 +99,15 @@ def main() -> None:
     data, unseen = everything.hold_out(len(everything.train) // 2)
     teacher = teacher_of(data, options.teacher_epochs)
     theirs, labels = logits(teacher, unseen, data), unseen.labels
-    result: Row = {"teacher": {"epochs": options.teacher_epochs, **judged(theirs, theirs, labels)}, "rows": []}
+    result: Row = {
+        "teacher": {"epochs": options.teacher_epochs, "amp": AMP, **judged(theirs, theirs, labels)},
+        "rows": [],
+    }
     if options.output.exists():
         result = json.loads(options.output.read_text(encoding="utf-8"))
+    of_teacher = {"epochs": options.teacher_epochs, "amp": AMP}
+    if not of_teacher.items() <= result["teacher"].items():
+        raise SystemExit(f"error: {options.output} has rows of another teacher than {of_teacher}; give another -o")
     for seed in options.seeds:
         for arm in options.arms:
             for rate in options.rates:
