@@ -24,7 +24,7 @@ from data_files import different_sizes
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pdc_fx.data import ImageData, open_data
+from pdc_fx.data import ImageData, open_data, training_batches
 from pdc_fx.directory import WEIGHTS
 from pdc_fx.distill import Checkpoints, CheckpointWarning, Processes, TiedTraining, TrainOptions
 from pdc_fx.errors import ArtifactError, InputError, Interrupted, PdcError
@@ -209,6 +209,32 @@ def test_a_teacher_is_asked_only_where_somebody_listens() -> None:
         asked.teacher = Silent()
         with nullcontext() if alpha == 0 else pytest.raises(AssertionError, match="asked"):
             asked.run()
+
+
+@pytest.mark.parametrize(
+    ("augment", "teacher_flip", "both"), [("flip", True, True), ("flip", False, False), ("digits", True, False)]
+)
+def test_a_teacher_answers_for_mirror_images_where_images_are_mirrored(
+    monkeypatch: pytest.MonkeyPatch, augment: str, teacher_flip: bool, both: bool
+) -> None:
+    seen, told = [], []
+
+    def loss(student: Tensor, teacher: Tensor, *rest: Any) -> Tensor:
+        told.append(teacher)
+        return student.sum()
+
+    monkeypatch.setattr("pdc_fx.distill.training.distillation_loss", loss)
+    run = training(None, epochs=1, augment=augment, teacher_flip=teacher_flip, amp="no")
+    teacher = copy.deepcopy(run.teacher).eval()
+    run.teacher.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    run.run()
+    batches = training_batches(run.data.with_augmentation(augment), 32, seed=0, epoch=0)
+    asked = len(seen) // len(told)
+    for i, (target, (images, _)) in enumerate(zip(told, batches, strict=True)):
+        assert torch.equal(seen[(i + 1) * asked - 1], images)  # asked last: the maps compared are theirs
+        views = [images, images.flip(-1)] if both else [images]
+        torch.testing.assert_close(target, torch.stack([teacher(view) for view in views]).mean(0))
+    assert not torch.allclose(teacher(images), teacher(images.flip(-1)))
 
 
 def test_outside_of_the_main_thread_signals_are_left_alone() -> None:

@@ -134,6 +134,10 @@ def compress(
     temperature: Annotated[
         float, typer.Option(help="What the distillation loss divides logits by.")
     ] = DEFAULT.temperature,
+    teacher_flip: Annotated[
+        bool,
+        typer.Option(help="Where images are mirrored: the teacher's mean answer to an image and its mirror image."),
+    ] = DEFAULT.teacher_flip,
     features: Annotated[
         Features, typer.Option(help="Compare maps, too: match (the same channels), attention (with any teacher).")
     ] = DEFAULT.features,

@@ -12,7 +12,7 @@ _PANELS = {
     "Tying": "mode start calibration_images",
     "Training": "epochs batch_size lr opt momentum weight_decay sched lr_step_size lr_gamma warmup_epochs"
     " label_smoothing mixup_alpha cutmix_alpha mixup_prob model_ema model_ema_decay seed",
-    "Distillation": "distill alpha temperature features features_weight teacher_model teacher_weights",
+    "Distillation": "distill alpha temperature teacher_flip features features_weight teacher_model teacher_weights",
     "Speed": "amp channels_last compile",
     "Output": "output overwrite json print_freq tensorboard checkpoint_every resume config",
 }

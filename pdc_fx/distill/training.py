@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pdc_fx.data import ImageData, ImageSet, batches_per_epoch, training_batches
+from pdc_fx.data.augment import AUGMENTATIONS
 from pdc_fx.data.mixing import mixed
 from pdc_fx.data.order import seed_of
 from pdc_fx.directory import CHECKPOINT, METRICS
@@ -304,11 +305,14 @@ class _Run:
             self._stop(interruption)
 
     def _targets(self, images: Tensor) -> Tensor | None:
-        """What the teacher says; where nobody listens, it is not asked."""
+        """What the teacher says, of mirror images as well; where nobody listens, it is not asked."""
         if self.options.alpha == 0:
             return None
+        views = [images]  # the images themselves come last: their maps are those that are compared
+        if self.options.teacher_flip and AUGMENTATIONS[self.data.augmentation].flip:
+            views.insert(0, images.flip(-1))
         with torch.inference_mode():
-            targets = logits_of(self.teacher(images)).float()
+            targets = torch.stack([logits_of(self.teacher(view)).float() for view in views]).mean(0)
         return targets.clone()
 
     def _loss(self, logits: Tensor, targets: Tensor | None, labels: Tensor) -> Tensor:
