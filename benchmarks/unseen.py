@@ -1,14 +1,15 @@
 """Choices of training, judged by images that neither the teacher nor its students have seen.
 
-    python benchmarks/unseen.py                                  the default at three learning rates
-    python benchmarks/unseen.py --arms tp-l1 --rates 0.05
+    python benchmarks/unseen.py                                  what the default earns by its teacher and its channels
+    python benchmarks/unseen.py --arms tp-l1 --rates 0.05 0.02
 
 The teacher of ``accuracy.py`` comes trained on all training images. What it says of them it partly knows by heart, and a student that
 keeps more of that is better on images that were held out from itself, and on no others. So here half of the training images train a teacher
 from scratch (ResNet-20), then its students with half of its multiply-accumulates; the other half judges. Nobody looks at test images.
 
 Of each student: top-1 accuracy, cross entropy of the labels, the divergence of its answers from the teacher's (KL, nats), and how
-often both name the same class. Rows that are in the file already are not run again; checkpoints lie under ``runs/``.
+often both name the same class; and the same of the teacher's mean answer to an image and its mirror image. Rows that are in the file
+already are not run again; checkpoints lie under ``runs/``.
 """
 
 from __future__ import annotations
@@ -67,6 +68,18 @@ def student(teacher: nn.Module, data: ImageData, arm: str, options: TrainOptions
     return rewrite(model.eval(), final, task.example).eval()
 
 
+class Mirrored(nn.Module):
+    """The mean answer to an image and to its mirror image."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean: Tensor = (self.model(images) + self.model(images.flip(-1))) / 2
+        return mean
+
+
 def judged(ours: Tensor, theirs: Tensor, labels: Tensor) -> Row:
     """The four figures of a student's logits beside the teacher's."""
     p, q = theirs.log_softmax(1), ours.log_softmax(1)
@@ -82,10 +95,15 @@ def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--arms", nargs="+", default=["calibrate+muon"], choices=ARMS, metavar="ARM", help="of accuracy.py"
+        "--arms",
+        nargs="+",
+        default=["default", "calibrate+muon", "tp-l1+muon"],
+        choices=ARMS,
+        metavar="ARM",
+        help="of accuracy.py",
     )
     parser.add_argument(
-        "--rates", nargs="+", type=float, default=[0.1, 0.05, 0.025], metavar="LR", help="peak learning rates"
+        "--rates", nargs="+", type=float, default=[0.05], metavar="LR", help="peak learning rates; default: 0.05"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="default: 0")
     parser.add_argument("--epochs", type=int, default=14, help="of a student; default: 14")
@@ -101,6 +119,7 @@ def main() -> None:
     theirs, labels = logits(teacher, unseen, data), unseen.labels
     result: Row = {
         "teacher": {"epochs": options.teacher_epochs, "amp": AMP, **judged(theirs, theirs, labels)},
+        "mirrored": judged(logits(Mirrored(teacher), unseen, data), theirs, labels),
         "rows": [],
     }
     if options.output.exists():
@@ -116,6 +135,7 @@ def main() -> None:
                     continue
                 chosen = {**SAME, **ARMS[arm].options, "lr": rate, "seed": seed, "epochs": options.epochs, "amp": AMP}
                 small = student(teacher, data, arm, TrainOptions.of(chosen), options.teacher_epochs)
+                result["arms"] = {**result.get("arms", {}), arm: ARMS[arm].what}
                 result["rows"].append({**of, **judged(logits(small, unseen, data), theirs, labels)})
                 options.output.parent.mkdir(parents=True, exist_ok=True)
                 replace_file(options.output, (json.dumps(result, indent=1) + "\n").encode())

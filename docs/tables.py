@@ -113,12 +113,33 @@ def accuracy(data: Data) -> str:
     ]
     named = "; ".join(f"`{arm}`: {words}" for arm, words in data["arms"].items())
     arms = (
-        f"{named}. With SGD where nothing else is said. Teacher, distillation of the logits, images and schedule are the "
-        f"same, with a peak rate of {' or '.join(sorted({str(row['options']['lr']) for row in data['rows']}))}, "
+        f"{named}. With SGD, and a teacher that sees what the student sees, where nothing else is said. Distillation of the "
+        f"logits, images and schedule are the same, with a peak rate of {' or '.join(sorted({str(row['options']['lr']) for row in data['rows']}))}, "
         f"{'in bfloat16' if data['rows'][0]['options']['amp'] == 'bf16' else 'in float32'}."
     )
     head = ("model", "arm", "epochs", "teacher", "MACs", "test top-1", "seeds")
     return f"{table(head, body, 2)}\n\n{arms} {source('benchmarks/results/accuracy.json', 'python benchmarks/accuracy.py')}"
+
+
+def unseen(data: Data) -> str:
+    """A teacher and its students on images that none of them has seen."""
+
+    def cells(row: Data) -> tuple[str, ...]:
+        return percent(row["accuracy"]), f"{row['cross_entropy']:.3f}", percent(row["agreement"], 1)
+
+    head = ("25,000 images of CIFAR-10", "rate", "seeds", "top-1", "cross entropy", "teacher's class")
+    body: list[tuple[object, ...]] = [
+        ("teacher, ResNet-20", "", "", *cells(data["teacher"])),
+        ("its mean answer to image and mirror image", "", "", *cells(data["mirrored"])),
+    ]
+    runs: dict[tuple[str, float], list[Data]] = {}
+    for row in data["rows"]:
+        runs.setdefault((row["arm"], row["lr"]), []).append(row)
+    for (arm, rate), rows in runs.items():
+        means = {name: mean(row[name] for row in rows) for name in ("accuracy", "cross_entropy", "agreement")}
+        body.append((f"`{arm}`, {rows[0]['epochs']} epochs", rate, len(rows), *cells(means)))
+    named = "; ".join(f"`{arm}`: {words}" for arm, words in data["arms"].items())
+    return f"{table(head, body)}\n\n{named}. {source('benchmarks/results/unseen.json', 'python benchmarks/unseen.py')}"
 
 
 def one_shot_rows(data: Data) -> list[tuple[str, dict[tuple[str, float], float]]]:
@@ -461,6 +482,7 @@ def uncovered(data: Data) -> str:
 BLOCKS: dict[str, tuple[Path, Callable[[Data], str]]] = {
     "certificates": (ARTIFACTS, certificates),
     "accuracy": (RESULTS / "accuracy.json", accuracy),
+    "unseen": (RESULTS / "unseen.json", unseen),
     "one-shot": (RESULTS / "one-shot.json", one_shot),
     "coverage": (ROOT / "docs" / "coverage.json", coverage),
     "export-coverage": (RESULTS / "export-coverage.json", export_coverage),
