@@ -112,9 +112,10 @@ def accuracy(data: Data) -> str:
         for (model, arm, epochs), rows in runs.items()
     ]
     named = "; ".join(f"`{arm}`: {words}" for arm, words in data["arms"].items())
+    rates = " or ".join(sorted({str(row["options"]["lr"]) for row in data["rows"]}))
     arms = (
-        f"{named}. With SGD, and a teacher that sees what the student sees, where nothing else is said. Distillation of the "
-        f"logits, images and schedule are the same, with a peak rate of {' or '.join(sorted({str(row['options']['lr']) for row in data['rows']}))}, "
+        f"{named}. With SGD, and a teacher that sees what the student sees, where nothing else is said. Distillation of the logits, "
+        f"images and schedule are the same, with a peak rate of {rates}, "
         f"{'in bfloat16' if data['rows'][0]['options']['amp'] == 'bf16' else 'in float32'}."
     )
     head = ("model", "arm", "epochs", "teacher", "MACs", "test top-1", "seeds")
