@@ -49,7 +49,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 HELD_OUT = 5000
 AMP = "no" if half_precision("auto", torch.device("cpu")) is None else "bf16"
-SAME = {"opt": "sgd", "compile": True, "teacher_flip": False}
+SAME = {"opt": "sgd", "compile": True}
 """Options of all arms where they say nothing else."""
 MATCH = {"features": "match", "compile": False}
 MUON = {"opt": "muon"}
@@ -127,15 +127,11 @@ ARMS = {
     "hard": Arm("clusters of weights, tied from the start", clustered),
     "hard+match": Arm("clusters of weights, tied from the start, maps matched", clustered, options=MATCH),
     "calibrate": Arm("channels chosen on images, then tied", calibrated()),
-    "default": Arm(
-        "channels chosen on images, then tied, with Muon, from a teacher that sees mirror images as well",
-        calibrated(),
-        options=MUON | FLIP,
+    "calibrate+muon": Arm("the default: channels chosen on images, then tied, with Muon", calibrated(), options=MUON),
+    "calibrate+muon+flip": Arm(
+        "the default, from a teacher that sees mirror images as well", calibrated(), options=MUON | FLIP
     ),
-    "calibrate+muon": Arm("channels chosen on images, then tied, with Muon", calibrated(), options=MUON),
-    "refit+muon": Arm(
-        "channels chosen on images, readers refitted, then tied, with Muon", calibrated(RIDGE), options=MUON
-    ),
+    "refit+muon": Arm("the default, begun with refitted readers", calibrated(RIDGE), options=MUON),
     "calibrate+match": Arm("channels chosen on images, then tied, maps matched", calibrated(), options=MATCH),
     "calibrate+cutmix": Arm(
         "channels chosen on images, then tied, half of the batches mixed", calibrated(), options=CUTMIX
@@ -155,7 +151,9 @@ ARMS = {
     "tp-l1+cutmix": Arm("Torch-Pruning by L1 norms, half of the batches mixed", pruned("L1"), options=CUTMIX),
     "tp-l1+muon": Arm("Torch-Pruning by L1 norms, with Muon", pruned("L1"), options=MUON),
     "tp-l1+muon+flip": Arm(
-        "Torch-Pruning by L1 norms, with Muon, from the teacher of the default", pruned("L1"), options=MUON | FLIP
+        "Torch-Pruning by L1 norms, with Muon, from a teacher that sees mirror images as well",
+        pruned("L1"),
+        options=MUON | FLIP,
     ),
     "tp-l1+match": Arm("Torch-Pruning by L1 norms, and our matched maps", pruned("L1"), options=MATCH),
     "scratch": Arm("the network that L1 pruning leaves, from scratch", from_scratch),

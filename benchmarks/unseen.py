@@ -1,6 +1,6 @@
 """Choices of training, judged by images that neither the teacher nor its students have seen.
 
-    python benchmarks/unseen.py                                  what the default earns by its teacher and its channels
+    python benchmarks/unseen.py                                  the default, with mirror images, and pruning
     python benchmarks/unseen.py --arms tp-l1 --rates 0.05 0.02
 
 The teacher of ``accuracy.py`` comes trained on all training images. What it says of them it partly knows by heart, and a student that
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument(
         "--arms",
         nargs="+",
-        default=["default", "calibrate+muon", "tp-l1+muon"],
+        default=["calibrate+muon", "calibrate+muon+flip", "tp-l1+muon"],
         choices=ARMS,
         metavar="ARM",
         help="of accuracy.py",

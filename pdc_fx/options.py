@@ -33,7 +33,7 @@ class TrainOptions:
         label_smoothing: of the labels' cross entropy, 0 to 1.
         distill: loss between student's and teacher's logits, by name (:data:`pdc_fx.distill.LOGIT_LOSSES`).
         alpha: weight of that loss, 0 to 1, against the labels' cross entropy; temperature: its T. Both mean the same for each name.
-        teacher_flip: take the mean of the teacher's logits of an image and of its mirror image, where the augmentation mirrors images.
+        teacher_flip: where the augmentation mirrors images, take the mean of the teacher's logits of an image and of its mirror image.
         features: loss between maps of student and teacher, added to the rest (:mod:`pdc_fx.distill.features`): ``match`` between the
             maps themselves, for equal shapes, ``attention`` between the places where they are large, for any two networks; ``auto`` is
             ``match`` where student and teacher can be matched, else ``none``.
@@ -74,7 +74,7 @@ class TrainOptions:
     distill: Distill = "kl"
     alpha: float = 0.9
     temperature: float = 4.0
-    teacher_flip: bool = True
+    teacher_flip: bool = False
     features: Features = "none"
     features_weight: float = 20.0
     amp: Amp = "auto"

@@ -136,7 +136,9 @@ def compress(
     ] = DEFAULT.temperature,
     teacher_flip: Annotated[
         bool,
-        typer.Option(help="Where images are mirrored: the teacher's mean answer to an image and its mirror image."),
+        typer.Option(
+            "--teacher-flip", help="Where images are mirrored: the teacher's mean answer to image and mirror image."
+        ),
     ] = DEFAULT.teacher_flip,
     features: Annotated[
         Features, typer.Option(help="Compare maps, too: match (the same channels), attention (with any teacher).")
