@@ -33,7 +33,7 @@ class TrainOptions:
         label_smoothing: of the labels' cross entropy, 0 to 1.
         distill: loss between student's and teacher's logits, by name (:data:`pdc_fx.distill.LOGIT_LOSSES`).
         alpha: weight of that loss, 0 to 1, against the labels' cross entropy; temperature: its T. Both mean the same for each name.
-        teacher_flip: where the augmentation mirrors images, take the mean of the teacher's logits of an image and of its mirror image.
+        teacher_flip: take the mean of the teacher's logits of an image and of its mirror image; for an augmentation that mirrors.
         features: loss between maps of student and teacher, added to the rest (:mod:`pdc_fx.distill.features`): ``match`` between the
             maps themselves, for equal shapes, ``attention`` between the places where they are large, for any two networks; ``auto`` is
             ``match`` where student and teacher can be matched, else ``none``.
@@ -109,6 +109,7 @@ class TrainOptions:
             f"distill must be one of {', '.join(get_args(Distill))}": self.distill in get_args(Distill),
             "alpha must be in [0, 1]": 0 <= self.alpha <= 1,
             "temperature must be positive": self.temperature > 0,
+            "teacher_flip needs a teacher, and alpha 0 asks none": self.alpha > 0 or not self.teacher_flip,
             f"features must be one of {', '.join(get_args(Features))}": self.features in get_args(Features),
             "features_weight must be positive (features 'none' leaves the term out)": 0
             < self.features_weight

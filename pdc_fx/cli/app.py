@@ -136,9 +136,7 @@ def compress(
     ] = DEFAULT.temperature,
     teacher_flip: Annotated[
         bool,
-        typer.Option(
-            "--teacher-flip", help="Where images are mirrored: the teacher's mean answer to image and mirror image."
-        ),
+        typer.Option("--teacher-flip", help="Learn the teacher's mean answer to an image and its mirror image."),
     ] = DEFAULT.teacher_flip,
     features: Annotated[
         Features, typer.Option(help="Compare maps, too: match (the same channels), attention (with any teacher).")

@@ -138,6 +138,11 @@ class _Run:
         self.options, self.model = options, setting.model
         self.processes = setting.processes or Processes.of_environment()
         self.data = setting.data if options.augment is None else setting.data.with_augmentation(options.augment)
+        if options.teacher_flip and not AUGMENTATIONS[self.data.augmentation].flip:
+            raise InputError(
+                f"teacher_flip takes mirror images for images of the same class, and augmentation '{self.data.augmentation}' makes none",
+                hint="leave --teacher-flip out, or choose an augmentation that mirrors, like --augment flip",
+            )
         self.steps = batches_per_epoch(len(self.data.train), options.batch_size)
         self.layout = (
             torch.channels_last if options.channels_last and _has_maps(self.model) else torch.contiguous_format
@@ -309,7 +314,7 @@ class _Run:
         if self.options.alpha == 0:
             return None
         views = [images]  # the images themselves come last: their maps are those that are compared
-        if self.options.teacher_flip and AUGMENTATIONS[self.data.augmentation].flip:
+        if self.options.teacher_flip:
             views.insert(0, images.flip(-1))
         with torch.inference_mode():
             targets = torch.stack([logits_of(self.teacher(view)).float() for view in views]).mean(0)
