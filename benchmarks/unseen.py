@@ -115,18 +115,17 @@ def main() -> None:
     options = parser.parse_args()
     everything = open_data(options.data, input_shape=(3, 32, 32))
     data, unseen = everything.hold_out(len(everything.train) // 2)
-    teacher = teacher_of(data, options.teacher_epochs)
-    theirs, labels = logits(teacher, unseen, data), unseen.labels
-    result: Row = {
-        "teacher": {"epochs": options.teacher_epochs, "amp": AMP, **judged(theirs, theirs, labels)},
-        "mirrored": judged(logits(Mirrored(teacher), unseen, data), theirs, labels),
-        "rows": [],
-    }
+    of_teacher: Row = {"epochs": options.teacher_epochs, "amp": AMP}
+    result: Row = {"teacher": of_teacher, "arms": {}, "rows": []}
     if options.output.exists():
         result = json.loads(options.output.read_text(encoding="utf-8"))
-    of_teacher = {"epochs": options.teacher_epochs, "amp": AMP}
     if not of_teacher.items() <= result["teacher"].items():
         raise SystemExit(f"error: {options.output} has rows of another teacher than {of_teacher}; give another -o")
+    teacher = teacher_of(data, options.teacher_epochs)
+    theirs, labels = logits(teacher, unseen, data), unseen.labels
+    if not result["rows"]:
+        result["teacher"] = of_teacher | judged(theirs, theirs, labels)
+        result["mirrored"] = judged(logits(Mirrored(teacher), unseen, data), theirs, labels)
     for seed in options.seeds:
         for arm in options.arms:
             for rate in options.rates:
@@ -135,7 +134,7 @@ def main() -> None:
                     continue
                 chosen = {**SAME, **ARMS[arm].options, "lr": rate, "seed": seed, "epochs": options.epochs, "amp": AMP}
                 small = student(teacher, data, arm, TrainOptions.of(chosen), options.teacher_epochs)
-                result["arms"] = {**result.get("arms", {}), arm: ARMS[arm].what}
+                result["arms"][arm] = ARMS[arm].what
                 result["rows"].append({**of, **judged(logits(small, unseen, data), theirs, labels)})
                 options.output.parent.mkdir(parents=True, exist_ok=True)
                 replace_file(options.output, (json.dumps(result, indent=1) + "\n").encode())

@@ -62,6 +62,11 @@ def source(file: str, command: str) -> str:
     return f"Source: `{file}`, written by `{command}`."
 
 
+def arms_in_words(data: Data) -> str:
+    """What the arms of a benchmark are."""
+    return "; ".join(f"`{arm}`: {words}" for arm, words in data["arms"].items())
+
+
 # -------------------------------------------------------------------------------------------------------------- accuracy
 def certificates(data: Data) -> str:
     """Teacher, tied, compact and ONNX of the committed artifacts."""
@@ -111,11 +116,10 @@ def accuracy(data: Data) -> str:
         )
         for (model, arm, epochs), rows in runs.items()
     ]
-    named = "; ".join(f"`{arm}`: {words}" for arm, words in data["arms"].items())
     rates = " or ".join(sorted({str(row["options"]["lr"]) for row in data["rows"]}))
     arms = (
-        f"{named}. With SGD, and a teacher that sees what the student sees, where nothing else is said. Distillation of the logits, "
-        f"images and schedule are the same, with a peak rate of {rates}, "
+        f"{arms_in_words(data)}. With SGD, and a teacher that sees what the student sees, where nothing else is said. "
+        f"Distillation of the logits, images and schedule are the same, with a peak rate of {rates}, "
         f"{'in bfloat16' if data['rows'][0]['options']['amp'] == 'bf16' else 'in float32'}."
     )
     head = ("model", "arm", "epochs", "teacher", "MACs", "test top-1", "seeds")
@@ -133,14 +137,13 @@ def unseen(data: Data) -> str:
         ("teacher, ResNet-20", "", "", *cells(data["teacher"])),
         ("its mean answer to image and mirror image", "", "", *cells(data["mirrored"])),
     ]
-    runs: dict[tuple[str, float], list[Data]] = {}
+    runs: dict[tuple[str, int, float], list[Data]] = {}
     for row in data["rows"]:
-        runs.setdefault((row["arm"], row["lr"]), []).append(row)
-    for (arm, rate), rows in runs.items():
+        runs.setdefault((row["arm"], row["epochs"], row["lr"]), []).append(row)
+    for (arm, epochs, rate), rows in runs.items():
         means = {name: mean(row[name] for row in rows) for name in ("accuracy", "cross_entropy", "agreement")}
-        body.append((f"`{arm}`, {rows[0]['epochs']} epochs", rate, len(rows), *cells(means)))
-    named = "; ".join(f"`{arm}`: {words}" for arm, words in data["arms"].items())
-    return f"{table(head, body)}\n\n{named}. {source('benchmarks/results/unseen.json', 'python benchmarks/unseen.py')}"
+        body.append((f"`{arm}`, {epochs} epochs", rate, len(rows), *cells(means)))
+    return f"{table(head, body)}\n\n{arms_in_words(data)}. {source('benchmarks/results/unseen.json', 'python benchmarks/unseen.py')}"
 
 
 def one_shot_rows(data: Data) -> list[tuple[str, dict[tuple[str, float], float]]]:

@@ -86,6 +86,5 @@ def test_nobody_trains_on_what_judges_and_rows_are_run_once(
     assert [rate for _, rate in trained[3:]] == [0.05]  # the teacher, from its checkpoint
     assert capsys.readouterr().out.splitlines() == shown
     monkeypatch.setattr(bench, "AMP", "another")
-    monkeypatch.setattr(bench, "teacher_of", lambda *_: nn.Identity())
     with pytest.raises(SystemExit, match="another teacher"):
         bench.main()

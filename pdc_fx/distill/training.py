@@ -310,7 +310,7 @@ class _Run:
             self._stop(interruption)
 
     def _targets(self, images: Tensor) -> Tensor | None:
-        """What the teacher says, of mirror images as well; where nobody listens, it is not asked."""
+        """What the teacher says, of mirror images as well if they are wanted; where nobody listens, it is not asked."""
         if self.options.alpha == 0:
             return None
         views = [images]  # the images themselves come last: their maps are those that are compared
