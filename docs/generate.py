@@ -25,12 +25,12 @@ DOCS = ROOT / "docs"
 PAGES = (ROOT / "README.md", DOCS / "index.md", DOCS / "results.md", DOCS / "limits.md", DOCS / "robustness.md")
 """The pages with generated blocks."""
 
-BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(\n<!-- end -->)", flags=re.DOTALL)
+BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
 def filled(text: str) -> str:
     """A page with its blocks as they should be."""
-    return BLOCK.sub(lambda found: f"{found[1]}\n{tables.block(found[2])}\n{found[3]}", text)
+    return BLOCK.sub(lambda found: f"{found[1]}\n{tables.block(found[2])}\n\n{found[3]}", text)
 
 
 def one_shot_chart() -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tables
 import tour
+from generate import filled
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -26,6 +27,14 @@ def generate(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_generated_parts_are_up_to_date() -> None:
     done = generate("--check")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_new_block_is_filled_and_what_is_around_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "block", lambda name: f"| {name} |")
+    page = "<!-- generated: a -->\n<!-- end -->\nkept\n<!-- generated: b -->\nold\n<!-- end -->\n"
+    wanted = "<!-- generated: a -->\n\n| a |\n\n<!-- end -->\nkept\n<!-- generated: b -->\n\n| b |\n\n<!-- end -->\n"
+    assert filled(page) == wanted
+    assert filled(wanted) == wanted
 
 
 @pytest.mark.parametrize("name", tables.BLOCKS)
