@@ -131,6 +131,11 @@ ARMS = {
     "calibrate+muon+flip": Arm(
         "the default, from a teacher that sees mirror images as well", calibrated(), options=MUON | FLIP
     ),
+    "calibrate+muon+mixed": Arm(
+        "the default with CutMix in half of the batches, from a teacher that sees mirror images as well",
+        calibrated(),
+        options=MUON | FLIP | CUTMIX,
+    ),
     "refit+muon": Arm("the default, begun with refitted readers", calibrated(RIDGE), options=MUON),
     "calibrate+match": Arm("channels chosen on images, then tied, maps matched", calibrated(), options=MATCH),
     "calibrate+cutmix": Arm(
@@ -154,6 +159,11 @@ ARMS = {
         "Torch-Pruning by L1 norms, with Muon, from a teacher that sees mirror images as well",
         pruned("L1"),
         options=MUON | FLIP,
+    ),
+    "tp-l1+muon+mixed": Arm(
+        "Torch-Pruning by L1 norms, with Muon and CutMix in half of the batches, from a teacher that sees mirror images as well",
+        pruned("L1"),
+        options=MUON | FLIP | CUTMIX,
     ),
     "tp-l1+match": Arm("Torch-Pruning by L1 norms, and our matched maps", pruned("L1"), options=MATCH),
     "scratch": Arm("the network that L1 pruning leaves, from scratch", from_scratch),

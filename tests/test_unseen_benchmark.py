@@ -40,11 +40,16 @@ def test_nobody_trains_on_what_judges_and_rows_are_run_once(
     bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained: list[tuple[Any, float]] = []
+    weights: list[Tensor] = []
 
     class Training(bench.TiedTraining):  # type: ignore[name-defined, misc]
         def run(self, *, resume: bool = False) -> Any:
             trained.append((self.data.train, self.options.lr))
-            return super().run(resume=resume)
+            first = next(self.model.parameters())
+            weights.append(first.detach().clone())
+            result = super().run(resume=resume)
+            weights.append(first.detach().clone())
+            return result
 
     judged: list[Any] = []
 
@@ -63,6 +68,7 @@ def test_nobody_trains_on_what_judges_and_rows_are_run_once(
         "1",
         "--teacher-epochs",
         "1",
+        "1",
         "--rates",
         "0.02",
         "0.01",
@@ -71,7 +77,10 @@ def test_nobody_trains_on_what_judges_and_rows_are_run_once(
     ]
     monkeypatch.setattr(sys, "argv", [*command, "-o", str(output)])
     bench.main()
-    assert [rate for _, rate in trained] == [0.05, 0.02, 0.01]
+    assert [rate for _, rate in trained] == [0.05, 0.05, 0.02, 0.01]
+    begun, ended, again, _ = weights[:4]  # the teacher goes on where its first training ended
+    assert torch.equal(ended, again)
+    assert not torch.equal(begun, ended)
     digits = open_data("digits", input_shape=(3, 32, 32)).train
     everything = [image.numpy().tobytes() for image, _ in digits]
     seen = {image.numpy().tobytes() for images, _ in trained for image, _ in images}
@@ -83,7 +92,7 @@ def test_nobody_trains_on_what_judges_and_rows_are_run_once(
     shown = capsys.readouterr().out.splitlines()
     assert max(map(len, shown)) <= 80
     bench.main()
-    assert [rate for _, rate in trained[3:]] == [0.05]  # the teacher, from its checkpoint
+    assert [rate for _, rate in trained[4:]] == [0.05, 0.05]  # the teacher, from its checkpoints
     assert capsys.readouterr().out.splitlines() == shown
     monkeypatch.setattr(bench, "AMP", "another")
     with pytest.raises(SystemExit, match="another teacher"):
