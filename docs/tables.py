@@ -139,18 +139,14 @@ def unseen_by_heart(data: Data) -> str:
 
 
 def _on_unseen(data: Data, where: str) -> str:
+    known = percent(data["teacher"]["train_accuracy"], 1)
 
     def cells(row: Data) -> tuple[str, ...]:
         return percent(row["accuracy"]), f"{row['cross_entropy']:.3f}", percent(row["agreement"], 1)
 
     head = ("25,000 images of CIFAR-10", "rate", "seeds", "top-1", "cross entropy", "teacher's class")
     body: list[tuple[object, ...]] = [
-        (
-            f"teacher, ResNet-20, {percent(data['teacher']['train_accuracy'], 1)} of its own images",
-            "",
-            "",
-            *cells(data["teacher"]),
-        ),
+        (f"ResNet-20, the teacher: knows {known} of its own images", "", "", *cells(data["teacher"])),
         ("its mean answer to image and mirror image", "", "", *cells(data["mirrored"])),
     ]
     runs: dict[tuple[str, int, float], list[Data]] = {}
