@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,22 @@ def test_groups_of_another_model() -> None:
         pdc_fx.plan(nn.Linear(3, 3), groups, flops_reduction=0.5)
 
 
-def test_help_at_80_columns_names_every_option_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_at_80_columns_shows_every_name_and_choice_in_full(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    shown = CliRunner().invoke(app, ["compress", "--help"]).output
-    command = get_command(app).commands["compress"]  # type: ignore[attr-defined]
-    names = [name for parameter in command.params for name in parameter.opts if name.startswith("--")]
-    assert [name for name in names if name not in shown] == []
-    assert {parameter.name for parameter in command.params} - PANELS.keys() <= {"model", "help"}
+    shown = CliRunner().invoke(app, [command, "--help"]).output
+    for parameter in COMMANDS[command].params:
+        names = [name for name in (*parameter.opts, *parameter.secondary_opts) if name.startswith("-")]
+        assert [name for name in names if name not in re.split(r"[\s,]+", shown)] == []
+    assert "…" not in shown
+    assert re.findall(r"<[a-z][^>\n]*\n", shown) == []  # what an option takes, broken over two lines
+
+
+def test_every_option_of_compress_stands_in_a_panel() -> None:
+    assert {parameter.name for parameter in COMMANDS["compress"].params} - PANELS.keys() <= {"model", "help"}
 
 
 SILENT = """

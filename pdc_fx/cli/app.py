@@ -78,7 +78,11 @@ def compress(
         ),
     ] = None,
     provider: Annotated[
-        Provider, typer.Option(help="What the network will run on: for --latency-reduction and --round-to auto.")
+        Provider,
+        typer.Option(
+            metavar="PROVIDER",
+            help="What the network will run on, for --latency-reduction and --round-to auto: cpu, cuda, tensorrt, or auto (the best here).",
+        ),
     ] = "cpu",
     latency_table: Annotated[
         Path | None,
@@ -92,7 +96,10 @@ def compress(
     round_to: RoundTo = "auto",
     mode: Annotated[
         Mode | None,
-        typer.Option(help="How filters are tied; hard (clusters that are final from the start) if not given."),
+        typer.Option(
+            metavar="MODE",
+            help="How filters are tied: pdc, csgd, progressive, or hard (clusters that are final from the start), the default.",
+        ),
     ] = None,
     start: Annotated[
         Start | None,
@@ -139,12 +146,19 @@ def compress(
         typer.Option("--teacher-flip", help="Learn the teacher's mean answer to an image and its mirror image."),
     ] = DEFAULT.teacher_flip,
     features: Annotated[
-        Features, typer.Option(help="Compare maps, too: match (the same channels), attention (with any teacher).")
+        Features,
+        typer.Option(
+            metavar="HOW",
+            help="Compare maps, too: match (the same channels), attention (any teacher), auto (match where that goes) or none.",
+        ),
     ] = DEFAULT.features,
     features_weight: Annotated[float, typer.Option(help="Factor of the loss of --features.")] = DEFAULT.features_weight,
     amp: Annotated[
         Amp,
-        typer.Option(help="Autocast to this precision; auto: bf16 where the device computes in it; fp16 needs a GPU."),
+        typer.Option(
+            metavar="PRECISION",
+            help="Autocast to bf16, to fp16 (needs a GPU) or to none (no); auto: bf16 where the device computes in it.",
+        ),
     ] = DEFAULT.amp,
     channels_last: Annotated[bool, typer.Option(help="Memory format while training.")] = DEFAULT.channels_last,
     compile: Annotated[

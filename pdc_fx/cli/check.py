@@ -48,8 +48,9 @@ def check(
 ) -> None:
     """Can this model be merged exactly? Ties and merges a random half of its channels and measures what that changes.
 
-    Needs no data and no training; the model is not changed. With --all every model of a collection is checked, each in a process of
-    its own; an interrupted run goes on where it stopped.
+    Needs no data and no training; the model is not changed.
+
+    With --all every model of a collection is checked, each in a process of its own; an interrupted run goes on where it stopped.
     """
     of_one = {
         "--weights": weights,

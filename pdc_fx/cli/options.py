@@ -50,7 +50,11 @@ Download = Annotated[bool, typer.Option("--download", help="Allow torchvision to
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 ProviderOption = Annotated[
     Provider,
-    typer.Option("--provider", help="Where ONNX Runtime runs; auto takes the best that works here."),
+    typer.Option(
+        "--provider",
+        metavar="PROVIDER",
+        help="Where ONNX Runtime runs: cpu, cuda, tensorrt, or auto, the best of them that works here.",
+    ),
 ]
 ModelAgain = Annotated[
     str | None, typer.Option("--model", help="The original MODEL, where the recipe's path no longer holds.")
