@@ -49,7 +49,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 HELD_OUT = 5000
 AMP = "no" if half_precision("auto", torch.device("cpu")) is None else "bf16"
-SAME = {"opt": "sgd", "compile": True}
+SAME = {"opt": "sgd", "compile": True, "cutmix_alpha": 0.0, "teacher_flip": False}
 """Options of all arms where they say nothing else."""
 MATCH = {"features": "match", "compile": False}
 MUON = {"opt": "muon"}
@@ -127,16 +127,20 @@ ARMS = {
     "hard": Arm("clusters of weights, tied from the start", clustered),
     "hard+match": Arm("clusters of weights, tied from the start, maps matched", clustered, options=MATCH),
     "calibrate": Arm("channels chosen on images, then tied", calibrated()),
-    "calibrate+muon": Arm("the default: channels chosen on images, then tied, with Muon", calibrated(), options=MUON),
+    "calibrate+muon": Arm(
+        "channels chosen on images, then tied, with Muon, the default in fewer than 20 epochs",
+        calibrated(),
+        options=MUON,
+    ),
     "calibrate+muon+flip": Arm(
-        "the default, from a teacher that sees mirror images as well", calibrated(), options=MUON | FLIP
+        "calibrate+muon from a teacher that sees mirror images as well", calibrated(), options=MUON | FLIP
     ),
     "calibrate+muon+mixed": Arm(
-        "the default with CutMix in half of the batches, from a teacher that sees mirror images as well",
+        "calibrate+muon+flip with CutMix in half of the batches, the default from 20 epochs on",
         calibrated(),
         options=MUON | FLIP | CUTMIX,
     ),
-    "refit+muon": Arm("the default, begun with refitted readers", calibrated(RIDGE), options=MUON),
+    "refit+muon": Arm("calibrate+muon begun with refitted readers", calibrated(RIDGE), options=MUON),
     "calibrate+match": Arm("channels chosen on images, then tied, maps matched", calibrated(), options=MATCH),
     "calibrate+cutmix": Arm(
         "channels chosen on images, then tied, half of the batches mixed", calibrated(), options=CUTMIX
@@ -156,12 +160,12 @@ ARMS = {
     "tp-l1+cutmix": Arm("Torch-Pruning by L1 norms, half of the batches mixed", pruned("L1"), options=CUTMIX),
     "tp-l1+muon": Arm("Torch-Pruning by L1 norms, with Muon", pruned("L1"), options=MUON),
     "tp-l1+muon+flip": Arm(
-        "Torch-Pruning by L1 norms, with Muon, from a teacher that sees mirror images as well",
+        "tp-l1+muon from a teacher that sees mirror images as well",
         pruned("L1"),
         options=MUON | FLIP,
     ),
     "tp-l1+muon+mixed": Arm(
-        "Torch-Pruning by L1 norms, with Muon and CutMix in half of the batches, from a teacher that sees mirror images as well",
+        "tp-l1+muon+flip with CutMix in half of the batches",
         pruned("L1"),
         options=MUON | FLIP | CUTMIX,
     ),

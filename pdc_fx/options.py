@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, replace
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pdc_fx.errors import InputError
 
@@ -15,6 +16,9 @@ Amp = Literal["auto", "bf16", "fp16", "no"]
 Opt = Literal["auto", "muon", "sgd", "adamw"]
 Distill = Literal["kl", "zscore", "dkd", "dist"]
 Features = Literal["auto", "match", "attention", "none"]
+
+MIXED_FROM = 20
+"""Epochs from which on images are mixed where nothing is said of it: in a shorter run that gained nothing (``benchmarks/accuracy.py``)."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class TrainOptions:
         label_smoothing: of the labels' cross entropy, 0 to 1.
         distill: loss between student's and teacher's logits, by name (:data:`pdc_fx.distill.LOGIT_LOSSES`).
         alpha: weight of that loss, 0 to 1, against the labels' cross entropy; temperature: its T. Both mean the same for each name.
-        teacher_flip: take the mean of the teacher's logits of an image and of its mirror image; for an augmentation that mirrors.
+        teacher_flip: take the mean of the teacher's logits of an image and of its mirror image; for an augmentation that mirrors. Where
+            None: if the images are mixed and such an augmentation is in use.
         features: loss between maps of student and teacher, added to the rest (:mod:`pdc_fx.distill.features`): ``match`` between the
             maps themselves, for equal shapes, ``attention`` between the places where they are large, for any two networks; ``auto`` is
             ``match`` where student and teacher can be matched, else ``none``.
@@ -45,7 +50,8 @@ class TrainOptions:
         workers: processes that decode images ahead; 0 decodes on threads.
         augment: name of an augmentation preset (``imagenet``, ``cifar``, ``none``, ...); that of the data where None.
         mixup_alpha, cutmix_alpha: of the Beta distribution that says how far two images are mixed (:mod:`pdc_fx.data.mixing`); 0 for
-            never, and either where both are given; mixup_prob: share of the batches that are mixed at all.
+            never, and either where both are given; mixup_prob: share of the batches that are mixed at all. Where neither is given and a
+            teacher asked, ``cutmix_alpha`` is 1 in a run of :data:`MIXED_FROM` epochs or more with an augmentation that mirrors.
         seed: of the order of images, augmentation and whatever the model draws.
         model_ema: hand on an exponential moving average of the weights; model_ema_decay: its decay per step.
         checkpoint_every: steps between checkpoints, besides one at the end of each epoch; 0 for none.
@@ -74,7 +80,7 @@ class TrainOptions:
     distill: Distill = "kl"
     alpha: float = 0.9
     temperature: float = 4.0
-    teacher_flip: bool = False
+    teacher_flip: bool | None = None
     features: Features = "none"
     features_weight: float = 20.0
     amp: Amp = "auto"
@@ -83,8 +89,8 @@ class TrainOptions:
     workers: int = 0
     augment: str | None = None
     mixup_alpha: float = 0.0
-    cutmix_alpha: float = 0.0
-    mixup_prob: float = 1.0
+    cutmix_alpha: float | None = None
+    mixup_prob: float = 0.5
     seed: int = 0
     model_ema: bool = False
     model_ema_decay: float = 0.999
@@ -118,7 +124,7 @@ class TrainOptions:
             or self.features in ("auto", "none"),
             f"amp must be one of {', '.join(get_args(Amp))}": self.amp in get_args(Amp),
             "workers must not be negative": self.workers >= 0,
-            "mixup_alpha and cutmix_alpha must not be negative": min(self.mixup_alpha, self.cutmix_alpha) >= 0,
+            "mixup_alpha and cutmix_alpha must not be negative": min(self.mixup_alpha, self.cutmix_alpha or 0) >= 0,
             "mixup_prob must be in [0, 1]": 0 <= self.mixup_prob <= 1,
             "model_ema_decay must be in [0, 1)": 0 <= self.model_ema_decay < 1,
             "checkpoint_every must not be negative": self.checkpoint_every >= 0,
@@ -139,7 +145,7 @@ class TrainOptions:
         >>> TrainOptions.of({"epochs": 2}).epochs
         2
         """
-        known = {field.name: field for field in fields(cls)}
+        known = get_type_hints(cls)
         for name, value in values.items():
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
@@ -147,9 +153,30 @@ class TrainOptions:
                     f"no training option is called '{name}'",
                     hint=f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}",
                 )
-            if not _fits(value, known[name].default):
-                raise InputError(f"'{name}' takes a {_kind(known[name].default)}, not {value!r}")
+            kinds = get_args(known[name]) if NoneType in get_args(known[name]) else (known[name],)
+            kind = str if get_origin(kinds[0]) is Literal else kinds[0]
+            if not (_fits(value, kind) or (value is None and NoneType in kinds)):
+                raise InputError(f"'{name}' takes a {_KINDS[kind]}, not {value!r}")
         return cls(**values)
+
+    def settled(self, *, mirrored: bool) -> TrainOptions:
+        """The same with nothing left open.
+
+        Args:
+            mirrored: whether the augmentation mirrors images.
+
+        >>> TrainOptions(epochs=20).settled(mirrored=True).cutmix_alpha
+        1.0
+        >>> TrainOptions(epochs=20).settled(mirrored=False).cutmix_alpha  # not characters, say
+        0.0
+        """
+        cutmix, flip = self.cutmix_alpha, self.teacher_flip
+        if cutmix is None:
+            wanted = self.epochs >= MIXED_FROM and mirrored and self.alpha > 0 and not self.mixup_alpha
+            cutmix = 1.0 if wanted else 0.0
+        if flip is None:
+            flip = mirrored and self.alpha > 0 and max(cutmix, self.mixup_alpha) * self.mixup_prob > 0
+        return replace(self, cutmix_alpha=cutmix, teacher_flip=flip)
 
     def to_dict(self) -> dict[str, Any]:
         """Names and values, plain."""
@@ -161,13 +188,10 @@ class TrainOptions:
         return {name: value for name, value in self.to_dict().items() if name not in report}
 
 
-def _fits(value: Any, default: Any) -> bool:
-    if default is None:
-        return value is None or isinstance(value, str)
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(value, bool) and isinstance(default, bool)
-    return isinstance(value, (int, float) if isinstance(default, float) else type(default))
+_KINDS = {bool: "true or false", int: "whole number", float: "number", str: "word"}
 
 
-def _kind(default: Any) -> str:
-    return {bool: "true or false", int: "whole number", float: "number"}.get(type(default), "word")
+def _fits(value: Any, kind: type) -> bool:
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, (int, float) if kind is float else kind)

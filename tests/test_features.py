@@ -258,6 +258,10 @@ def test_auto_matches_where_it_can_and_says_why_not(
         ({"compile": 1}, "^'compile' takes a true or false, not 1$"),
         ({"opt": 3}, "^'opt' takes a word, not 3$"),
         ({"augment": 3}, "^'augment' takes a word, not 3$"),
+        ({"cutmix_alpha": "much"}, "^'cutmix_alpha' takes a number, not 'much'$"),
+        ({"cutmix_alpha": -1.0}, "^mixup_alpha and cutmix_alpha must not be negative$"),
+        ({"teacher_flip": 1}, "^'teacher_flip' takes a true or false, not 1$"),
+        ({"epochs": None}, "^'epochs' takes a whole number, not None$"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], words: str) -> None:

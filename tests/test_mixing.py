@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from pdc_fx.data import open_data
 from pdc_fx.data.mixing import mixed
 from pdc_fx.distill import Processes, TiedTraining, TrainOptions
+from pdc_fx.options import MIXED_FROM
 from pdc_fx.pipeline import analyze, plan
 
 LABELS = torch.arange(6)
@@ -44,20 +46,62 @@ def test_as_many_batches_are_mixed_as_was_said_and_both_ways_occur() -> None:
     assert all(mixed(images, LABELS, 0.0, 0.0, 1.0).images is images for _ in range(9))
 
 
-def test_training_with_it_is_another_training_and_repeats() -> None:
+def trained(**options: Any) -> list[dict[str, Any]]:
+    """The metrics of a run of one epoch over a few digits."""
     digits, _ = open_data("digits").hold_out(1200)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    clusters = plan(net, analyze(net, torch.zeros(1, 1, 8, 8)), flops_reduction=0.5)
+    chosen = TrainOptions.of({"epochs": 1, "batch_size": 32, "amp": "no", "alpha": 0.5, **options})
+    return TiedTraining(net, copy.deepcopy(net), clusters, digits, None, chosen, "hard", processes=Processes()).run()[1]
 
-    def trained(**options: float) -> list[float]:
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
-        clusters = plan(net, analyze(net, torch.zeros(1, 1, 8, 8)), flops_reduction=0.5)
-        chosen = TrainOptions.of({"epochs": 1, "batch_size": 32, "amp": "no", "alpha": 0.5, **options})
-        _, metrics = TiedTraining(
-            net, copy.deepcopy(net), clusters, digits, None, chosen, "hard", processes=Processes()
-        ).run()
-        return [record["loss"] for record in metrics if record["kind"] == "epoch"]
 
-    plain, first, again = trained(), trained(cutmix_alpha=1.0), trained(cutmix_alpha=1.0)
+def losses(metrics: list[dict[str, Any]]) -> list[float]:
+    return [record["loss"] for record in metrics if record["kind"] == "epoch"]
+
+
+def test_training_with_it_is_another_training_and_repeats() -> None:
+    plain, first, again = (losses(trained(cutmix_alpha=alpha)) for alpha in (0.0, 1.0, 1.0))
     assert first == again
     assert abs(first[0] - plain[0]) > 1e-4
-    assert trained(cutmix_alpha=1.0, mixup_prob=0.0) == pytest.approx(plain)
+    assert losses(trained(cutmix_alpha=1.0, mixup_prob=0.0)) == pytest.approx(plain)
+
+
+NOTHING = {"epochs": MIXED_FROM}
+
+
+@pytest.mark.parametrize(
+    ("options", "mirrored", "cutmix", "flip"),
+    [
+        (NOTHING, True, 1.0, True),
+        (NOTHING, False, 0.0, False),
+        ({"epochs": MIXED_FROM - 1}, True, 0.0, False),
+        (NOTHING | {"alpha": 0.0}, True, 0.0, False),  # nobody to learn from
+        (NOTHING | {"cutmix_alpha": 0.0}, True, 0.0, False),
+        (NOTHING | {"mixup_alpha": 0.2}, True, 0.0, True),
+        (NOTHING | {"mixup_prob": 0.0}, True, 1.0, False),
+        (NOTHING | {"teacher_flip": False}, True, 1.0, False),
+        ({"epochs": 1, "cutmix_alpha": 0.5}, True, 0.5, True),
+        ({"epochs": 1, "cutmix_alpha": 0.5}, False, 0.5, False),
+        ({"epochs": 1, "cutmix_alpha": 0.5, "alpha": 0.0}, True, 0.5, False),
+        ({"epochs": 1, "teacher_flip": True}, True, 0.0, True),
+    ],
+)
+def test_what_is_left_open_is_settled(options: dict[str, Any], mirrored: bool, cutmix: float, flip: bool) -> None:
+    made = TrainOptions.of(options).settled(mirrored=mirrored)
+    assert (made.cutmix_alpha, made.teacher_flip) == (cutmix, flip)
+    assert made == made.settled(mirrored=not mirrored)
+    assert made.to_dict() == TrainOptions.of(options).to_dict() | {"cutmix_alpha": cutmix, "teacher_flip": flip}
+
+
+@pytest.mark.parametrize(
+    ("augment", "same"), [("flip", {"cutmix_alpha": 1.0, "teacher_flip": True}), ("none", {"cutmix_alpha": 0.0})]
+)
+def test_a_long_run_mixes_images_that_are_mirrored_and_says_so(
+    augment: str, same: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdc_fx.options.MIXED_FROM", 1)
+    metrics = trained(augment=augment)
+    assert losses(metrics) == losses(trained(augment=augment, **same))
+    said = [record["mixed"] for record in metrics if record["kind"] == "images"]
+    assert said == ([0.5] if augment == "flip" else [])

@@ -38,7 +38,7 @@ from pdc_fx.cli.options import (
 from pdc_fx.cli.panels import GroupedCommand
 from pdc_fx.directory import CHECKPOINT, CONFIG
 from pdc_fx.errors import InputError, VerificationError
-from pdc_fx.options import Amp, Distill, Features, Mode, Opt, Start, TrainOptions
+from pdc_fx.options import MIXED_FROM, Amp, Distill, Features, Mode, Opt, Start, TrainOptions
 
 DEFAULT = TrainOptions()
 
@@ -133,7 +133,11 @@ def compress(
     warmup_epochs: Annotated[float, typer.Option(help="Epochs of linear warm-up.")] = DEFAULT.warmup_epochs,
     label_smoothing: Annotated[float, typer.Option(help="Of the labels' cross entropy.")] = DEFAULT.label_smoothing,
     distill: Annotated[
-        Distill, typer.Option(help="Distillation loss: KL divergence, of standardised logits, DKD, or DIST.")
+        Distill,
+        typer.Option(
+            metavar="LOSS",
+            help="Distillation loss: kl (KL divergence), zscore (the same of standardised logits), dkd or dist.",
+        ),
     ] = DEFAULT.distill,
     alpha: Annotated[
         float, typer.Option(help="Weight of the distillation loss against the labels' cross entropy, 0 to 1.")
@@ -142,8 +146,10 @@ def compress(
         float, typer.Option(help="What the distillation loss divides logits by.")
     ] = DEFAULT.temperature,
     teacher_flip: Annotated[
-        bool,
-        typer.Option("--teacher-flip", help="Learn the teacher's mean answer to an image and its mirror image."),
+        bool | None,
+        typer.Option(
+            help="Learn the teacher's mean answer to an image and its mirror image; by default where images are mixed."
+        ),
     ] = DEFAULT.teacher_flip,
     features: Annotated[
         Features,
@@ -183,7 +189,12 @@ def compress(
         float, typer.Option(min=0, help="Mix images in pairs: parameter of the Beta distribution; 0 for never.")
     ] = DEFAULT.mixup_alpha,
     cutmix_alpha: Annotated[
-        float, typer.Option(min=0, help="The same for CutMix; with both, either is as likely.")
+        float | None,
+        typer.Option(
+            min=0,
+            help=f"The same for CutMix; with both, either is as likely. 1 from {MIXED_FROM} epochs on if neither is given, for images "
+            "that are mirrored.",
+        ),
     ] = DEFAULT.cutmix_alpha,
     mixup_prob: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the batches that are mixed.")

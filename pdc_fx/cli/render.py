@@ -273,6 +273,7 @@ class TrainingProgress:
     def on_start(self, records: Sequence[Mapping[str, Any]]) -> None:
         """What will be trained and why it is not what was asked for, before any time is spent on it."""
         said = {
+            "images": "{mixed:.0%} of the batches are mixed by CutMix: {reason}",
             "features": "maps are not matched: {reason}",
             "network": "all filters are trained, tied, which takes longer than the small network: {reason}",
         }

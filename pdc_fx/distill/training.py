@@ -38,7 +38,7 @@ from pdc_fx.distill.processes import Processes
 from pdc_fx.errors import ArtifactError, InputError, Interrupted, PdcError
 from pdc_fx.files import replace_file
 from pdc_fx.ir import ClusterPlan
-from pdc_fx.options import TrainOptions
+from pdc_fx.options import MIXED_FROM, TrainOptions
 from pdc_fx.passes.methods import Method, method_of
 from pdc_fx.passes.tie import Tying
 
@@ -134,11 +134,13 @@ class _Run:
     """The moving parts of one run."""
 
     def __init__(self, setting: TiedTraining) -> None:
-        self.setting, options = setting, setting.options
-        self.options, self.model = options, setting.model
+        self.setting, self.model = setting, setting.model
         self.processes = setting.processes or Processes.of_environment()
-        self.data = setting.data if options.augment is None else setting.data.with_augmentation(options.augment)
-        if options.teacher_flip and not AUGMENTATIONS[self.data.augmentation].flip:
+        augment = setting.options.augment
+        self.data = setting.data if augment is None else setting.data.with_augmentation(augment)
+        mirrored = AUGMENTATIONS[self.data.augmentation].flip
+        self.options = options = setting.options.settled(mirrored=mirrored)
+        if options.teacher_flip and not mirrored:
             raise InputError(
                 f"teacher_flip takes mirror images for images of the same class, and augmentation '{self.data.augmentation}' makes none",
                 hint="leave --teacher-flip out, or choose an augmentation that mirrors, like --augment flip",
@@ -157,6 +159,9 @@ class _Run:
             obstacle = "alpha is 0: there is no teacher"
         self.maps = compared(options.features, self.model, self.teacher, example, obstacle=obstacle)
         self.position = _Position()
+        if setting.options.cutmix_alpha is None and options.cutmix_alpha:
+            reason = f"the run has {MIXED_FROM} epochs or more; --cutmix-alpha 0 for none"
+            self.position.metrics.append({"kind": "images", "mixed": options.mixup_prob, "reason": reason})
         if options.features != "none":
             self.position.metrics.append({"kind": "features", **asdict(self.maps)})
         plan, self.compact = setting.plan, self._compact(example)
@@ -269,7 +274,7 @@ class _Run:
     def _step(self, images: Tensor, labels: Tensor, interruption: Interruption) -> None:
         options, position = self.options, self.position
         torch.manual_seed(seed_of(options.seed, position.epoch, position.step, self.processes.rank))
-        batch = mixed(images, labels, options.mixup_alpha, options.cutmix_alpha, options.mixup_prob)
+        batch = mixed(images, labels, options.mixup_alpha, options.cutmix_alpha or 0.0, options.mixup_prob)
         images = batch.images.contiguous(memory_format=self.layout)
         with (
             captured(self.model, [name for name, _, _ in self.pairs]) as ours,
