@@ -159,11 +159,11 @@ class _Run:
             obstacle = "alpha is 0: there is no teacher"
         self.maps = compared(options.features, self.model, self.teacher, example, obstacle=obstacle)
         self.position = _Position()
+        if options.features != "none":
+            self.position.metrics.append({"kind": "features", **asdict(self.maps)})
         if setting.options.cutmix_alpha is None and options.cutmix_alpha:
             reason = f"the run has {MIXED_FROM} epochs or more; --cutmix-alpha 0 for none"
             self.position.metrics.append({"kind": "images", "mixed": options.mixup_prob, "reason": reason})
-        if options.features != "none":
-            self.position.metrics.append({"kind": "features", **asdict(self.maps)})
         plan, self.compact = setting.plan, self._compact(example)
         if self.compact is not None:
             self.model, plan = self.compact.model, self.compact.separate(example)
