@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from pdc_fx.data import ImageData, first_images, open_data
-from pdc_fx.distill import TiedTraining, TrainOptions, accuracy
+from pdc_fx.distill import TiedTraining, TrainOptions, accuracy, muon
 from pdc_fx.distill.precision import half_precision
 from pdc_fx.files import replace_file
 from pdc_fx.ir import ClusterPlan
@@ -72,12 +72,18 @@ Start = Callable[[Task], tuple[nn.Module, ClusterPlan]]
 
 @dataclass(frozen=True)
 class Arm:
-    """A network to train and the plan to tie it by, a mode, and training options that differ from those of all (with SGD)."""
+    """A network to train and the plan to tie it by, a mode, training options that differ from those of all (with SGD), Muon's share."""
 
     what: str
     start: Start
     mode: str = "hard"
     options: Mapping[str, Any] = field(default_factory=dict)
+    share: float = muon.SHARE
+
+    def begin(self, task: Task) -> tuple[nn.Module, ClusterPlan]:
+        """The network and its plan; from now on Muon takes this arm's share of the learning rate, for the rest of the process."""
+        muon.SHARE = self.share
+        return self.start(task)
 
 
 # ---------------------------------------------------------------------------------------------------------------- starts
@@ -128,7 +134,7 @@ ARMS = {
     "hard+match": Arm("clusters of weights, tied from the start, maps matched", clustered, options=MATCH),
     "calibrate": Arm("channels chosen on images, then tied", calibrated()),
     "calibrate+muon": Arm(
-        "channels chosen on images, then tied, with Muon, the default in fewer than 20 epochs",
+        "channels chosen on images, then tied, with Muon",
         calibrated(),
         options=MUON,
     ),
@@ -136,7 +142,7 @@ ARMS = {
         "calibrate+muon from a teacher that sees mirror images as well", calibrated(), options=MUON | FLIP
     ),
     "calibrate+muon+mixed": Arm(
-        "calibrate+muon+flip with CutMix in half of the batches, the default from 20 epochs on",
+        "calibrate+muon+flip with CutMix in half of the batches",
         calibrated(),
         options=MUON | FLIP | CUTMIX,
     ),
@@ -172,6 +178,11 @@ ARMS = {
     "tp-l1+match": Arm("Torch-Pruning by L1 norms, and our matched maps", pruned("L1"), options=MATCH),
     "scratch": Arm("the network that L1 pruning leaves, from scratch", from_scratch),
 }
+ARMS |= {
+    f"{name}+half": replace(arm, what=f"{arm.what}, at half of Muon's rate", share=muon.SHARE / 2)
+    for name, arm in ARMS.items()
+    if arm.options.get("opt") == "muon"
+}
 
 
 # ------------------------------------------------------------------------------------------------------------------ runs
@@ -202,7 +213,7 @@ def run(name: str, model: str, reduction: float, options: TrainOptions, data_spe
     data, held_out = open_data(data_spec).hold_out(HELD_OUT)
     task = Task(loaded.model, data, torch.zeros(1, *data.image_shape), reduction)
     started = time.perf_counter()
-    student, clusters = arm.start(task)
+    student, clusters = arm.begin(task)
     directory = ROOT / "runs" / "accuracy" / f"{model}-{name}-{options.epochs}-{options.seed}-{options.amp}"
     directory.mkdir(parents=True, exist_ok=True)
     teacher = copy.deepcopy(task.model)

@@ -68,7 +68,7 @@ def logits(model: nn.Module, images: ImageSet, data: ImageData) -> Tensor:
 def student(teacher: nn.Module, data: ImageData, arm: str, options: TrainOptions, teacher_name: str) -> nn.Module:
     """The small network of an arm after its training."""
     task = Task(teacher, data, torch.zeros(1, *data.image_shape), REDUCTION)
-    model, clusters = ARMS[arm].start(task)
+    model, clusters = ARMS[arm].begin(task)
     asked = copy.deepcopy(teacher)
     if options.features == "none":
         asked = Remembered(asked, RUNS / f"answers-{teacher_name}")

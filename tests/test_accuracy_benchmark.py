@@ -42,7 +42,7 @@ def test_every_arm_removes_half(bench: ModuleType, task: Any, name: str) -> None
     if name.startswith("tp") or name == "scratch":
         pytest.importorskip("torch_pruning")
     before = {key: value.clone() for key, value in task.model.state_dict().items()}
-    model, clusters = bench.ARMS[name].start(task)
+    model, clusters = bench.ARMS[name].begin(task)
     tying = tie(model, clusters, mode="hard")
     compact = rewrite(model.eval(), tying.snap(), task.example)
     kept = bench.peer.macs(compact, task.example) / bench.peer.macs(task.model, task.example)
