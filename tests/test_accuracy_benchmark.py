@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pdc_fx.data import open_data
+from pdc_fx.distill import muon
 from pdc_fx.pipeline import rewrite, tie
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +49,15 @@ def test_every_arm_removes_half(bench: ModuleType, task: Any, name: str) -> None
     kept = bench.peer.macs(compact, task.example) / bench.peer.macs(task.model, task.example)
     assert kept == pytest.approx(0.5, abs=0.01)
     assert all(torch.equal(value, before[key]) for key, value in task.model.state_dict().items())
+
+
+def test_an_arm_says_how_far_muon_moves(bench: ModuleType, task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muon, "SHARE", muon.SHARE)  # put back when this is over
+    whole, half = bench.ARMS["calibrate+muon"], bench.ARMS["calibrate+muon+half"]
+    assert (half.options, half.mode, half.start) == (whole.options, whole.mode, whole.start)
+    for arm, share in ((half, 0.5), (whole, 1.0)):
+        arm.begin(task)
+        assert share == muon.SHARE
 
 
 def test_the_counter_is_a_count_by_hand(bench: ModuleType) -> None:
