@@ -139,14 +139,18 @@ ARMS = {
         options=MUON,
     ),
     "calibrate+muon+flip": Arm(
-        "calibrate+muon from a teacher that sees mirror images as well", calibrated(), options=MUON | FLIP
+        "channels chosen on images, then tied, with Muon, from a teacher that sees mirror images as well",
+        calibrated(),
+        options=MUON | FLIP,
     ),
     "calibrate+muon+mixed": Arm(
-        "calibrate+muon+flip with CutMix in half of the batches",
+        "channels chosen on images, then tied, with Muon and CutMix in half of the batches, from a teacher that sees mirror images as well",
         calibrated(),
         options=MUON | FLIP | CUTMIX,
     ),
-    "refit+muon": Arm("calibrate+muon begun with refitted readers", calibrated(RIDGE), options=MUON),
+    "refit+muon": Arm(
+        "channels chosen on images, their readers refitted, then tied, with Muon", calibrated(RIDGE), options=MUON
+    ),
     "calibrate+match": Arm("channels chosen on images, then tied, maps matched", calibrated(), options=MATCH),
     "calibrate+cutmix": Arm(
         "channels chosen on images, then tied, half of the batches mixed", calibrated(), options=CUTMIX
@@ -166,12 +170,12 @@ ARMS = {
     "tp-l1+cutmix": Arm("Torch-Pruning by L1 norms, half of the batches mixed", pruned("L1"), options=CUTMIX),
     "tp-l1+muon": Arm("Torch-Pruning by L1 norms, with Muon", pruned("L1"), options=MUON),
     "tp-l1+muon+flip": Arm(
-        "tp-l1+muon from a teacher that sees mirror images as well",
+        "Torch-Pruning by L1 norms, with Muon, from a teacher that sees mirror images as well",
         pruned("L1"),
         options=MUON | FLIP,
     ),
     "tp-l1+muon+mixed": Arm(
-        "tp-l1+muon+flip with CutMix in half of the batches",
+        "Torch-Pruning by L1 norms, with Muon and CutMix in half of the batches, from a teacher that sees mirror images as well",
         pruned("L1"),
         options=MUON | FLIP | CUTMIX,
     ),
