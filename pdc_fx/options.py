@@ -172,8 +172,8 @@ class TrainOptions:
         """
         cutmix, flip = self.cutmix_alpha, self.teacher_flip
         if cutmix is None:
-            wanted = self.epochs >= MIXED_FROM and mirrored and self.alpha > 0 and not self.mixup_alpha
-            cutmix = 1.0 if wanted else 0.0
+            long = self.epochs >= MIXED_FROM and self.mixup_prob > 0
+            cutmix = 1.0 if long and mirrored and self.alpha > 0 and not self.mixup_alpha else 0.0
         if flip is None:
             flip = mirrored and self.alpha > 0 and max(cutmix, self.mixup_alpha) * self.mixup_prob > 0
         return replace(self, cutmix_alpha=cutmix, teacher_flip=flip)

@@ -79,7 +79,7 @@ NOTHING = {"epochs": MIXED_FROM}
         (NOTHING | {"alpha": 0.0}, True, 0.0, False),  # nobody to learn from
         (NOTHING | {"cutmix_alpha": 0.0}, True, 0.0, False),
         (NOTHING | {"mixup_alpha": 0.2}, True, 0.0, True),
-        (NOTHING | {"mixup_prob": 0.0}, True, 1.0, False),
+        (NOTHING | {"mixup_prob": 0.0}, True, 0.0, False),
         (NOTHING | {"teacher_flip": False}, True, 1.0, False),
         ({"epochs": 1, "cutmix_alpha": 0.5}, True, 0.5, True),
         ({"epochs": 1, "cutmix_alpha": 0.5}, False, 0.5, False),
