@@ -133,11 +133,7 @@ ARMS = {
     "hard": Arm("clusters of weights, tied from the start", clustered),
     "hard+match": Arm("clusters of weights, tied from the start, maps matched", clustered, options=MATCH),
     "calibrate": Arm("channels chosen on images, then tied", calibrated()),
-    "calibrate+muon": Arm(
-        "channels chosen on images, then tied, with Muon",
-        calibrated(),
-        options=MUON,
-    ),
+    "calibrate+muon": Arm("channels chosen on images, then tied, with Muon", calibrated(), options=MUON),
     "calibrate+muon+flip": Arm(
         "channels chosen on images, then tied, with Muon, from a teacher that sees mirror images as well",
         calibrated(),

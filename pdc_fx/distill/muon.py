@@ -27,8 +27,8 @@ ITERATION = (3.4445, -4.7750, 2.0315)
 """Coefficients of ``X``, ``X X^T X`` and ``X X^T X X^T X``, by Jordan: few steps, since the slope at 0 is steep."""
 STEPS = 5
 SHARE = 1.0
-"""Of the learning rate, which is SGD's. Of 2, 1 and 1/2 the one that was right most often on images that neither it nor a teacher had
-seen which knows its own by heart (``benchmarks/unseen.py --teacher-epochs 28 36``). With 1/2 a student learns more by heart itself."""
+"""Of the learning rate, which is SGD's. With 1/2 a student learns more by heart, and was less often right on images that neither it had
+seen nor a teacher which knows its own by heart (``benchmarks/unseen.py --teacher-epochs 28 36``)."""
 
 
 def polar(matrices: Tensor) -> Tensor:
