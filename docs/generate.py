@@ -22,7 +22,10 @@ import tour
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = (ROOT / "README.md", DOCS / "index.md", DOCS / "results.md", DOCS / "limits.md", DOCS / "robustness.md")
+PAGES = (
+    ROOT / "README.md",
+    *(DOCS / f"{name}.md" for name in ("index", "compressing", "results", "limits", "robustness")),
+)
 """The pages with generated blocks."""
 
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)

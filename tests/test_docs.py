@@ -50,6 +50,27 @@ def test_a_figure_comes_from_its_file(tmp_path: Path) -> None:
     assert "51.00% ± 1.41" in tables.accuracy(data)
 
 
+def test_in_short_the_default_stands_beside_the_best_of_each_kind_of_pruning() -> None:
+    def row(arm: str, test: float, epochs: int, opt: str) -> dict[str, object]:
+        of_all = {"model": "resnet20", "teacher_test": 0.9}
+        return of_all | {"arm": arm, "epochs": epochs, "test": test, "options": {"opt": opt}}
+
+    rows = [
+        row("calibrate+muon+mixed", 0.85, 10, "muon"),  # better, and not the default at ten epochs
+        row("calibrate+muon", 0.8, 10, "muon"),
+        row("tp-group", 0.81, 10, "sgd"),
+        row("tp-l1", 0.7, 10, "sgd"),
+        row("tp-l1", 0.9, 10, "sgd"),
+        row("tp-l1+muon", 0.79, 10, "muon"),
+        row("calibrate+muon", 0.82, 20, "muon"),
+    ]
+    lines = tables.accuracy_in_short({"rows": rows}).splitlines()
+    assert lines[2].startswith(
+        "| ResNet-20 | 10 | 90.00% | 80.00% (`calibrate+muon`, 1 seed) | 81.00% (`tp-group`, 1 seed) | 79.00% "
+    )
+    assert lines[3] == "| ResNet-20 | 20 | 90.00% | not measured | not measured | not measured |"
+
+
 LATENCY = {
     "device": "some processor",
     "threads": 2,
