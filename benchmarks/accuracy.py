@@ -36,7 +36,7 @@ import peer
 import torch
 from torch import Tensor, nn
 
-from pdc_fx.data import ImageData, first_images, open_data
+from pdc_fx.data import ImageData, open_data, sample_images
 from pdc_fx.distill import TiedTraining, TrainOptions, accuracy, muon
 from pdc_fx.distill.precision import half_precision
 from pdc_fx.files import replace_file
@@ -98,7 +98,7 @@ def calibrated(ridge: float = UNFITTED) -> Start:
 
     def start(task: Task) -> tuple[nn.Module, ClusterPlan]:
         groups = analyze(task.model, task.example)
-        images = first_images(task.data, 512)
+        images = sample_images(task.data, 512)
         return calibrate(task.model, groups, images, flops_reduction=task.reduction, ridge=ridge)
 
     return start

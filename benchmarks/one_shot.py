@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import pdc_fx
-from pdc_fx.data import first_images, open_data
+from pdc_fx.data import open_data, sample_images
 from pdc_fx.distill import accuracy
 from pdc_fx.distill.evaluation import reestimate_batch_norm
 from pdc_fx.models import build_model
@@ -72,7 +72,7 @@ def measure(name: str, arguments: argparse.Namespace, save: Callable[[Row], None
     data = open_data(f"parquet:{arguments.data}")
     data = data.with_normalization(*loaded.normalization) if loaded.normalization else data
     model, test = loaded.model.eval(), data.test.subset(range(arguments.test_images or len(data.test)))
-    images = first_images(data, arguments.images)
+    images = sample_images(data, arguments.images)
     dense = peer.macs(model, images[:1])
     save({"model": name, "arm": "dense", "macs": dense, "accuracy": accuracy(model, test, data)})
     for target in arguments.reductions:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from pdc_fx.artifacts import Compressed
-from pdc_fx.data import ImageData, first_images
+from pdc_fx.data import ImageData, sample_images
 from pdc_fx.distill import Observer, Processes, TiedTraining, TrainOptions, accuracy, logits_of
 from pdc_fx.errors import InputError, TraceError
 from pdc_fx.export.model_graph import ModelGraph, model_graph
@@ -352,7 +353,7 @@ def compress(
         mode: the method of tying, as for :func:`tie`; ``hard`` where not given.
         start: what training starts from: ``model`` itself, or what :func:`fold` or :func:`calibrate` make of it, whose clusters are kept.
             With these two ``options.epochs`` may be 0: nothing is trained. ``calibrate`` with mode ``hard``, else ``model``, by default.
-        calibration_images: the first so many training images, not augmented, are what ``calibrate`` sees; 512 small ones where not given.
+        calibration_images: how many training images, of all classes and not augmented, ``calibrate`` sees; 512 small ones where not given.
         teacher: gives the soft targets; ``model`` itself where not given.
         options: of the training; :class:`TrainOptions` by default.
         hold_out: training images kept aside for the accuracy after each epoch (a tenth, at most 5,000, by default).
@@ -388,10 +389,9 @@ def compress(
             f"mode '{method.name}' forms clusters of its own and cannot keep those of start '{start}'",
             hint="use 'hard'",
         )
-    inputs = as_arguments(example_inputs)
-    require_classes(model, inputs, train_data)
-    tied = copy.deepcopy(model)
-    teacher = copy.deepcopy(model) if teacher is None else teacher
+    require_classes(model, as_arguments(example_inputs), train_data)
+    inputs = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, as_arguments(example_inputs))
+    tied, teacher = copy.deepcopy(model).cpu(), copy.deepcopy(model if teacher is None else teacher)
     processes = Processes.of_environment()
     budget: dict[str, Any] = {
         "flops_reduction": flops_reduction,
@@ -413,10 +413,15 @@ def compress(
         if start == "fold":
             tied, clusters = fold(tied, groups, **budget)
         else:
-            count = calibration_images or default_calibration_images(data.image_shape)
+            count = calibration_images or min(default_calibration_images(data.image_shape), len(data.train))
             ridge = UNFITTED if options.epochs else RIDGE
-            tied, clusters = calibrate(tied, groups, first_images(data, count), **budget, ridge=ridge)
+            tied, clusters = calibrate(tied, groups, sample_images(data, count), **budget, ridge=ridge)
         return clusters
+
+    def tested(network: nn.Module) -> float:
+        right = accuracy(network.to(processes.device), data.test, data, processes=processes)
+        network.cpu()
+        return right
 
     clusters = agreed_plan(begin)
     if start != "model":
@@ -439,10 +444,7 @@ def compress(
         plan=final,
         example_inputs=inputs,
         exactness=addition.comparison,
-        accuracy={
-            name: accuracy(m, data.test, data)
-            for name, m in (("teacher", teacher.cpu()), ("tied", tied), ("compact", compact))
-        },
+        accuracy={name: tested(m) for name, m in (("teacher", teacher), ("tied", tied), ("compact", compact))},
         metrics=metrics,
         source=source or {},
         original=model,

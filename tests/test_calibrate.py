@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from samples import Net, conv
 from torch import Tensor, nn
 
 import pdc_fx
+from pdc_fx.data import open_data
 from pdc_fx.errors import InputError
 from pdc_fx.ir import ChannelGroups, Integers
 from pdc_fx.passes.calibrate import Elimination, eliminate, ridge_regression
@@ -277,3 +280,17 @@ def test_a_model_without_a_tensor_to_calibrate_on_is_refused() -> None:
     model = Numbered()
     with pytest.raises(InputError, match="works for models of one tensor, this one takes 0"):
         pdc_fx.calibrate(model, pdc_fx.analyze(model, (2,)), torch.randn(8, 3, 8, 8), flops_reduction=0.4)
+
+
+def test_a_small_set_of_images_is_enough_and_nothing_given_is_changed() -> None:
+    """Fewer images than ``calibrate`` looks at by default; the teacher is in training mode, and stays so."""
+    data = open_data("digits")
+    few = replace(data, train=data.train.subset(range(0, 1000, 25)))
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    teacher = copy.deepcopy(network)
+    state = copy.deepcopy(teacher.state_dict())
+    options = pdc_fx.TrainOptions(epochs=1, batch_size=8, amp="no")
+    pdc_fx.compress(network, torch.zeros(1, 1, 8, 8), few, flops_reduction=0.5, teacher=teacher, options=options)
+    assert all(module.training for module in (*teacher.modules(), *network.modules()))
+    assert all(torch.equal(value, state[name]) for name, value in teacher.state_dict().items())
+    assert teacher[0].weight.is_contiguous()

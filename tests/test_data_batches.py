@@ -21,6 +21,7 @@ from pdc_fx.data import (
     evaluation_batches,
     normalize,
     open_data,
+    sample_images,
     training_batches,
 )
 from pdc_fx.data.augment import AUGMENTATIONS
@@ -82,6 +83,16 @@ def test_ranks_share_the_evaluation(lazy: ImageData) -> None:
     whole = list(evaluation_batches(lazy.train, lazy, 4))
     assert same([shares[k % 3][k // 3] for k in range(7)], whole)
     assert torch.equal(torch.cat([labels for _, labels in whole]), lazy.train.labels)
+
+
+def test_samples_are_of_all_classes_where_images_come_class_by_class() -> None:
+    data = open_data("digits")
+    by_class = replace(data, train=data.train.subset(data.train.labels.argsort()))
+    few = sample_images(by_class, 20)
+    [(images, labels)] = evaluation_batches(by_class.train, by_class, len(by_class.train))
+    found = torch.cdist(few.flatten(1), images.flatten(1)).argmin(1)
+    assert torch.bincount(labels[found], minlength=10).tolist() == [2] * 10
+    assert torch.equal(few, sample_images(by_class, 20))
 
 
 def test_skipped_batches_are_not_read(lazy: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:

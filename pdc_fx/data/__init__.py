@@ -24,7 +24,7 @@ For a loop of one's own, an :class:`ImageSet` is a map-style dataset whose ``__g
 from __future__ import annotations
 
 from pdc_fx.data.augment import AUGMENTATIONS, Augment, Preset, Shape, crop_and_flip, normalize
-from pdc_fx.data.batches import batches_per_epoch, evaluation_batches, first_images, training_batches
+from pdc_fx.data.batches import batches_per_epoch, evaluation_batches, sample_images, training_batches
 from pdc_fx.data.decode import resize_and_crop
 from pdc_fx.data.images import ImageData, ImageSet, collate
 from pdc_fx.data.opening import open_data
@@ -40,9 +40,9 @@ __all__ = [
     "collate",
     "crop_and_flip",
     "evaluation_batches",
-    "first_images",
     "normalize",
     "open_data",
     "resize_and_crop",
+    "sample_images",
     "training_batches",
 ]

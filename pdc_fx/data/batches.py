@@ -173,12 +173,22 @@ def _check(batch_size: int, rank: int, world_size: int) -> None:
         raise InputError(f"no rank {rank} among {world_size} processes", hint="ranks count from 0")
 
 
-def first_images(data: ImageData, count: int) -> Tensor:
-    """The first ``count`` training images, prepared as for evaluation: shape ``(count, C, H, W)``.
+def sample_images(data: ImageData, count: int) -> Tensor:
+    """``count`` training images, always the same, prepared as for evaluation: shape ``(count, C, H, W)``.
+
+    Every class gives in proportion to its size: image folders come class by class, so that the first ones would be of one kind.
 
     Raises:
         InputError: there are not so many, or fewer than two are asked for.
+
+    >>> from pdc_fx.data import open_data
+    >>> sample_images(open_data("digits"), 40).shape
+    torch.Size([40, 1, 8, 8])
     """
-    if not 2 <= count <= len(data.train):
-        raise InputError(f"cannot calibrate on {count} of {len(data.train)} training images")
-    return torch.cat([images for images, _ in evaluation_batches(data.train.subset(range(count)), data)])
+    total = len(data.train)
+    if not 2 <= count <= total:
+        raise InputError(
+            f"cannot calibrate on {count} of {total} training images", hint=f"choose between 2 and {total}"
+        )
+    chosen = data.train if count == total else data.hold_out(count)[1]
+    return torch.cat([images for images, _ in evaluation_batches(chosen, data)])
