@@ -148,6 +148,8 @@ def _replace(node: fx.Node, source: fx.Node, dim: int, name: str) -> fx.Node:
 
 
 def _module(compact: nn.Module, graph: fx.Graph, program: Program, indices: dict[str, Tensor]) -> fx.GraphModule:
+    device = next((tensor.device for tensor in named_tensors(compact).values()), None)
+    indices = {name: index.to(device) for name, index in indices.items()}
     for name, tensor in {**program.constants, **indices}.items():
         compact.register_buffer(name, tensor, persistent=name not in indices)
     module = fx.GraphModule(compact, graph, type(compact).__name__)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx, nn
 
 from pdc_fx.errors import ExactnessError, RewriteError
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies, follows_sizes, restricted, trial
+from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.base import Pass
 from pdc_fx.passes.compare import Comparison, compare, in_precision
 from pdc_fx.passes.dependency import flow_of, solve
@@ -54,9 +56,7 @@ class ChannelAddition(Pass[nn.Module, nn.Module]):
         tied, inputs = in_precision(value, self.example_inputs)
         compact = merge_channels(tied, self.plan, inputs)
         self.comparison = compare(tied, compact, inputs, tolerance=TOLERANCE)
-        dtypes = {name: t.dtype for name, t in value.state_dict().items()}
-        for name, tensor in (*compact.named_parameters(), *compact.named_buffers()):
-            tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
+        _take_types(compact, value)
         if isinstance(compact, fx.GraphModule):  # else it is a copy, each module in the mode of its original
             compact.train(value.training)
         return compact
@@ -68,6 +68,15 @@ class ChannelAddition(Pass[nn.Module, nn.Module]):
                 where=self.comparison.first_difference or "output",
                 hint="this is a fault of pdc-fx or of a registered rule; freeze the module named here and report it",
             )
+
+
+def _take_types(compact: nn.Module, value: nn.Module) -> None:
+    """Give each tensor the dtype it has in ``value``; constants of the forward pass, which are only in the graph, that of new tensors."""
+    own = named_tensors(value)
+    double = any(tensor.dtype is torch.float64 for tensor in own.values())
+    for name, tensor in named_tensors(compact).items():
+        new = tensor.dtype if double or tensor.dtype is not torch.float64 else torch.get_default_dtype()
+        tensor.data = tensor.data.to(own[name].dtype if name in own else new)
 
 
 def merge_channels(

@@ -150,7 +150,8 @@ class _Tracer(fx.Tracer):
             def create(*args: Any, **kwargs: Any) -> Any:
                 if any(isinstance(leaf, _Value) for leaf in tree_leaves((args, kwargs))):
                     return self.create_proxy("call_function", function, args, kwargs)
-                return function(*args, **kwargs)
+                with own_precision(self.root):
+                    return function(*args, **kwargs)
 
             return create
 

@@ -310,7 +310,7 @@ class Recorder(TorchFunctionMode):
         node = self.graph.create_node("get_attr", name, name=name.replace(".", "_"))
         node.meta["unknown"] = False
         if not tensor.is_floating_point():
-            node.meta["constant"] = tensor
+            node.meta["constant"] = tensor.detach().cpu()
         self._attributes[name] = node
         self._bind(tensor, node)
         return node
