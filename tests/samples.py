@@ -419,6 +419,7 @@ SAMPLES = (
     Sample("attention", network(attention, q=nn.Linear(5, 8), v=nn.Linear(5, 8), head=nn.Linear(8, 4)), 4, (2, 6, 5)),
     Sample("attention_function", network(attention_function, q=nn.Linear(5, 8), v=nn.Linear(5, 8), head=nn.Linear(8, 4)), 4, (2, 6, 5)),
     Sample("multi_head_attention", network(lambda m, x: m.head(m.a(m.stem(x), m.stem(x), m.stem(x))[0]), stem=nn.Linear(5, 8), a=nn.MultiheadAttention(8, 2, batch_first=True), head=nn.Linear(8, 4)), 0, (2, 6, 5)),
+    Sample("lstm", network(lambda m, x: m.head(m.a(m.stem(x))[0]), stem=nn.Linear(5, 8), a=nn.LSTM(8, 6, batch_first=True), head=nn.Linear(6, 4)), 0, (2, 6, 5)),
     # transposed and deformable convolution
     Sample("transposed", between(lambda m, x: m.a(x).relu(), a=nn.ConvTranspose2d(8, 6, 3, stride=2), head=6), 14),
     Sample("transposed_1d", lambda: nn.Sequential(nn.Conv1d(3, 8, 3), nn.ConvTranspose1d(8, 6, 3), nn.Conv1d(6, 4, 3)), 14, (2, 3, 9)),

@@ -97,6 +97,12 @@ CASES = (
         lambda m, x: x.repeat_interleave(2).view(2, 16, 8, 8),
         16,
     ),
+    # modules
+    Case(
+        "lstm carries its channels from step to step",
+        lambda m, x: m.a(x.flatten(2).mT)[0].mT.view(2, 8, 8, 8),
+        layers={"a": nn.LSTM(8, 8, batch_first=True)},
+    ),
     # over an axis
     Case(
         "layer_norm normalises over channels that lie along several axes",
@@ -130,3 +136,34 @@ def test_a_declined_call_is_frozen_for_its_reason(case: Case) -> None:
     groups = analyze(model, inputs)
     assert groups.mergeable_channels == 0
     assert any(case.reason in entry.reason for entry in groups.frozen), [entry.reason for entry in groups.frozen]
+
+
+TOKENS, WIDTH = 64, 8
+PROJECTIONS, SCORES = 4 * TOKENS * WIDTH**2, 2 * TOKENS**2 * WIDTH
+COUNTED: dict[str, tuple[Forward, nn.Module | None, int]] = {
+    "attention, a module": (
+        lambda m, y: m.a(y, y, y)[0],
+        nn.MultiheadAttention(WIDTH, 2, batch_first=True),
+        PROJECTIONS + SCORES,
+    ),
+    "attention, written out": (lambda m, y: (y @ y.mT).softmax(-1) @ y, None, SCORES),
+    "LSTM, both ways, two layers": (
+        lambda m, y: m.a(y)[0],
+        nn.LSTM(WIDTH, 4, 2, batch_first=True, bidirectional=True),
+        TOKENS * 2 * 2 * 4 * 4 * (WIDTH + 4),
+    ),
+    "GRU": (lambda m, y: m.a(y)[0], nn.GRU(WIDTH, WIDTH, batch_first=True), TOKENS * 3 * WIDTH * 2 * WIDTH),
+    "a cell": (lambda m, y: m.a(y[0])[0][None], nn.LSTMCell(WIDTH, WIDTH), TOKENS * 4 * WIDTH * 2 * WIDTH),
+}
+
+
+@pytest.mark.parametrize("case", COUNTED.values(), ids=COUNTED)
+def test_what_stays_as_it_is_is_counted(case: tuple[Forward, nn.Module | None, int]) -> None:
+    """By hand; attention has four projections and two products, of queries with keys and of scores with values."""
+    middle, module, expected = case
+    network = between(
+        lambda m, x: middle(m, x.flatten(2).mT).mT.reshape(1, 8, 8, 8), **{"a": module} if module else {}
+    )()
+    plain = between(lambda m, x: x)()
+    image = torch.zeros(1, 3, 8, 8)
+    assert analyze(network, image).macs() - analyze(plain, image).macs() == expected

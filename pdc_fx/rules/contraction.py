@@ -50,11 +50,11 @@ def contract(site: Site, operands: Sequence[Operand], out: Letters) -> Channels:
         product = Channels.fixed(product.shape)  # channels that stay anyway must not keep the weight from making some
     contracted = {order[d] for d in product.varying if order[d] not in out}
     if not weights:
-        if contracted:
-            many = len(activations) > 1
-            raise Declined("contracts its channels with another activation" if many else "sums over all channels")
-        if len(activations) > 1:
+        many = len(activations) > 1
+        if many:
             site.flow.fixed_macs += total
+        if contracted:
+            raise Declined("contracts its channels with another activation" if many else "sums over all channels")
         return _picked(product, order, out).then(site.key, site.shape)
     weight, present = weights[0][0], {letter for _, own in activations for letter in own}
     # an axis of size 1 that is broadcast is no axis of the weight
@@ -297,5 +297,9 @@ def attention(site: Site) -> Value:
 
 @rule("multi_head_attention_forward")
 def multi_head_attention(site: Site) -> Value:
-    """Queries, keys and values are made inside, from parts of one parameter."""
+    """Queries, keys and values, each ``(tokens, .., channels)``, are made inside, from parts of one parameter: counted, and declined."""
+    query, key, value = (site.argument(i, name).meta["shape"] for i, name in enumerate(("query", "key", "value")))
+    width = query[-1]
+    made = 2 * prod(query) + prod(key) + prod(value)  # the queries, the result, the keys and the values
+    site.flow.fixed_macs += width * made + 2 * prod(query) * key[0]
     raise Declined("couples its channels in attention heads")

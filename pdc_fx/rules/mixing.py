@@ -5,10 +5,12 @@ A function without any rule is frozen too, as one that has no rule; this table i
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from pdc_fx.rules.base import Declined, Site, Value
 from pdc_fx.rules.registry import functions, rule
@@ -29,6 +31,15 @@ _OPERATORS = {
     "torchvision.ps_roi_align": "takes another channel at each place of a region",
     "torchvision.ps_roi_pool": "takes another channel at each place of a region",
 }
+
+
+@rule("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
+def recurrent(site: Site) -> Value:
+    """Each matrix is used once at each step of each sequence: counted, and declined."""
+    *steps, _ = site.argument(0, "input").meta["shape"]
+    weights = [leaf.meta["shape"] for leaf in tree_leaves(site.node.args) if site.weight(leaf) is not None]
+    site.flow.fixed_macs += prod(steps) * sum(prod(shape) for shape in weights if len(shape) == 2)
+    raise Declined("carries its channels from step to step")
 
 
 @rule(*_WHY)
