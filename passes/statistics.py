@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from pdc_fx.errors import InputError
 from pdc_fx.ir import ChannelGroups
@@ -147,11 +149,14 @@ class Watch(TorchFunctionMode):
         self.normed: dict[str, str] = {}
         self.groups: dict[str, int] = {}
         self._last: tuple[str, Tensor, int] | None = None
+        self._made = WeakIdKeyDictionary()  # output of a reader -> its weight
+        self._looked_at: Counter[str] = Counter()  # how many functions made a tensor of the outputs of each weight
 
     @property
     def scale_free(self) -> set[str]:
-        """Weights that mean the same at any scale, and whose bias means nothing: used once, with a batch norm right behind."""
-        return {weight for weight in self.normed.values() if self.uses[weight] == 1}
+        """Weights that mean the same at any scale, and whose bias means nothing: used once, with a batch norm right behind that alone
+        looks at what they make."""
+        return {w for w in self.normed.values() if self.uses[w] == 1 and self._looked_at[w] == 1}
 
     def before(self, reader: Reader) -> None:
         """May change the parameters, which are used only then."""
@@ -166,16 +171,19 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         self.uses.update(name for a in (*args, *kwargs.values()) if (name := self._names.get(id(a))) is not None)
         reader = self._reader(func, args, kwargs)
-        if reader is None:
-            if func is F.batch_norm and (norm := self._norm(args, kwargs)) is not None:
-                self._pair(norm)
-                self.norm(norm)
-            return func(*args, **kwargs)
-        self.before(reader)
+        if reader is not None:
+            self.before(reader)
+        elif func is F.batch_norm and (norm := self._norm(args, kwargs)) is not None:
+            self._pair(norm)
+            self.norm(norm)
         output = func(*args, **kwargs)
-        self.groups[reader.weight] = reader.groups
-        self._last = reader.weight, output, output._version
-        self.after(reader, output)
+        if _tensors(output):  # asking for a size is no look at the values
+            self._looked_at.update({self._made[tensor] for tensor in _tensors((args, kwargs)) if tensor in self._made})
+        if reader is not None:
+            self.groups[reader.weight] = reader.groups
+            self._last = reader.weight, output, output._version
+            self._made[output] = reader.weight
+            self.after(reader, output)
         return output
 
     def _pair(self, norm: Norm) -> None:
@@ -206,6 +214,10 @@ class Watch(TorchFunctionMode):
         if name is None or given.get("training"):
             return None
         return Norm(name, given["running_mean"], given["running_var"], given["input"].detach())
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 class ReestimateNorms(Watch):

@@ -14,6 +14,7 @@ from pdc_fx.data import open_data
 from pdc_fx.distill import TiedTraining, TrainOptions, optimizer_for
 from pdc_fx.distill.muon import Muon, polar
 from pdc_fx.errors import InputError
+from pdc_fx.passes.statistics import Watch, run_watched
 from pdc_fx.pipeline import analyze, plan
 
 
@@ -68,6 +69,26 @@ def test_the_others_take_sgd() -> None:
         muon.step()
         sgd.step()
     torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()))
+
+
+class Beside(nn.Module):
+    """What the first convolution makes is added further on, as in networks that normalise first; the second one's is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y: Tensor = x + self.second(self.conv(self.first(x).relu()))
+        return y
+
+
+def test_a_weight_has_a_scale_where_anything_but_the_norm_looks_at_what_it_makes() -> None:
+    watch = Watch(model := Beside(), 1)
+    run_watched(model, torch.randn(2, 3, 6, 6), watch)
+    assert watch.scale_free == {"conv.weight"}
 
 
 class Twice(nn.Module):
