@@ -889,7 +889,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "checkpoint-written-in-place",
         "pdc_fx/files.py",
-        '    beside = path.with_name(path.name + ".writing")',
+        '    beside = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.writing")  # another writer has another',
         "    beside = path",
         "a file that cannot be written to its end replaces the one before",
         tests("verified", "a_write_that_fails_leaves_the_file_before"),

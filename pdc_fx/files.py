@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,7 +39,7 @@ def replace_file(path: Path, *parts: bytes | memoryview) -> None:
     """
     if not is_replaceable(path):
         raise PdcError("what stands there is no regular file", where=str(path), hint="choose another path")
-    beside = path.with_name(path.name + ".writing")
+    beside = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.writing")  # another writer has another
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from samples import between, conv
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import pdc_fx
 from pdc_fx.artifacts import Compressed, load, package_version, save, sha256
@@ -152,6 +153,30 @@ def test_without_the_proof_the_same_network_comes_out() -> None:
     assert unproved.comparison is None
     assert [t.shape for t in plain.state_dict().values()] == [t.shape for t in proved.state_dict().values()]
     torch.testing.assert_close(plain(example), proved(example))
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_what_is_not_saved_keeps_its_precision(written: bool) -> None:
+    """A buffer that is no part of the state dict, and a constant of the forward pass, in a network that stays and in one that is edited."""
+
+    class Blurred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network()
+            self.register_buffer("kernel", torch.rand(1, 1, 3, 3), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.body[0](x) * torch.tensor([0.1, 0.7]).repeat(3)  # type: ignore[index]
+            y = y.view(-1, 8, 36).view(-1, 8, 6, 6) if written else y
+            y = self.body[2](self.body[1](y))  # type: ignore[index]
+            return nn.functional.conv2d(y.mean(1, keepdim=True), self.kernel)  # type: ignore[arg-type]
+
+    example = torch.randn(2, 3, 8, 8)
+    model, plan = tied(Blurred(), example)
+    compact = pdc_fx.rewrite(model, plan, example)
+    assert isinstance(compact, fx.GraphModule) == written
+    assert compact(example).dtype == torch.float32
+    torch.testing.assert_close(compact(example), model(example))
 
 
 def test_one_channel_that_is_left_of_three_is_padded_like_three() -> None:
@@ -349,6 +374,14 @@ def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path, monkeypatch: 
     with pytest.raises(PdcError, match="No space left on device"):
         replace_file(path, b"after")
     assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: replace_file(path, bytes([i]) * 10000), range(100)))
+    assert len(set(path.read_bytes())) == 1
     assert list(tmp_path.iterdir()) == [path]
 
 
