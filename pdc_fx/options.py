@@ -129,7 +129,7 @@ class TrainOptions:
             "model_ema_decay must be in [0, 1)": 0 <= self.model_ema_decay < 1,
             "checkpoint_every must not be negative": self.checkpoint_every >= 0,
             "print_freq must be at least 1": self.print_freq >= 1,
-            "calibration_batches must not be negative": self.calibration_batches >= 0,
+            "calibration_batches must be at least 1": self.calibration_batches >= 1,
         }
         for rule, holds in checks.items():
             if not holds:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from pdc_fx.data import ImageData, open_data, training_batches
 from pdc_fx.directory import WEIGHTS
 from pdc_fx.distill import Checkpoints, CheckpointWarning, Processes, TiedTraining, TrainOptions
+from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
 from pdc_fx.errors import ArtifactError, InputError, Interrupted, PdcError
 from pdc_fx.pipeline import analyze, plan, tie
 
@@ -165,6 +166,63 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"belongs to a run with other options: lr, temperature \["):
         training(tmp_path, lr=0.01, temperature=3.0).run(resume=True)
     training(tmp_path, print_freq=1, workers=1).run(resume=True)  # these decide nothing
+
+
+def test_a_run_is_not_continued_under_another_teacher(tmp_path: Path) -> None:
+    training(tmp_path).run()
+    run = training(tmp_path)
+    nn.init.zeros_(run.teacher[0].weight)  # type: ignore[index, arg-type]
+    with pytest.raises(ArtifactError, match=r"belongs to a run with other options: teacher \["):
+        run.run(resume=True)
+
+
+def test_a_new_run_leaves_no_checkpoint_of_another_one(tmp_path: Path) -> None:
+    training(tmp_path).run()
+    run = training(tmp_path, print_freq=1)
+    run.observer = Later(4, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        run.run()
+    steps = [int(path.stem.removeprefix("step-")) for path in Checkpoints(tmp_path / "checkpoint").files()]
+    assert max(steps) < 13, "those of the first run reach 26"
+
+
+def test_a_damaged_checkpoint_makes_room_for_the_next(tmp_path: Path) -> None:
+    found = Checkpoints(tmp_path)
+    for step in (10, 20):
+        found.save({"step": step}, step)
+    found.files()[0].write_bytes(b"damaged")
+    found.save({"step": 15}, 15)
+    assert [path.name for path in found.files()] == ["step-000000015.pt", "step-000000010.pt"]
+
+
+def test_a_checkpoint_of_a_gpu_is_read_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+        Checkpoints(tmp_path).save({"weight": torch.ones(2)}, 1)
+    state = Checkpoints(tmp_path).load()
+    assert state is not None
+    assert torch.equal(state["weight"], torch.ones(2))
+
+
+def test_what_is_recorded_is_the_network_that_is_handed_on() -> None:
+    """With averaged weights: those, and not the ones that jump about at a high rate."""
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
+    run = training(None, net, model_ema=True, model_ema_decay=0.9, lr=0.3, epochs=3)
+    run.held_out = run.data.test
+    _, metrics = run.run()
+    assert metrics[-1]["accuracy"] == accuracy(run.model, run.data.test, run.data)
+
+
+def test_measuring_leaves_every_module_in_its_mode() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10)
+    )
+    net[1].eval()  # as one freezes a norm
+    modes = [module.training for module in net.modules()]
+    data = open_data("digits")
+    accuracy(net, data.test, data)
+    reestimate_batch_norm(net, iter([torch.randn(8, 1, 8, 8)]))
+    assert [module.training for module in net.modules()] == modes
 
 
 def test_a_run_without_a_checkpoint_resumes_at_its_beginning(tmp_path: Path) -> None:
@@ -355,6 +413,7 @@ def test_a_worker_that_dies_ends_the_run(tmp_path: Path, monkeypatch: pytest.Mon
     ("options", "words"),
     [
         ({"amp": "fp16"}, "fp16 needs a GPU"),
+        ({"calibration_batches": 0}, "calibration_batches must be at least 1"),
         ({"augment": "cifer"}, "no augmentation is called 'cifer'"),
         ({"teacher_flip": True}, "augmentation 'digits' makes none; leave --teacher-flip out, or"),
         ({"augment": "flip", "teacher_flip": True, "alpha": 0.0}, "teacher_flip needs a teacher"),
@@ -363,6 +422,14 @@ def test_a_worker_that_dies_ends_the_run(tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_cannot_be_trained_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         training(None, **options).run()
+
+
+def test_a_pull_is_not_added_to_scaled_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdc_fx.distill.training.half_precision", lambda *_: torch.float16)
+    run = training(None)
+    run.mode = "csgd"
+    with pytest.raises(InputError, match="mode 'csgd' adds its pull to gradients, which fp16 multiplies"):
+        run.run()
 
 
 @pytest.mark.parametrize(
@@ -448,3 +515,9 @@ def test_sharded_parameters_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match="sharded over processes"):
         Processes.of_environment()
+
+
+def test_where_a_device_has_no_float64_the_cpu_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = types.SimpleNamespace(distributed_type="NO", process_index=0, num_processes=1, device=torch.device("mps"))
+    monkeypatch.setattr("accelerate.PartialState", lambda **_: state)
+    assert Processes.of_environment().device == torch.device("cpu")

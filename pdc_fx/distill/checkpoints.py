@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class Checkpoints:
         return sorted(self.directory.glob("step-*.pt"), reverse=True)
 
     def save(self, state: dict[str, Any], step: int) -> Path:
-        """Write a checkpoint and remove all but the last two.
+        """Write a checkpoint and remove all but the last two; those of later steps, too: damaged, or another run's.
 
         Raises:
             PdcError: it cannot be written; those before are as they were.
@@ -51,9 +52,16 @@ class Checkpoints:
         content = buffer.getbuffer()
         path = self.directory / f"step-{step:09d}.pt"
         replace_file(path, hashlib.sha256(content).hexdigest().encode() + b"\n", content)
-        for old in self.files()[KEPT:]:
-            old.unlink(missing_ok=True)
+        files = self.files()
+        now = files.index(path)
+        for other in (*files[:now], *files[now + KEPT :]):
+            other.unlink(missing_ok=True)
         return path
+
+    def clear(self) -> None:
+        """Remove all that are there."""
+        for path in self.files():
+            path.unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any] | None:
         """The newest checkpoint that is whole, or None where there is none; a damaged one before it is named in a warning.
@@ -76,12 +84,26 @@ class Checkpoints:
         return None
 
 
+def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of the names and values of a state dict.
+
+    >>> same = weights_digest({"a": torch.ones(2)}) == weights_digest({"a": torch.ones(2)})
+    >>> same, weights_digest({"a": torch.ones(2)}) == weights_digest({"a": torch.zeros(2)})
+    (True, False)
+    """
+    hashed = hashlib.sha256()
+    for name, tensor in state.items():
+        hashed.update(name.encode())
+        hashed.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
         if hashlib.sha256(memoryview(data)[_DIGITS + 1 :]).hexdigest().encode() != data[:_DIGITS]:
             raise ValueError("its checksum is another")
-        state: Any = torch.load(io.BytesIO(data[_DIGITS + 1 :]), weights_only=True)
+        state: Any = torch.load(io.BytesIO(data[_DIGITS + 1 :]), map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise ValueError("it holds no state")
     except Exception as error:  # torch's unpickler raises all kinds of them; code in a pickle is refused, not run

@@ -11,22 +11,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pdc_fx.data import ImageData, ImageSet, evaluation_batches
 from pdc_fx.distill.loss import logits_of
 from pdc_fx.distill.processes import Processes
+from pdc_fx.trace import evaluating
 
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: ImageSet, data: ImageData, *, processes: Processes | None = None) -> float:
-    """Top-1 accuracy, 0 to 1, in float32 and eval mode; the model's mode is restored. Several ``processes`` share the images."""
-    training = model.training
+    """Top-1 accuracy, 0 to 1, in float32 and eval mode; all modes are restored. Several ``processes`` share the images."""
     group = processes or Processes()
     device = next(model.parameters()).device
-    model.eval()
     right = 0
-    try:
+    with evaluating(model):
         for inputs, labels in evaluation_batches(images, data, rank=group.rank, world_size=group.count, device=device):
             predicted = logits_of(model(inputs)).argmax(1)
             right += int((predicted == labels).sum())
-    finally:
-        model.train(training)
     return group.summed([right])[0] / len(images)
 
 
@@ -36,17 +33,15 @@ def reestimate_batch_norm(model: nn.Module, inputs: Iterator[Tensor]) -> None:
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return
-    momenta = [m.momentum for m in norms]
-    training = model.training
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's name for the cumulative average
-        norm.train()
-    try:
-        for batch in inputs:
-            model(batch)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        model.train(training)
+    before = [(norm, norm.momentum, norm.training) for norm in norms]
+    with evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # torch's name for the cumulative average
+            norm.train()
+        try:
+            for batch in inputs:
+                model(batch)
+        finally:
+            for norm, momentum, training in before:
+                norm.momentum, norm.training = momentum, training

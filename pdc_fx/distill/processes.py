@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from pdc_fx.errors import InputError
 
+NO_DOUBLE = ("mps",)
+"""Kinds of devices without float64, in which exactness is measured: the CPU takes their place."""
 _SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP")
 
 
@@ -50,7 +52,8 @@ class Processes:
                 "parameters that are sharded over processes (FSDP, DeepSpeed) cannot be tied: a cluster's filters may lie on several",
                 hint="use plain data parallelism: torchrun, or accelerate launch --multi_gpu",
             )
-        return cls(state.process_index, state.num_processes, state.device)
+        device = torch.device("cpu") if state.device.type in NO_DOUBLE else state.device
+        return cls(state.process_index, state.num_processes, device)
 
     @property
     def first(self) -> bool:
@@ -75,14 +78,6 @@ class Processes:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(total)
         return [float(value) for value in total.tolist()]
-
-    def averaged(self, values: Tensor) -> Tensor:
-        """The mean over all processes; in each of them the same bits."""
-        if self.count == 1:
-            return values
-        total = values.to(self.device, copy=True)
-        torch.distributed.all_reduce(total)
-        return total / self.count
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give all processes the first one's buffers (running statistics are each process's own between two steps)."""

@@ -26,7 +26,7 @@ from pdc_fx.data.augment import AUGMENTATIONS
 from pdc_fx.data.mixing import mixed
 from pdc_fx.data.order import seed_of
 from pdc_fx.directory import CHECKPOINT, METRICS
-from pdc_fx.distill.checkpoints import Checkpoints
+from pdc_fx.distill.checkpoints import Checkpoints, weights_digest
 from pdc_fx.distill.compact import Compact, Untrainable, as_it_is, compact_for_training
 from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
 from pdc_fx.distill.features import captured, compared, feature_loss
@@ -151,7 +151,13 @@ class _Run:
         )
         device = self.processes.device
         self.half = half_precision(options.amp, device)
+        if self.half == torch.float16 and method_of(setting.mode).pull:
+            raise InputError(
+                f"mode '{method_of(setting.mode).name}' adds its pull to gradients, which fp16 multiplies by thousands",
+                hint="take --amp bf16 or --amp no",
+            )
         self.model.to(device)
+        self.teacher_digest = weights_digest(setting.teacher.state_dict()) if options.alpha > 0 else ""
         self.teacher = setting.teacher.to(device).eval()
         example = torch.zeros(1, *self.data.image_shape, device=device)
         obstacle = "torch.compile leaves no place for hooks" if options.compile else ""
@@ -222,6 +228,8 @@ class _Run:
 
     def _start(self) -> None:
         """How good the network is that training begins with; as far as it is tied, what training has to be better than."""
+        if self.checkpoints is not None and self.processes.first:
+            self.checkpoints.clear()  # of another run, which this one must not go on from
         self.position.metrics.append(
             {"kind": "start", "accuracy": self._accuracy(), "residual": float(self.tying.residual())}
         )
@@ -229,7 +237,8 @@ class _Run:
     def _accuracy(self) -> float | None:
         """On the images that were held out; None where none were."""
         held_out = self.setting.held_out
-        return None if held_out is None else accuracy(self.model, held_out, self.data, processes=self.processes)
+        model = self.model if self.ema is None else self.ema.module
+        return None if held_out is None else accuracy(model, held_out, self.data, processes=self.processes)
 
     def _epoch(self, interruption: Interruption, board: Any) -> None:
         options, position = self.options, self.position
@@ -396,6 +405,9 @@ class _Run:
             "widths": plan.widths,
             "method": asdict(method_of(self.setting.mode)),
             "training images": len(self.data.train),
+            "normalisation": [self.data.mean, self.data.std],
+            "augmentation": self.data.augmentation,
+            "teacher": self.teacher_digest,
             **self.options.decides(),
         }
         return {name: json.dumps(value, sort_keys=True) for name, value in parts.items()}
