@@ -151,11 +151,12 @@ def onnx_metadata(
     }
     if certificate.get("accuracy"):
         summary["accuracy"] = dict(certificate["accuracy"])
+    batch = plan.groups.inputs[0][0][0]
     return {
         VERSION_KEY: package_version(),
         RECIPE_KEY: recipe_sha256,
-        MACS_KEY: str(plan.macs_after),
-        DENSE_MACS_KEY: str(plan.macs_before),
+        MACS_KEY: str(plan.macs_after // batch),
+        DENSE_MACS_KEY: str(plan.macs_before // batch),
         CERTIFICATE_KEY: json.dumps(summary),
         **{f"{KEYS}{key}": json.dumps(list(source[key])) for key in ("mean", "std", "classes") if source.get(key)},
     }

@@ -81,8 +81,8 @@ def _reason(error: Exception) -> str:
 def _without_wrapper(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Keys without a wrapper's prefix that all of them have, unless the model has it too."""
     for prefix in WRAPPERS:
-        if all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+        if state and all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own):
+            return _without_wrapper({key.removeprefix(prefix): value for key, value in state.items()}, own)
     return state
 
 

@@ -363,6 +363,7 @@ WRITERS: dict[str, Writer] = {
     "DataParallel": as_checkpoint(lambda s: {"state_dict": prefixed("module.", s)}),
     "compiled": as_checkpoint(lambda s: prefixed("_orig_mod.", s)),
     "DataParallel, compiled": as_checkpoint(lambda s: prefixed("module._orig_mod.", s)),
+    "compiled, of DataParallel": as_checkpoint(lambda s: prefixed("_orig_mod.module.", s)),
     "half precision": as_checkpoint(lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()}),
     "no counters": as_checkpoint(lambda s: {k: v for k, v in s.items() if "num_batches" not in k}),
 }
