@@ -567,8 +567,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "compact-stays-in-double",
         "passes/rewrite.py",
-        "            tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))",
-        "            tensor.data = tensor.data.to(tensor.dtype)",
+        "        tensor.data = tensor.data.to(own[name].dtype if name in own else new)",
+        "        tensor.data = tensor.data.to(tensor.dtype)",
         "the compact network is returned in float64",
         tests("tie", "the_model_that_is_rewritten_is_not_changed"),
     ),
