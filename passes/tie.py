@@ -13,7 +13,8 @@ and weights that were loaded or replaced. On a tied module it changes no bit (:m
 gradient scaler skips, frozen parameters and a second call are harmless.
 
 When members are held, when clusters are formed, and whether members are drawn together meanwhile is the method's
-(:mod:`pdc_fx.passes.methods`).
+(:mod:`pdc_fx.passes.methods`). Where they are drawn (``csgd``), the pull is added to gradients as they are: gradients that a scaler has
+multiplied leave little of it.
 """
 
 from __future__ import annotations
