@@ -55,7 +55,6 @@ class Latency:
         ArtifactError: a table that is damaged.
     """
 
-    option = "latency"
     what = "latency"
 
     def __init__(

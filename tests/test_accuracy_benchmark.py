@@ -40,8 +40,6 @@ ARMS = ["hard", "calibrate", "scratch", "tp-l1", "tp-group", "tp-l1-global", "tp
 
 @pytest.mark.parametrize("name", ARMS)
 def test_every_arm_removes_half(bench: ModuleType, task: Any, name: str) -> None:
-    if name.startswith("tp") or name == "scratch":
-        pytest.importorskip("torch_pruning")
     before = {key: value.clone() for key, value in task.model.state_dict().items()}
     model, clusters = bench.ARMS[name].begin(task)
     tying = tie(model, clusters, mode="hard")
@@ -68,7 +66,6 @@ def test_the_counter_is_a_count_by_hand(bench: ModuleType) -> None:
 def test_rows_that_are_there_are_not_run_again_and_the_table_fits(
     bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("torch_pruning")
     row = {"model": "resnet20", "epochs": 10, "macs_before": 2, "macs_after": 1, "held_out_final": 0.9, "test": 0.9}
     rows = [{**row, "arm": name, "seed": 0, "options": {"amp": "no"}} for name in bench.ARMS]
     output = tmp_path / "accuracy.json"

@@ -38,7 +38,7 @@ def check(
     only: Annotated[
         str | None, typer.Option("--only", metavar="GLOB", help="With --all: names to check, such as 'resnet*'.")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(help="With --all: seconds per model.  [default: 600]")] = None,
+    timeout: Annotated[float | None, typer.Option(min=1, help="With --all: seconds per model.  [default: 600]")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="With --all: processes at a time.  [default: 1]")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="With --all: check again what was checked before.")] = False,
     output: Annotated[

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -343,7 +344,7 @@ class _Run:
         where = f"epoch {self.position.epoch + 1}, step {self.position.step} of {self.steps}"
         raise Interrupted(
             f"stopped in {where}",
-            signal=interruption.requested,
+            signal=interruption.requested or signal.SIGTERM,  # which came to another process
             hint="a checkpoint was written; --resume goes on from there" if self.checkpoints is not None else "",
         )
 
