@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pdc_fx.errors import InputError, TraceError
 from pdc_fx.ir import ChannelGroups, ClusterPlan, Integers, first_appearance
 from pdc_fx.passes.base import Pass
+from pdc_fx.passes.compare import run
 from pdc_fx.passes.dependency import Solution, Stuck, flow_of, matches, places_of, solve, spread
 from pdc_fx.passes.gathers import Gather, gathers
 from pdc_fx.passes.literals import Program, edited
@@ -37,7 +38,7 @@ from pdc_fx.rules.literals import literal_of
 from pdc_fx.rules.registry import moves, rule_for
 from pdc_fx.rules.resize import follows
 from pdc_fx.symbolic import symbolic_trace
-from pdc_fx.trace import Inputs, Recording, function_name, named_outputs, record, record_graph_module
+from pdc_fx.trace import Inputs, Recording, as_arguments, function_name, named_outputs, record, record_graph_module
 
 
 @dataclass(frozen=True)
@@ -139,17 +140,39 @@ def _until_it_fits(
 
 
 def traced(model: nn.Module, example_inputs: Inputs, recording: Recording) -> tuple[Program, Recording] | None:
-    """The model as a symbolic graph, and what the graph does; None where ``torch.fx`` cannot give one that does the same."""
+    """The model as a symbolic graph, and what the graph does; None where ``torch.fx`` cannot give one that does the same on any batch."""
     try:
         module = symbolic_trace(model, example_inputs)
         now, calls = record_graph_module(module, example_inputs, model)
     except TraceError:
         return None  # the channels concerned will stay, with the reason
-    if not _same_outputs(recording.output, now.output):
+    if not _same_outputs(recording.output, now.output) or not _fits_other_batches(model, module, example_inputs):
         return None
     own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     constants = {name: tensor for name, tensor in module.named_buffers() if name not in own}
     return Program(module.graph, constants, calls), now
+
+
+def _fits_other_batches(model: nn.Module, module: nn.Module, example_inputs: Inputs) -> bool:
+    """Whether the graph runs on batches of one more, if the model does: a forward pass may read the size of the batch as a number."""
+    sizes = [leaf.shape[0] for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor) and leaf.dim()]
+
+    def larger(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.dim() or len(leaf) != sizes[0]:
+            return leaf
+        return torch.cat([leaf, leaf[:1]])
+
+    if not sizes or not sizes[0]:
+        return True
+    inputs = tuple(tree_map(larger, as_arguments(example_inputs)))
+    try:
+        expected = run(model, inputs)
+    except TraceError:
+        return True
+    try:
+        return _same_outputs(expected, run(module, inputs))
+    except TraceError:
+        return False
 
 
 def _users(program: Program) -> dict[fx.Node, set[fx.Node]]:

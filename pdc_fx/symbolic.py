@@ -44,7 +44,7 @@ def symbolic_trace(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
     args = as_arguments(example_inputs)
     tracer = _Tracer(args)
     twin = _twin(model)  # a forward pass may leave values, here proxies, on the module
-    with torch.no_grad(), tracer.creating():
+    with torch.no_grad(), tracer.welcomed(twin):
         try:
             return fx.GraphModule(twin, tracer.trace(twin), type(model).__name__)
         except TraceError:
@@ -72,10 +72,13 @@ class _Value(fx.Proxy):
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     def __len__(self) -> int:
-        return len(self.value)
+        return int(self.tracer.length(self))  # type: ignore[attr-defined]
 
     def __int__(self) -> int:
         return int(self.tracer.settled(self))  # type: ignore[attr-defined]
+
+    def __index__(self) -> int:
+        return int(self)
 
     def __float__(self) -> float:
         return float(self.tracer.settled(self))  # type: ignore[attr-defined]
@@ -143,8 +146,8 @@ class _Tracer(fx.Tracer):
         return target(*args, **kwargs)
 
     @contextmanager
-    def creating(self) -> Iterator[None]:
-        """Make the functions that create tensors take proxies as sizes."""
+    def welcomed(self, model: nn.Module) -> Iterator[None]:
+        """Make functions take proxies that know nothing of them: those that create tensors, ``len`` and ``isinstance``."""
 
         def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             def create(*args: Any, **kwargs: Any) -> Any:
@@ -155,14 +158,26 @@ class _Tracer(fx.Tracer):
 
             return create
 
+        def is_instance(value: Any, kinds: Any) -> bool:
+            return isinstance(_value_of(value), kinds)
+
+        def length(values: Any) -> Any:
+            return self.length(values) if isinstance(values, _Value) else len(values)
+
         originals = {name: getattr(torch, name) for name in _CREATION}
+        own = {"isinstance": is_instance, "len": length}
+        patched = [(space, name) for space in _namespaces(model) for name in own if name not in space]
         for name, function in originals.items():
             setattr(torch, name, guarded(function))
+        for space, name in patched:
+            space[name] = own[name]
         try:
             yield
         finally:
             for name, function in originals.items():
                 setattr(torch, name, function)
+            for space, name in patched:
+                del space[name]
 
     def settled(self, proxy: _Value) -> Any:
         """The value of a number that does not depend on the data, with an assertion that it stays what it is."""
@@ -170,9 +185,20 @@ class _Tracer(fx.Tracer):
         if isinstance(value, Tensor):
             raise TraceError("the forward pass depends on the data, not only on its sizes")
         self.create_proxy(
-            "call_function", torch._assert, (proxy == value, f"this graph was traced where this is {value}"), {}
+            "call_function",
+            torch._assert,
+            (proxy == value, f"traced where a size is {value}, and fit for no other"),
+            {},
         )
         return value
+
+    def length(self, proxy: _Value) -> Any:
+        """How many there are: a proxy where that may change. How many axes a tensor has does not."""
+        if isinstance(proxy.value, Tensor):
+            return proxy.shape[0]
+        if isinstance(proxy.value, (list, tuple)) and not isinstance(proxy.value, torch.Size):
+            return self.create_proxy("call_function", len, (proxy,), {})
+        return len(proxy.value)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         assert isinstance(obj, _Value)
@@ -180,11 +206,17 @@ class _Tracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         assert isinstance(obj, _Value)
-        return iter([obj[index] for index in range(len(obj.value))])  # type: ignore[index]
+        return iter([obj[index] for index in range(len(obj))])  # type: ignore[index]
 
     def keys(self, obj: fx.Proxy) -> Any:
         assert isinstance(obj, _Value)
         return list(obj.value.keys())
+
+
+def _namespaces(model: nn.Module) -> list[dict[str, Any]]:
+    """The global names of the files in which the forward passes of a model are written, but for torch's own."""
+    written = [getattr(type(module).forward, "__globals__", {}) for module in model.modules()]
+    return list({id(names): names for names in written if not str(names.get("__name__")).startswith("torch.")}.values())
 
 
 def _value_of(leaf: Any) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from activations import differences_inside_clusters, random_partition
-from samples import Net, between, conv, scale
+from samples import Forward, Net, between, conv, scale
 from torch import Tensor, nn
 
 from pdc_fx import analyze, rewrite, tie
@@ -263,6 +265,61 @@ def test_what_a_symbolic_graph_can_follow(name: str) -> None:
         return
     assert stuck == set()
     assert check(build(), inputs).passed
+
+
+def scanned(rows: Callable[[Tensor], Any]) -> Forward:
+    """Each row adds the one above; the eight channels are written out."""
+
+    def forward(m: Net, x: Tensor) -> Tensor:
+        y = list(rows(m.stem(x).view(-1, 8, *x.shape[2:])))
+        for i in range(1, len(y)):
+            y[i] = y[i] + y[i - 1].relu()
+        return m.head(torch.cat(y, 2).mean((2, 3), keepdim=True))  # type: ignore[no-any-return]
+
+    return forward
+
+
+class Here(Net):
+    """Its forward pass is written in this file."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x)
+
+
+NUMBERS: dict[str, tuple[Forward, bool]] = {
+    "rows split": (scanned(lambda y: y.split(1, 2)), True),
+    "rows unbound": (scanned(lambda y: [row.unsqueeze(2) for row in y.unbind(2)]), True),
+    "rows counted": (scanned(lambda y: [y[:, :, i : i + 1] for i in range(y.shape[2])]), True),
+    "length": (lambda m, x: m.head(m.stem(x).view(len(x), 8, *x.shape[2:]).mean((2, 3), keepdim=True)), True),
+    "asked": (
+        lambda m, x: m.head(m.stem(x).view(-1, 8, *x.shape[2:]) * (2 if isinstance(x.shape[0], int) else 3)),
+        True,
+    ),
+    "image by image": (lambda m, x: torch.stack([m.head(m.stem(y).view(8, *y.shape[1:])) for y in x]), False),
+    "batch as a number": (lambda m, x: m.head(m.stem(x).view(int(x.shape[0]), 8, *x.shape[2:])), False),
+}
+"""Forward passes that make numbers of sizes, and whether channels that are written out follow all the same."""
+
+
+@pytest.mark.parametrize("case", NUMBERS.values(), ids=NUMBERS)
+def test_other_sizes_are_right_or_refused(case: tuple[Forward, bool]) -> None:
+    """A graph that was traced at one size must not leave rows or images out at another one."""
+    forward, follows = case
+    rows = "scanned" in forward.__qualname__
+    torch.manual_seed(0)
+    model, image = Here(forward, stem=conv(3, 8), head=conv(8, 4)).double(), torch.randn(2, 3, 6, 6).double()
+    groups = analyze(model, image)
+    assert groups.mergeable_channels == (8 if follows else 0)
+    if not follows:
+        assert any("view holds sizes that torch.fx cannot trace and edit" in f.reason for f in groups.frozen)
+        return
+    tied_plan = tie(model, random_halves(groups, 0), mode="hard").snap()
+    compact = rewrite(model, tied_plan, image)
+    for shape in ((5, 3, 6, 6), (1, 3, 6, 6), (2, 3, 6, 9)):
+        other = torch.randn(shape).double()
+        torch.testing.assert_close(compact(other), model(other))
+    with pytest.raises(AssertionError, match="traced where a size is 6") if rows else nullcontext():
+        torch.testing.assert_close(compact(torch.ones(2, 3, 9, 6).double()), model(torch.ones(2, 3, 9, 6).double()))
 
 
 def test_a_shuffle_whose_channels_all_stay_is_left_as_it_is() -> None:
