@@ -371,7 +371,10 @@ def apply_rule(site: Site, rule: Rule | None) -> Value:
             )
         if rule is None:
             raise Declined("has no rule")
-        if site.node.meta.get("aliased"):
+        if any(
+            alias.op == "get_attr" or max(alias.users, default=alias) > site.node
+            for alias in site.node.meta.get("aliased", ())
+        ):
             raise Declined("changes in place a tensor that other views share")
         value = rule(site)
         _require_sense(site, value)

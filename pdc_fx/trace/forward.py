@@ -27,14 +27,31 @@ def described(args: tuple[Any, ...]) -> str:
 
 
 class _DoublePrecision(TorchFunctionMode):
-    """Reads float32, where a forward pass asks for it by name, as float64."""
+    """Reads float32, where a forward pass asks for it by name, as float64, and so tensors that a module holds as plain attributes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        changes = _changes(func)
+
         def double(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.double() if value.dtype is torch.float32 and not changes else value
+            if type(value) in (list, tuple):
+                return type(value)(map(double, value))
             return torch.float64 if value is torch.float32 else value
 
         named = {key: double(value) for key, value in (kwargs or {}).items()}
         return (Tensor.double if func is Tensor.float else func)(*map(double, args), **named)
+
+
+def _changes(func: Any) -> bool:
+    """Whether a function changes what it is given, going by its name; it must then be given that and no copy."""
+    name = getattr(func, "__name__", "")
+    return name in ("__setitem__", "__set__") or (name[-1:] == "_" and name[-2:] != "__") or name in _AUGMENTED
+
+
+_AUGMENTED = {
+    f"__i{name}__" for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
+}
 
 
 @contextmanager
