@@ -452,6 +452,30 @@ def test_options_train_and_end_tied(options: dict[str, Any]) -> None:
     assert not torch.equal(before, run.model[0].weight)  # type: ignore[index]
 
 
+class Viewed(nn.Module):
+    """Flattens as many do, by ``view``, which takes maps as they lie."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(channels, 8, 3), nn.Linear(288, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).relu()
+        return self.head(x.view(x.size(0), -1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_maps_may_be_flattened_by_view(channels: int, channels_last: bool) -> None:
+    data = open_data("digits", input_shape=(channels, 8, 8))
+    net, options = Viewed(channels), TrainOptions(epochs=1, amp="no", channels_last=channels_last)
+    clusters = plan(net, analyze(net, torch.zeros(1, channels, 8, 8)), flops_reduction=0.375)
+    run = TiedTraining(net, copy.deepcopy(net), clusters, data, None, options, "hard", processes=Processes())
+    _, metrics = run.run()
+    said = [record["reason"] for record in metrics if record["kind"] == "layout"]
+    assert [reason.startswith("view size is not compatible") for reason in said] == [True] * channels_last
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "start"), [("pdc", "model"), ("hard", "calibrate")])
 def test_two_processes_end_equal_and_tied(tmp_path: Path, mode: str, start: str) -> None:

@@ -274,6 +274,7 @@ class TrainingProgress:
         """What will be trained and why it is not what was asked for, before any time is spent on it."""
         said = {
             "images": "{mixed:.0%} of the batches are mixed by CutMix: {reason}",
+            "layout": "--channels-last is left out, since the network does not run with it: {reason}",
             "features": "maps are not matched: {reason}",
             "network": "all filters are trained, tied, which takes longer than the small network: {reason}",
         }

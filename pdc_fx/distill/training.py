@@ -8,12 +8,13 @@ model draws. So a run that goes on from a checkpoint is, on a CPU, bit for bit t
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -42,6 +43,7 @@ from pdc_fx.ir import ClusterPlan
 from pdc_fx.options import MIXED_FROM, TrainOptions
 from pdc_fx.passes.methods import Method, method_of
 from pdc_fx.passes.tie import Tying
+from pdc_fx.trace import evaluating
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,6 @@ class _Run:
                 hint="leave --teacher-flip out, or choose an augmentation that mirrors, like --augment flip",
             )
         self.steps = batches_per_epoch(len(self.data.train), options.batch_size)
-        self.layout = (
-            torch.channels_last if options.channels_last and _has_maps(self.model) else torch.contiguous_format
-        )
         device = self.processes.device
         self.half = half_precision(options.amp, device)
         if self.half == torch.float16 and method_of(setting.mode).pull:
@@ -175,8 +174,7 @@ class _Run:
         if self.compact is not None:
             self.model, plan = self.compact.model, self.compact.separate(example)
         self.pairs = [(*pair, as_it_is) for pair in self.maps.modules] if self.compact is None else self.compact.maps
-        for network in (self.model, self.teacher):
-            network.to(memory_format=self.layout)
+        self.layout = self._layout(example)
         self.tying = Tying(self.model, plan, setting.mode, total_steps=self.steps * options.epochs)
         self.student = self.processes.distributed(self.model, unused=bool(setting.plan.groups.unreached))
         if options.compile:
@@ -214,6 +212,25 @@ class _Run:
         """Whether clusters are final from the first step."""
         method = method_of(self.setting.mode)
         return method.held and not method.rounds
+
+    def _layout(self, example: Tensor) -> torch.memory_format:
+        """Channels last where it is wanted and both networks run so; ``view`` takes maps as they lie."""
+        networks = (self.model, self.teacher)
+        if self.options.channels_last and _has_maps(self.model):
+            problem = ""
+            for network in networks:
+                network.to(memory_format=torch.channels_last)
+                try:
+                    with evaluating(network), redirect_stderr(io.StringIO()):  # where a traced graph prints its code
+                        network(laid_out(example, torch.channels_last))
+                except RuntimeError as error:
+                    problem = str(error).partition(". ")[0]
+            if not problem:
+                return torch.channels_last
+            self.position.metrics.append({"kind": "layout", "channels_last": False, "reason": problem})
+        for network in networks:
+            network.to(memory_format=torch.contiguous_format)
+        return torch.contiguous_format
 
     def _compact(self, example: Tensor) -> Compact | None:
         """The network to train where clusters are final from the first step, unless it cannot be trained in place of the tied one."""
@@ -285,7 +302,7 @@ class _Run:
         options, position = self.options, self.position
         torch.manual_seed(seed_of(options.seed, position.epoch, position.step, self.processes.rank))
         batch = mixed(images, labels, options.mixup_alpha, options.cutmix_alpha or 0.0, options.mixup_prob)
-        images = batch.images.contiguous(memory_format=self.layout)
+        images = laid_out(batch.images, self.layout)
         with (
             captured(self.model, [name for name, _, _ in self.pairs]) as ours,
             captured(self.teacher, [name for _, name, _ in self.pairs]) as theirs,
@@ -386,7 +403,7 @@ class _Run:
         )
         with closing(inputs):
             for _, (images, _) in zip(range(self.options.calibration_batches), inputs, strict=False):
-                yield images.contiguous(memory_format=self.layout)
+                yield laid_out(images, self.layout)
 
     def _board(self) -> Any:
         """Where TensorBoard's figures go; a stand-in that ignores them where nobody asked."""
@@ -462,6 +479,11 @@ class _Run:
 class _NoBoard:
     def add_scalar(self, *_: Any) -> None:
         return None
+
+
+def laid_out(images: Tensor, layout: torch.memory_format) -> Tensor:
+    """A copy that lies so. ``contiguous`` takes grey images for both: their strides may say one and their successors' the other."""
+    return torch.empty_like(images, memory_format=layout).copy_(images)
 
 
 def _has_maps(model: nn.Module) -> bool:
