@@ -21,6 +21,7 @@ HEAD = """# Command line
 | 1 | a verification failed |
 | 2 | bad input or usage |
 | 3 | nothing in the model can be merged |
+| 128 + N | ended by signal N: 130 for Ctrl-C |
 """
 
 

@@ -45,7 +45,7 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class Measured:
-    """The accuracy of one form of the model; ``change`` is in percentage points against the teacher."""
+    """The accuracy of one form of the model; ``change`` is in percentage points against the network before compression."""
 
     name: str
     value: str
@@ -188,10 +188,11 @@ def summary(plan: ClusterPlan, stages: Sequence[Measured], parts: Sequence[Verdi
         if plan.macs_after < plan.macs_before
         else "Nothing was removed from this network: the plan keeps every multiply-accumulate (MAC)."
     ]
-    teacher, compact = stages[STAGES.index("teacher")], stages[STAGES.index("compact")]
+    by_name = {stage.name: stage for stage in stages}
+    compact, whole = by_name["compact"], by_name.get("original", by_name["teacher"])
     if compact.change:
         found.append(
-            f"The teacher classifies {teacher.value} of the test images correctly, the compact network "
+            f"The {whole.name} network classifies {whole.value} of the test images correctly, the compact network "
             f"{compact.value} ({compact.change})."
         )
     for part in parts:
@@ -324,7 +325,7 @@ def measured(accuracy: Mapping[str, float]) -> list[Measured]:
     Raises:
         InputError: a value outside 0 to 1.
     """
-    teacher = accuracy.get("teacher", math.nan)
+    whole = "original" if "original" in accuracy else "teacher"  # which is it where no other was brought
     found = []
     for name in (*STAGES, *(other for other in accuracy if other not in STAGES)):
         value = accuracy.get(name, math.nan)
@@ -332,8 +333,8 @@ def measured(accuracy: Mapping[str, float]) -> list[Measured]:
             raise InputError(
                 "an accuracy is not between 0 and 1", where=f"{name}: {value}", hint="give a share, not percent"
             )
-        change = 100 * (value - teacher)
-        known = name != "teacher" and not math.isnan(change)
+        change = 100 * (value - accuracy.get(whole, math.nan))
+        known = name != whole and not math.isnan(change)
         found.append(
             Measured(
                 {"onnx": "ONNX"}.get(name, name),

@@ -134,6 +134,8 @@ def check(
     dtype_name = str(dtype).removeprefix("torch.")
     if dtype_name not in TOLERANCES:
         raise InputError(f"a check runs in float64 or float32, not in {dtype_name}")
+    if seed < 0:
+        raise InputError("a seed must not be negative", where=str(seed))
     require_usable(model)
     require_values(as_arguments(example_inputs))
     seconds: dict[str, float] = {}

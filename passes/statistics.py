@@ -233,15 +233,14 @@ def run_watched(model: nn.Module, inputs: Inputs, watch: Watch) -> None:
         model(*as_arguments(inputs))
 
 
-def require_images(images: Tensor, groups: ChannelGroups) -> None:
-    """Raise :class:`InputError` unless ``images`` are finite floats, at least two, of the shape that ``groups`` were found with."""
+def require_images(images: Any, groups: ChannelGroups) -> None:
+    """Raise :class:`InputError` unless ``images`` are a tensor of two or more, finite, of the shape that ``groups`` were found with."""
     if len(groups.inputs) != 1:
         raise InputError(f"calibration works for models of one tensor, this one takes {len(groups.inputs)}")
     shape = groups.inputs[0][0][1:]
-    if not images.is_floating_point() or images.dim() < 2:
-        raise InputError(
-            "calibration images are one float tensor, the images first", where=f"{images.dtype} {list(images.shape)}"
-        )
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() < 2:
+        where = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise InputError("calibration images are one float tensor, the images first", where=where)
     if tuple(images.shape[1:]) != shape:
         raise InputError(
             f"the images are {'x'.join(map(str, images.shape[1:]))}, the groups were found with {'x'.join(map(str, shape))}",

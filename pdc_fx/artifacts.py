@@ -95,6 +95,16 @@ def write_text(path: Path, text: str) -> None:
     replace_file(path, text.encode("utf-8", "backslashreplace"))  # a file's name may hold bytes that are no text
 
 
+def _sort_header(path: Path) -> None:
+    """Safetensors writes metadata in an order that differs from run to run, and with it the file's hash would."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
+
+
 def write_model(compressed: Compressed, directory: Path) -> None:
     """Write weights and recipe into ``directory``."""
     from safetensors import SafetensorError
@@ -104,6 +114,7 @@ def write_model(compressed: Compressed, directory: Path) -> None:
         (directory / WEIGHTS).touch()
         permissions = (directory / WEIGHTS).stat().st_mode  # of any file made here; safetensors makes a private one
         save_model(compressed.model, str(directory / WEIGHTS), metadata={"format": "pt", "pdc_fx": package_version()})
+        _sort_header(directory / WEIGHTS)
         (directory / WEIGHTS).chmod(permissions)
     except (OSError, SafetensorError) as error:
         raise InputError(
@@ -353,6 +364,8 @@ def changed_files(directory: Path) -> list[str]:
         raise ArtifactError(
             f"the certificate names a file outside of its directory: {outside[0]!a}", where=str(directory / CERTIFICATE)
         )
+    if not recorded:
+        raise ArtifactError("the certificate lists no files", where=str(directory / CERTIFICATE))
     names = list(dict.fromkeys([WEIGHTS, RECIPE, ONNX, *map(str, recorded)]))  # and weights beside the ONNX file
     for name in names:
         if not (directory / name).is_file():

@@ -121,6 +121,7 @@ def cover(
     settings = {"family": family, "seed": seed, "versions": versions(family)}
     try:
         output.mkdir(parents=True, exist_ok=True)
+        _require_own(output)
         known = _read(output / DATA, settings, fresh=fresh)
         for spec in wanted if fresh else ():
             known.pop(spec, None)
@@ -142,6 +143,15 @@ def cover(
     except OSError as error:
         raise InputError(f"the results cannot be written: {error.strerror}", where=str(error.filename)) from error
     return Coverage(settings, {spec: known[spec] for spec in wanted})
+
+
+def _require_own(output: Path) -> None:
+    """Refuse to write over a page of another program: reports on tests are called so, too."""
+    path = output / PAGE
+    if path.exists() and "pdc-fx check --all" not in path.read_text(encoding="utf-8", errors="replace"):
+        raise InputError(
+            "this page was not written by 'pdc-fx check --all'", where=str(path), hint="choose another --output"
+        )
 
 
 def versions(family: str) -> dict[str, str]:

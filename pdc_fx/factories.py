@@ -128,6 +128,10 @@ def _nearest_form(spec: str) -> str:
 
     if spec.endswith(".py"):
         return f"write {spec}:NAME, where NAME is a function in it that returns the model"
+    if spec.endswith(".onnx"):
+        return (
+            "to compare ONNX files take 'bench'; else give the model they were made from, or a directory of 'compress'"
+        )
     return f"did you mean torchvision:{spec}?" if spec in list_models() else f"write {FORMS}"
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from pdc_fx.artifacts import Compressed
-from pdc_fx.data import ImageData, sample_images
-from pdc_fx.distill import Observer, Processes, TiedTraining, TrainOptions, accuracy, logits_of
+from pdc_fx.data import ImageData, batches_per_epoch, sample_images
+from pdc_fx.distill import Observer, Processes, TiedTraining, TrainOptions, accuracy, logits_of, require_board
 from pdc_fx.errors import InputError, TraceError
 from pdc_fx.export.model_graph import ModelGraph, model_graph
 from pdc_fx.ir import ChannelGroups, ClusterPlan
@@ -389,8 +389,12 @@ def compress(
             f"mode '{method.name}' forms clusters of its own and cannot keep those of start '{start}'",
             hint="use 'hard'",
         )
+    require_board(options)
     require_classes(model, as_arguments(example_inputs), train_data)
+    if teacher is not None:
+        require_classes(teacher, as_arguments(example_inputs), train_data, "teacher")
     inputs = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, as_arguments(example_inputs))
+    forms = {} if teacher is None else {"original": copy.deepcopy(model)}
     tied, teacher = copy.deepcopy(model).cpu(), copy.deepcopy(model if teacher is None else teacher)
     processes = Processes.of_environment()
     budget: dict[str, Any] = {
@@ -405,6 +409,9 @@ def compress(
     kept_aside = min(5000, len(train_data.train) // 10) if hold_out is None else hold_out
     data, held_out = train_data.hold_out(kept_aside) if kept_aside else (train_data, None)
 
+    def images_of() -> int:
+        return calibration_images or min(default_calibration_images(data.image_shape), len(data.train))
+
     def begin() -> ClusterPlan:
         nonlocal tied
         groups = analyze(tied, inputs, frozen=frozen)
@@ -413,9 +420,8 @@ def compress(
         if start == "fold":
             tied, clusters = fold(tied, groups, **budget)
         else:
-            count = calibration_images or min(default_calibration_images(data.image_shape), len(data.train))
             ridge = UNFITTED if options.epochs else RIDGE
-            tied, clusters = calibrate(tied, groups, sample_images(data, count), **budget, ridge=ridge)
+            tied, clusters = calibrate(tied, groups, sample_images(data, images_of()), **budget, ridge=ridge)
         return clusters
 
     def tested(network: nn.Module) -> float:
@@ -434,6 +440,11 @@ def compress(
         if observer is not None:
             training.observer = observer
         final, metrics = training.run(resume=resume)
+        short = batches_per_epoch(len(data.train), options.batch_size) * options.epochs < SHORT
+        if start == "calibrate" and short and held_out is not None and latency_reduction is None:
+            before = copy.deepcopy(model).cpu()
+            untrained, _ = calibrate(before, clusters.groups, sample_images(data, images_of()), **budget, ridge=RIDGE)
+            metrics.append({"kind": "untrained", "accuracy": accuracy(untrained, held_out, data)})
     tied = tied.cpu().eval()
     addition = ChannelAddition(final, inputs)
     compact = addition(tied).eval()
@@ -444,11 +455,17 @@ def compress(
         plan=final,
         example_inputs=inputs,
         exactness=addition.comparison,
-        accuracy={name: tested(m) for name, m in (("teacher", teacher), ("tied", tied), ("compact", compact))},
+        accuracy={
+            name: tested(m) for name, m in (forms | {"teacher": teacher, "tied": tied, "compact": compact}).items()
+        },
         metrics=metrics,
         source=source or {},
         original=model,
     )
+
+
+SHORT = 1000
+"""Steps of training up to which it is compared with what a refit without training gives, which takes a few steps' time."""
 
 
 def default_calibration_images(shape: tuple[int, ...]) -> int:
@@ -460,12 +477,12 @@ def default_calibration_images(shape: tuple[int, ...]) -> int:
     return max(64, min(512, 2**24 // prod(shape)))
 
 
-def require_classes(model: nn.Module, inputs: tuple[Any, ...], data: ImageData) -> None:
-    """Raise :class:`InputError` unless model and data speak of the same images and classes."""
+def require_classes(model: nn.Module, inputs: tuple[Any, ...], data: ImageData, name: str = "model") -> None:
+    """Raise :class:`InputError` unless the model, which messages call ``name``, and the data speak of the same images and classes."""
     image = next((a for a in inputs if isinstance(a, Tensor)), None)
     if image is not None and tuple(image.shape[1:]) != data.image_shape:
         raise InputError(
-            f"the images are {'x'.join(map(str, data.image_shape))}, the model's input is {'x'.join(map(str, image.shape[1:]))}",
+            f"the images are {'x'.join(map(str, data.image_shape))}, the {name}'s input is {'x'.join(map(str, image.shape[1:]))}",
             where=data.name,
             hint="pass --input with the shape of the images",
         )
@@ -474,11 +491,11 @@ def require_classes(model: nn.Module, inputs: tuple[Any, ...], data: ImageData) 
             logits = logits_of(model(*inputs))
         except (RuntimeError, ValueError, TypeError) as error:
             raise TraceError(
-                f"the model does not take this input: {error}", hint="pass --input with the shape it was trained on"
+                f"the {name} does not take this input: {error}", hint="pass --input with the shape it was trained on"
             ) from error
     if logits.dim() != 2 or logits.shape[1] != len(data.classes):
         raise InputError(
-            f"the model gives {tuple(logits.shape)[1:]} scores per image, the data has {len(data.classes)} classes",
+            f"the {name} gives {tuple(logits.shape)[1:]} scores per image, the data has {len(data.classes)} classes",
             where=data.name,
-            hint=f"pass --num-classes {len(data.classes)}, or other data",
+            hint=f"pass --num-classes {len(data.classes)}, or other data" if name == "model" else "choose another",
         )

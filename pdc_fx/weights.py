@@ -29,7 +29,8 @@ def load_weights(model: nn.Module, path: Path) -> Normalization | None:
     _require_fit(own, state, path)
     _require_numbers(state, path)
     model.load_state_dict(state, strict=False)  # what may be missing was decided above
-    return parse_normalization(metadata["normalisation"], path) if "normalisation" in metadata else None
+    text = metadata.get("normalisation", metadata.get("normalization"))
+    return None if text is None else parse_normalization(text, path)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:

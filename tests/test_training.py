@@ -282,6 +282,7 @@ def test_a_teacher_answers_for_mirror_images_if_asked(monkeypatch: pytest.Monkey
     teacher = copy.deepcopy(run.teacher).eval()
     run.teacher.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     run.run()
+    seen = [images for images in seen if len(images) > 1]  # one tells how maps may lie
     batches = training_batches(run.data.with_augmentation("flip"), 32, seed=0, epoch=0)
     asked = len(seen) // len(told)
     for i, (target, (images, _)) in enumerate(zip(told, batches, strict=True)):

@@ -48,8 +48,26 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done and verified; 1 a verification failed; 2 bad input or usage; 3 nothing in the model can be merged.",
+    epilog="Exit codes: 0 done and verified; 1 a verification failed; 2 bad input or usage; 3 nothing in the model can be merged; "
+    "128+N ended by signal N (Ctrl-C: 130).",
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from pdc_fx.artifacts import package_version
+
+        typer.echo(f"pdc-fx {package_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 app.command()(inspect)
@@ -245,9 +263,9 @@ def compress(
     from pdc_fx.staging import Staging
 
     options = TrainOptions.of({name: chosen[name] for name in DEFAULT.to_dict() if name in chosen})
-    if [flops_reduction, params_reduction, latency_reduction].count(None) != 2:
+    if (asked := 3 - [flops_reduction, params_reduction, latency_reduction].count(None)) != 1:
         raise InputError(
-            "say how much to remove",
+            "several budgets are given" if asked else "say how much to remove",
             hint="give one of --flops-reduction, --params-reduction and --latency-reduction",
         )
     if latency_reduction is not None:
@@ -262,7 +280,8 @@ def compress(
     )
     shape = tuple(example.shape[1:])
     if len(shape) != 3:
-        raise InputError("training needs a model of images", where=f"input {tuple(example.shape)}")
+        hint = f"write 1x{'x'.join(map(str, example.shape))}" if example.dim() == 3 else ""
+        raise InputError("training needs a model of images", where=f"input {tuple(example.shape)}", hint=hint)
     # what was decoded to learn its shape is all of that shape, which is the model's input
     seen = opened.cache_info().currsize and opened().train.in_memory
     images = opened() if seen else open_images(data, shape, download=download)
@@ -312,6 +331,10 @@ def compress(
         return
     if weights is None:
         err.print("note: no --weights, so the network was taken with those that its factory gives it", soft_wrap=True)
+    if teacher_model is not None and teacher_weights is None:
+        err.print(
+            "note: no --teacher-weights, so the teacher was taken with those that its factory gives it", soft_wrap=True
+        )
     warn_of_loss(compressed.metrics)
     with _kept_if_resumable(staging, first):
         certificate = deliver(compressed, staging.path, onnx_accuracy(images))
@@ -350,6 +373,8 @@ def _normalization(mean: str | None, std: str | None) -> tuple[tuple[float, ...]
         numbers = [tuple(float(part) for part in text.split(",")) for text in (mean, std)]
     except ValueError as error:
         raise InputError(f"--mean and --std are numbers: {error}", hint="write 0.485,0.456,0.406") from error
+    if any(number > 1 for numbers_of_one in numbers for number in numbers_of_one):
+        raise InputError("--mean and --std are of pixels between 0 and 1", where=f"{mean} {std}", hint="divide by 255")
     return numbers[0], numbers[1]
 
 

@@ -28,9 +28,11 @@ def _read(context: typer.Context, path: Path | None) -> Path | None:
         raise typer.BadParameter(f"{path} must hold one option a line, as 'epochs: 5'")
     options = {str(parameter.name): parameter for parameter in context.command.params}
     known = options.keys() - {"config", "help"}
+    written = {text.lstrip("-").replace("-", "_"): name for name, option in options.items() for text in option.opts}
     found: dict[str, Any] = {}
     for name, value in values.items():
         plain = name.replace("-", "_")
+        plain = written.get(plain, plain)
         if plain not in known:
             near = difflib.get_close_matches(plain, known, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(known))}"

@@ -25,7 +25,7 @@ from pdc_fx.cli.options import (
     require_new,
 )
 from pdc_fx.directory import CERTIFICATE, ONNX, RECIPE, RECIPE_KEY, VERSION_KEY
-from pdc_fx.errors import ArtifactError, InputError
+from pdc_fx.errors import ArtifactError, InputError, VerificationError
 
 Names = list[str] | None
 
@@ -149,6 +149,10 @@ def _open_directory(directory: Path, model: str | None, *, check_files: bool = T
     return load(make, directory, check_files=check_files), zeros_of(plan.groups.inputs)
 
 
+ALIKE = 2e-3
+"""How far an accuracy may be from the certified one, or two images: another processor rounds otherwise, and some change sides."""
+
+
 @reported
 def verify(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="An output directory of 'compress'.")],
@@ -174,12 +178,15 @@ def verify(
         _require_own(directory)
     found = verify_onnx(compact, directory / ONNX, example, provider=provider)
     spec = data or recipe.get("data")
-    measured: dict[str, float] = {}
+    certified, measured, images = certificate.get("accuracy", {}), dict[str, float](), 0
     if found.passed and spec and not no_data:
-        measured = _accuracies(spec, recipe, compact, tuple(example[0].shape[1:]), directory / ONNX, provider)
+        measured, images = _accuracies(spec, recipe, compact, tuple(example[0].shape[1:]), directory / ONNX, provider)
+    alike = max(ALIKE, 2.5 / max(images, 1))
+    others = [name for name, value in measured.items() if abs(value - certified.get(name, value)) > alike]
+    failed = certificate.get("passed") is False
     result = {
         "directory": str(directory),
-        "passed": found.passed and not changed,
+        "passed": found.passed and not changed and not failed and (data is not None or not others),
         "changed": changed,
         "compact_vs_onnx": found.to_json(),
         "accuracy": measured,
@@ -194,15 +201,21 @@ def verify(
         for note in found.notes:
             err.print(f"note: {note}", soft_wrap=True, markup=False)
         for name, value in measured.items():
-            out.print(
-                f"test accuracy, {name}: {percent(value)} (certified: {percent(certificate.get('accuracy', {}).get(name))})"
-            )
+            out.print(f"test accuracy, {name}: {percent(value)} (certified: {percent(certified.get(name))})")
     found.ensure()
     if changed:
-        raise ArtifactError(
+        raise VerificationError(
             f"changed since the directory was certified: {', '.join(changed)}",
             where=str(directory),
             hint=OTHER_RUN,
+        )
+    if failed:
+        raise VerificationError("the certificate says that its verification failed", where=str(directory / CERTIFICATE))
+    if others and data is None:  # with other images it is another accuracy
+        raise VerificationError(
+            f"the accuracy is not the certified one: {', '.join(others)}",
+            where=str(spec),
+            hint="these are other images than those of the run; pass --data with where they are, or --no-data",
         )
     if not json:
         out.print("[bold green]passed[/]")
@@ -224,14 +237,24 @@ def _require_own(directory: Path) -> None:
 
 def _accuracies(
     spec: str, recipe: dict[str, Any], compact: Any, shape: tuple[int, ...], onnx: Path, provider: str
-) -> dict[str, float]:
-    """Top-1 on the test images, in PyTorch and in ONNX Runtime."""
+) -> tuple[dict[str, float], int]:
+    """Top-1 on the test images, in PyTorch and in ONNX Runtime, and how many they are."""
     from pdc_fx.distill import accuracy
 
-    images = open_images(spec, shape)
+    try:
+        images = open_images(spec, shape)
+    except InputError as error:
+        if spec != recipe.get("data"):
+            raise
+        raise InputError(
+            f"the images that the recipe names are not to be had: {error.what}",
+            where=error.where or spec,
+            hint="pass --data with where they are now, or --no-data",
+        ) from error
     if recipe.get("mean"):
         images = images.with_normalization(recipe["mean"], recipe["std"])
-    return {"compact": accuracy(compact, images.test, images), "onnx": onnx_accuracy(images, provider)(onnx)}
+    found = {"compact": accuracy(compact, images.test, images), "onnx": onnx_accuracy(images, provider)(onnx)}
+    return found, len(images.test)
 
 
 def open_images(spec: str, shape: tuple[int, ...], *, download: bool = False) -> Any:

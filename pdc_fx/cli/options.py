@@ -99,10 +99,10 @@ def reported(command: Function) -> Function:
             print_error(str(error))
             raise typer.Exit(error.exit_code) from error
         except OSError as error:
-            if error.errno == errno.EPIPE:  # the reader of our output has gone
-                raise
-            from pdc_fx.cli.render import print_error
+            from pdc_fx.cli.render import print_error, reader_has_gone
 
+            if error.errno == errno.EPIPE:
+                reader_has_gone()
             name = str(error.filename or "")
             shown = name if len(name) <= 200 else f"{name[:200]}..."
             print_error(f"the system refused: {error.strerror or error}" + (f" [{shown}]" if shown else ""))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -24,13 +25,28 @@ from pdc_fx.ir import Certificate, ChannelGroup, ChannelGroups, Role
 if TYPE_CHECKING:
     from pdc_fx.export.model_graph import ModelGraph
 
-out = Console(highlight=False)
+
+class _Console(Console):
+    """One whose reader may go away (``| head``), which is no failure of what was asked."""
+
+    def on_broken_pipe(self) -> None:
+        reader_has_gone()
+
+
+def reader_has_gone() -> NoReturn:
+    """End as a program does that is killed by SIGPIPE."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written goes nowhere
+    raise SystemExit(128 + 13)
+
+
+out = _Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
 def print_json(data: Mapping[str, Any]) -> None:
     """One JSON object on standard output, and nothing else there."""
     sys.stdout.write(json.dumps(data, default=str) + "\n")
+    sys.stdout.flush()
 
 
 def shown(name: str) -> str:
@@ -206,7 +222,7 @@ def delivery_rows(certificate: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Accuracy, multiply-accumulates and parameters of an output directory's certificate."""
     accuracy = certificate["accuracy"]
     return [
-        ("accuracy, PyTorch", percent(accuracy["teacher"]), percent(accuracy["compact"])),
+        ("accuracy, PyTorch", percent(accuracy.get("original", accuracy["teacher"])), percent(accuracy["compact"])),
         (
             "MACs",
             quantity(certificate["macs_before"]),
@@ -320,7 +336,7 @@ class TrainingProgress:
 
 
 def warn_of_loss(metrics: Iterable[Mapping[str, Any]]) -> None:
-    """Say so where training ended below the tied network that it began with."""
+    """Say so where training ended below what it began with, or below what no training at all would have given."""
     measured = {
         record["kind"]: record for record in metrics if record.get("accuracy") is not None
     }  # of the epochs the last
@@ -328,7 +344,14 @@ def warn_of_loss(metrics: Iterable[Mapping[str, Any]]) -> None:
     if before and after and before["residual"] < TIED and after["accuracy"] < before["accuracy"]:
         err.print(
             f"note: training ended at a held-out accuracy of {percent(after['accuracy'])}, below the {percent(before['accuracy'])} that it "
-            "began with; a lower --lr or more --epochs may help, and --epochs 0 keeps the start",
+            "began with; a lower --lr or more --epochs may help",
+            soft_wrap=True,
+        )
+    untrained = measured.get("untrained")
+    if untrained and after and after["accuracy"] < untrained["accuracy"]:
+        err.print(
+            f"note: held-out accuracy is {percent(after['accuracy'])}, and {percent(untrained['accuracy'])} without training (--epochs 0): "
+            "few steps do harm at a high rate; a lower --lr or more --epochs may help",
             soft_wrap=True,
         )
 

@@ -71,5 +71,5 @@ def open_data(spec: str, *, input_shape: Shape | None = None, download: bool = F
 def _unknown_kind(spec: str, kind: str) -> InputError:
     forms = ("digits", *(f"{name}:DIR" for name in _OPENERS))
     close = difflib.get_close_matches(kind.lower(), ("digits", *_OPENERS), n=1)
-    guess = f"did you mean {close[0]}? " if close else ""
+    guess = f"did you mean folder:{spec}? " if Path(spec).is_dir() else f"did you mean {close[0]}? " if close else ""
     return InputError(f"no kind of data is called {kind!r}", where=spec, hint=f"{guess}known are {', '.join(forms)}")

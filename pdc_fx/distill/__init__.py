@@ -8,7 +8,7 @@ from pdc_fx.distill.features import FEATURE_LOSSES, cut_points
 from pdc_fx.distill.loss import LOGIT_LOSSES, distillation_loss, logits_of
 from pdc_fx.distill.optim import learning_rate, optimizer_for
 from pdc_fx.distill.processes import Processes
-from pdc_fx.distill.training import Observer, StepReport, TiedTraining
+from pdc_fx.distill.training import Observer, StepReport, TiedTraining, require_board
 from pdc_fx.options import TrainOptions
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "logits_of",
     "optimizer_for",
     "reestimate_batch_norm",
+    "require_board",
 ]

@@ -8,6 +8,7 @@ model draws. So a run that goes on from a checkpoint is, on a CPU, bit for bit t
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import math
@@ -215,7 +216,7 @@ class _Run:
 
     def _layout(self, example: Tensor) -> torch.memory_format:
         """Channels last where it is wanted and both networks run so; ``view`` takes maps as they lie."""
-        networks = (self.model, self.teacher)
+        networks = (self.model, self.teacher) if self.options.alpha > 0 else (self.model,)
         if self.options.channels_last and _has_maps(self.model):
             problem = ""
             for network in networks:
@@ -330,8 +331,7 @@ class _Run:
         if not math.isfinite(value):
             raise PdcError(
                 f"the loss became {value / seen} in epoch {position.epoch + 1}, step {position.step}",
-                hint="lower --lr, or check the training images"
-                + ("; the last checkpoint is from before" if self.checkpoints is not None else ""),
+                hint="lower --lr and start again (--overwrite), or check the training images",
             )
         position.loss, position.right, position.seen = (
             position.loss + value,
@@ -409,10 +409,9 @@ class _Run:
         """Where TensorBoard's figures go; a stand-in that ignores them where nobody asked."""
         if not self.options.tensorboard or not self.processes.first or self.setting.directory is None:
             return nullcontext(_NoBoard())
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise InputError("--tensorboard needs a package", hint="pip install tensorboard") from error
+        require_board(self.options)
+        from torch.utils.tensorboard import SummaryWriter
+
         return SummaryWriter(str(self.setting.directory / "tensorboard"))
 
     def _signature(self) -> dict[str, str]:
@@ -474,6 +473,15 @@ class _Run:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.position = _Position(**{**state["position"], "metrics": json.loads(state["position"]["metrics"])})
+
+
+def require_board(options: TrainOptions) -> None:
+    """Raise :class:`InputError` where figures for TensorBoard are asked for and cannot be written."""
+    try:
+        if options.tensorboard:
+            importlib.import_module("torch.utils.tensorboard")
+    except ImportError as error:
+        raise InputError("--tensorboard needs a package", hint="pip install tensorboard") from error
 
 
 class _NoBoard:
