@@ -98,6 +98,12 @@ def shuffled(x: Tensor, groups: int) -> Tensor:
     return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
+def modulated(m: Net, x: Tensor) -> Tensor:
+    """Scales and shifts channels by what one layer makes of the image (FiLM, AdaIN)."""
+    scale, shift = m.f(x.mean((2, 3)))[:, :, None, None].chunk(2, 1)
+    return m.a(x) * (1 + scale) + shift  # type: ignore[no-any-return]
+
+
 def grown(m: Net, x: Tensor) -> Tensor:
     """Iterates over the parts of a chunk, as plain symbolic tracing cannot."""
     parts = list(x.chunk(2, 1))
@@ -410,6 +416,7 @@ SAMPLES = (
     Sample("addmm", network(lambda m, x: torch.addmm(m.d, torch.addmm(m.c, x, m.a).sigmoid(), m.b), a=weight(5, 8), b=weight(8, 4), c=weight(8), d=weight(4)), 8, (2, 5)),
     Sample("bmm", network(lambda m, x: torch.bmm(torch.bmm(x, m.a).sigmoid(), m.b), a=weight(2, 5, 8), b=weight(2, 8, 4)), 8, (2, 3, 5)),
     Sample("tensordot", network(lambda m, x: torch.tensordot(torch.tensordot(x, m.a, 1).sigmoid(), m.b, ([1], [1])), a=weight(5, 8), b=weight(4, 8)), 8, (2, 5)),
+    Sample("modulated", between(modulated, a=conv(8, 8), f=nn.Linear(8, 16)), 16),
     Sample("bilinear", network(lambda m, x: m.head(m.a(x, x)), a=nn.Bilinear(5, 5, 8), head=nn.Linear(8, 4)), 8, (2, 5)),
     Sample("einsum_by_numbers", between(lambda m, x: torch.einsum(x, [0, 1, 2, 3], m.a, [1, 4], [0, 4, 2, 3]), a=weight(8, 8)), 16),
     Sample("einsum_by_numbers_in_order", between(lambda m, x: torch.einsum(x, [0, 1, 2, 3], m.a, [4, 1]).permute(0, 3, 1, 2), a=weight(8, 8)), 16),

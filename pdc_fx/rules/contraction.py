@@ -173,7 +173,11 @@ def linear(site: Site) -> Value:
     rows: Letters = tuple(range(len(x.meta["shape"]) - 1))
     made: Letters = ("out",) if len(weight.meta["shape"]) > 1 else ()
     result = contract(site, [(x, (*rows, "in")), (weight, (*made, "in"))], (*rows, *made))
-    return plus(site, result, site.argument(2, "bias"))
+    bias, last = site.argument(2, "bias"), len(site.shape) - 1
+    if (own := site.weight(bias)) is not None and own.shape == site.shape[-1:] and set(result.varying) == {last}:
+        site.ride(own, 0, *site.along(result, last))  # as a convolution's: part of the channel that the weight makes
+        return result
+    return plus(site, result, bias)
 
 
 @rule("bilinear")
