@@ -140,6 +140,11 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
             measured = measure.proof(plan)
             if measured is None:
                 return plan
+            if measured <= 0:  # no correction of what was foretold leads anywhere from here
+                raise PlanError(
+                    f"{aim:.1%} less time was foretold, and the network was measured to take {-measured:.1%} more",
+                    hint="the machine is busy, or starting operators takes most of the time: try again, or give --flops-reduction",
+                )
             options = {**plan.options, "measured_reduction": round(measured, 4)}
             found[abs(measured - self.target)] = replace(plan, options=options)
             if min(found) <= CLOSE:

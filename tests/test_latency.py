@@ -101,7 +101,7 @@ def test_roundings_that_are_none(resnet20: tuple[nn.Module, ChannelGroups], chos
 class MadeUp:
     """A measure that counts multiply-accumulates, and a network that does not keep to it."""
 
-    option, what = "latency", "latency"
+    what = "latency"
     facts: Mapping[str, Any] = {"device": "none"}
 
     def __init__(self, groups: ChannelGroups, real: Callable[[float], float | None]) -> None:
@@ -148,6 +148,10 @@ def test_a_network_that_does_not_become_faster_is_refused(resnet20: tuple[nn.Mod
     with pytest.raises(PlanError, match=r"40\.0% can only be met at \d\.\d% here; .*% were foretold"):
         PlanClusters(resnet20[0], latency_reduction=0.4, latency=measure)(resnet20[1])
     assert measure.proofs == 4
+    measure = MadeUp(resnet20[1], lambda foretold: -0.044)
+    with pytest.raises(PlanError, match=r"40\.0% less time was foretold, .* take 4\.4% more; the machine is busy"):
+        PlanClusters(resnet20[0], latency_reduction=0.4, latency=measure)(resnet20[1])
+    assert measure.proofs == 1
 
 
 @pytest.mark.parametrize(
