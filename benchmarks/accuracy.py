@@ -179,7 +179,7 @@ ARMS = {
     "scratch": Arm("the network that L1 pruning leaves, from scratch", from_scratch),
 }
 ARMS |= {
-    f"{name}+half": replace(arm, what=f"{arm.what}, at half of Muon's rate", share=muon.SHARE / 2)
+    f"{name}+double": replace(arm, what=f"{arm.what}, at twice Muon's rate", share=2 * muon.SHARE)
     for name, arm in ARMS.items()
     if arm.options.get("opt") == "muon"
 }
@@ -286,7 +286,7 @@ def run_all(arms: Sequence[str], seeds: Sequence[int], options: argparse.Namespa
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """All of it in at most 80 columns."""
-    lines = [f"{'model':<9} {'arm':<19}{'epochs':>6}{'MACs':>8}{'test':>8}{'spread':>8}{'runs':>5}{'held out':>10}"]
+    lines = [f"{'model':<9} {'arm':<27}{'epochs':>7}{'MACs':>7}{'test':>7}{'spread':>7}{'runs':>5}{'held out':>9}"]
     cells: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["model"], row["arm"], row["epochs"]), []).append(row)
@@ -295,8 +295,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         held = [100 * row["held_out_final"] for row in found]
         gone = 100 * (found[0]["macs_after"] / found[0]["macs_before"] - 1)
         lines.append(
-            f"{model:<9} {arm:<19}{epochs:>6}{gone:>7.1f}%{statistics.mean(test):>8.2f}"
-            f"{max(test) - min(test):>8.2f}{len(test):>5}{statistics.mean(held):>10.2f}"
+            f"{model:<9} {arm:<27}{epochs:>7}{gone:>6.1f}%{statistics.mean(test):>7.2f}"
+            f"{max(test) - min(test):>7.2f}{len(test):>5}{statistics.mean(held):>9.2f}"
         )
     return "\n".join(lines)
 

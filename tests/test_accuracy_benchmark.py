@@ -51,9 +51,9 @@ def test_every_arm_removes_half(bench: ModuleType, task: Any, name: str) -> None
 
 def test_an_arm_says_how_far_muon_moves(bench: ModuleType, task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(muon, "SHARE", muon.SHARE)  # put back when this is over
-    whole, half = bench.ARMS["calibrate+muon"], bench.ARMS["calibrate+muon+half"]
-    assert (half.options, half.mode, half.start) == (whole.options, whole.mode, whole.start)
-    for arm, share in ((half, 0.5), (whole, 1.0)):
+    plain, double = bench.ARMS["calibrate+muon"], bench.ARMS["calibrate+muon+double"]
+    assert (double.options, double.mode, double.start) == (plain.options, plain.mode, plain.start)
+    for arm, share in ((double, 1.0), (plain, 0.5)):
         arm.begin(task)
         assert share == muon.SHARE
 

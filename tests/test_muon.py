@@ -49,7 +49,7 @@ def test_steps_are_those_of_the_formula(groups: int, weights: int) -> None:
             parts = (weight.grad + 0.9 * momenta[i]).flatten(1).chunk(groups)
             step = torch.cat([polar(part) for part in parts]).reshape(shape)
             norm = expected[i].norm()
-            moved = expected[i] - 0.5 / weights**0.5 * norm * step / step.norm()
+            moved = expected[i] - 0.25 / weights**0.5 * norm * step / step.norm()
             expected[i] = moved * norm / moved.norm()
         optimizer.step()
         for weight, value in zip(found, expected, strict=True):
