@@ -162,7 +162,8 @@ def onnx_metadata(
     }
     if certificate.get("accuracy"):
         summary["accuracy"] = dict(certificate["accuracy"])
-    batch = plan.groups.inputs[0][0][0]
+    shape = plan.groups.inputs[0][0] if plan.groups.inputs else ()
+    batch = shape[0] if len(shape) > 3 else 1  # detection models take images without an axis for a batch
     return {
         VERSION_KEY: package_version(),
         RECIPE_KEY: recipe_sha256,

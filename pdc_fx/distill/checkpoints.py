@@ -84,8 +84,8 @@ class Checkpoints:
         return None
 
 
-def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of the names and values of a state dict.
+def weights_digest(state: Mapping[str, Any]) -> str:
+    """SHA-256 of the names and values of the tensors in a state dict.
 
     >>> same = weights_digest({"a": torch.ones(2)}) == weights_digest({"a": torch.ones(2)})
     >>> same, weights_digest({"a": torch.ones(2)}) == weights_digest({"a": torch.zeros(2)})
@@ -93,6 +93,8 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
     """
     hashed = hashlib.sha256()
     for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor):  # a module's extra state
+            continue
         hashed.update(name.encode())
         hashed.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return hashed.hexdigest()
