@@ -409,8 +409,9 @@ def compress(
     kept_aside = min(5000, len(train_data.train) // 10) if hold_out is None else hold_out
     data, held_out = train_data.hold_out(kept_aside) if kept_aside else (train_data, None)
 
-    def images_of() -> int:
-        return calibration_images or min(default_calibration_images(data.image_shape), len(data.train))
+    def samples() -> Tensor:
+        count = calibration_images or min(default_calibration_images(data.image_shape), len(data.train))
+        return sample_images(data, count)
 
     def begin() -> ClusterPlan:
         nonlocal tied
@@ -421,7 +422,7 @@ def compress(
             tied, clusters = fold(tied, groups, **budget)
         else:
             ridge = UNFITTED if options.epochs else RIDGE
-            tied, clusters = calibrate(tied, groups, sample_images(data, images_of()), **budget, ridge=ridge)
+            tied, clusters = calibrate(tied, groups, samples(), **budget, ridge=ridge)
         return clusters
 
     def tested(network: nn.Module) -> float:
@@ -442,8 +443,7 @@ def compress(
         final, metrics = training.run(resume=resume)
         short = batches_per_epoch(len(data.train), options.batch_size) * options.epochs < SHORT
         if start == "calibrate" and short and held_out is not None and latency_reduction is None:
-            before = copy.deepcopy(model).cpu()
-            untrained, _ = calibrate(before, clusters.groups, sample_images(data, images_of()), **budget, ridge=RIDGE)
+            untrained, _ = calibrate(copy.deepcopy(model).cpu(), clusters.groups, samples(), **budget, ridge=RIDGE)
             metrics.append({"kind": "untrained", "accuracy": accuracy(untrained, held_out, data)})
     tied = tied.cpu().eval()
     addition = ChannelAddition(final, inputs)
