@@ -203,6 +203,7 @@ def test_exit_codes_and_streams(played: list[str], tmp_path: Path) -> None:
         (["--all", "torchvision", "--only", "zzz*"], "no model of torchvision is called 'zzz*'"),
         (["--all", "torchvision", "--input", "1x3x8x8"], "--input cannot be given together with --all"),
         (["--all", "torchvision", "--timeout", "-1"], "must be positive"),
+        (["--all", "torchvision", "--timeout", "0"], "must be positive"),
         (["torchvision:resnet18", "--only", "*"], "--only needs --all"),
         (["torchvision:resnet18", "--fresh"], "--fresh needs --all"),
     ],

@@ -38,7 +38,7 @@ def check(
     only: Annotated[
         str | None, typer.Option("--only", metavar="GLOB", help="With --all: names to check, such as 'resnet*'.")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(min=1, help="With --all: seconds per model.  [default: 600]")] = None,
+    timeout: Annotated[float | None, typer.Option(help="With --all: seconds per model.  [default: 600]")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="With --all: processes at a time.  [default: 1]")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="With --all: check again what was checked before.")] = False,
     output: Annotated[
@@ -62,7 +62,16 @@ def check(
     of_all = {"--only": only, "--timeout": timeout, "--workers": workers, "--fresh": fresh or None, "--output": output}
     if every is not None:
         _refuse({"a MODEL": model, **of_one}, "cannot be given together with --all")
-        _check_all(every, output or Path("docs"), only or "*", timeout or 600.0, workers or 1, fresh, seed, json)
+        _check_all(
+            every,
+            output or Path("docs"),
+            only or "*",
+            600.0 if timeout is None else timeout,
+            workers or 1,
+            fresh,
+            seed,
+            json,
+        )
     else:
         _refuse(of_all, "needs --all")
         if model is None:
