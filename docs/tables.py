@@ -102,29 +102,40 @@ def scores(rows: list[Data]) -> str:
 
 
 def accuracy_in_short(data: Data) -> str:
-    """What is the default at each budget, beside the best that pruning reached."""
-    runs: dict[tuple[str, int], dict[str, list[Data]]] = {}
+    """What is the default at each budget, beside the best that pruning reached; a table for each model."""
+    runs: dict[str, dict[int, dict[str, list[Data]]]] = {}
     for row in data["rows"]:
-        runs.setdefault((row["model"], row["epochs"]), {}).setdefault(row["arm"], []).append(row)
+        runs.setdefault(row["model"], {}).setdefault(row["epochs"], {}).setdefault(row["arm"], []).append(row)
 
-    def best(arms: dict[str, list[Data]], optimizer: str) -> str:
-        pruned = {n: rows for n, rows in arms.items() if n.startswith("tp-") and rows[0]["options"]["opt"] == optimizer}
-        name = max(pruned, key=lambda n: mean(row["test"] for row in pruned[n]), default=None)
-        return "not measured" if name is None else cell(name, pruned[name])
+    def best(arms: dict[str, list[Data]], optimizer: str) -> str | None:
+        pruned = [n for n, rows in arms.items() if n.startswith("tp-") and rows[0]["options"]["opt"] == optimizer]
+        return max(pruned, key=lambda n: mean(row["test"] for row in arms[n]), default=None)
 
-    def cell(name: str, rows: list[Data]) -> str:
-        return f"{scores(rows)} (`{name}`, {len(rows)} seed{'s' * (len(rows) > 1)})"
+    def default(epochs: int) -> str:
+        return "calibrate+muon" if epochs < MIXED_FROM else "calibrate+muon+mixed"
 
-    body = []
-    for (model, epochs), arms in runs.items():
-        default = "calibrate+muon" if epochs < MIXED_FROM else "calibrate+muon+mixed"
-        ours = cell(default, arms[default]) if default in arms else "not measured"
-        some = next(iter(arms.values()))[0]
-        body.append(
-            (name_of(model), epochs, percent(some["teacher_test"]), ours, best(arms, "sgd"), best(arms, "muon"))
+    parts = []
+    for model, budgets in runs.items():
+        kinds = {
+            "pdc-fx": {epochs: default(epochs) for epochs in budgets},
+            "Torch-Pruning with SGD, its best arm": {e: best(arms, "sgd") for e, arms in budgets.items()},
+            "the same with our optimizer": {e: best(arms, "muon") for e, arms in budgets.items()},
+        }
+        cells = {
+            (kind, epochs): f"{scores(rows)}, {len(rows)} seed{'s' * (len(rows) > 1)}"
+            for kind, names in kinds.items()
+            for epochs, name in names.items()
+            if (rows := budgets[epochs].get(str(name)))
+        }
+        teacher = percent(next(row["teacher_test"] for row in data["rows"] if row["model"] == model))
+        head = (f"{name_of(model)}, half of the MACs, from {teacher}", *(f"{epochs} epochs" for epochs in budgets))
+        body = [(kind, *(cells.get((kind, epochs), "not measured") for epochs in budgets)) for kind in kinds]
+        told = "; ".join(
+            f"{epochs} epochs: {', '.join(f'`{names[epochs]}`' for k, names in kinds.items() if (k, epochs) in cells)}"
+            for epochs in budgets
         )
-    head = ("at half of the MACs", "epochs", "as downloaded", "pdc-fx", "Torch-Pruning with SGD", "with our optimizer")
-    return f"{table(head, body)}\n\n{source('benchmarks/results/accuracy.json', 'python benchmarks/accuracy.py')}"
+        parts.append(f"{table(head, body)}\n\n{told}.")
+    return "\n\n".join(parts) + " " + source("benchmarks/results/accuracy.json", "python benchmarks/accuracy.py")
 
 
 def accuracy(data: Data) -> str:

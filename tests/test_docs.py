@@ -65,10 +65,13 @@ def test_in_short_the_default_stands_beside_the_best_of_each_kind_of_pruning() -
         row("calibrate+muon", 0.82, 20, "muon"),
     ]
     lines = tables.accuracy_in_short({"rows": rows}).splitlines()
-    assert lines[2].startswith(
-        "| ResNet-20 | 10 | 90.00% | 80.00% (`calibrate+muon`, 1 seed) | 81.00% (`tp-group`, 1 seed) | 79.00% "
-    )
-    assert lines[3] == "| ResNet-20 | 20 | 90.00% | not measured | not measured | not measured |"
+    assert lines[0] == "| ResNet-20, half of the MACs, from 90.00% | 10 epochs | 20 epochs |"
+    assert lines[2:5] == [
+        "| pdc-fx | 80.00%, 1 seed | not measured |",
+        "| Torch-Pruning with SGD, its best arm | 81.00%, 1 seed | not measured |",
+        "| the same with our optimizer | 79.00%, 1 seed | not measured |",
+    ]
+    assert lines[6].startswith("10 epochs: `calibrate+muon`, `tp-group`, `tp-l1+muon`; 20 epochs: ")
 
 
 LATENCY = {
