@@ -77,9 +77,6 @@ class _Value(fx.Proxy):
     def __int__(self) -> int:
         return int(self.tracer.settled(self))  # type: ignore[attr-defined]
 
-    def __index__(self) -> int:
-        return int(self)
-
     def __float__(self) -> float:
         return float(self.tracer.settled(self))  # type: ignore[attr-defined]
 
@@ -147,7 +144,7 @@ class _Tracer(fx.Tracer):
 
     @contextmanager
     def welcomed(self, model: nn.Module) -> Iterator[None]:
-        """Make functions take proxies that know nothing of them: those that create tensors, ``len`` and ``isinstance``."""
+        """Make functions take proxies that know nothing of them: those that create tensors, ``len``, ``isinstance`` and ``range``."""
 
         def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             def create(*args: Any, **kwargs: Any) -> Any:
@@ -165,7 +162,13 @@ class _Tracer(fx.Tracer):
             return self.length(values) if isinstance(values, _Value) else len(values)
 
         originals = {name: getattr(torch, name) for name in _CREATION}
-        own = {"isinstance": is_instance, "len": length}
+
+        def numbers(
+            *bounds: Any,
+        ) -> range:  # __index__ would do, but torch asks it of arguments that it takes as they are
+            return range(*(int(bound) if isinstance(bound, _Value) else bound for bound in bounds))
+
+        own = {"isinstance": is_instance, "len": length, "range": numbers}
         patched = [(space, name) for space in _namespaces(model) for name in own if name not in space]
         for name, function in originals.items():
             setattr(torch, name, guarded(function))

@@ -290,6 +290,10 @@ NUMBERS: dict[str, tuple[Forward, bool]] = {
     "rows split": (scanned(lambda y: y.split(1, 2)), True),
     "rows unbound": (scanned(lambda y: [row.unsqueeze(2) for row in y.unbind(2)]), True),
     "rows counted": (scanned(lambda y: [y[:, :, i : i + 1] for i in range(y.shape[2])]), True),
+    "narrowed": (
+        lambda m, x: m.head(nn.functional.pad(m.stem(x).view(-1, 8, *x.shape[2:]), (1, 1)).narrow(3, 1, x.shape[3])),
+        True,
+    ),
     "length": (lambda m, x: m.head(m.stem(x).view(len(x), 8, *x.shape[2:]).mean((2, 3), keepdim=True)), True),
     "asked": (
         lambda m, x: m.head(m.stem(x).view(-1, 8, *x.shape[2:]) * (2 if isinstance(x.shape[0], int) else 3)),
