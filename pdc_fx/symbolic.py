@@ -163,9 +163,8 @@ class _Tracer(fx.Tracer):
 
         originals = {name: getattr(torch, name) for name in _CREATION}
 
-        def numbers(
-            *bounds: Any,
-        ) -> range:  # __index__ would do, but torch asks it of arguments that it takes as they are
+        # an __index__ of proxies would do, but torch asks it of arguments that it takes as they are
+        def numbers(*bounds: Any) -> range:
             return range(*(int(bound) if isinstance(bound, _Value) else bound for bound in bounds))
 
         own = {"isinstance": is_instance, "len": length, "range": numbers}

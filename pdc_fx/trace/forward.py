@@ -39,7 +39,7 @@ class _DoublePrecision(TorchFunctionMode):
                 return type(value)(map(double, value))
             return torch.float64 if value is torch.float32 else value
 
-        named = {key: double(value) for key, value in (kwargs or {}).items()}
+        named = {key: value if key == "out" else double(value) for key, value in (kwargs or {}).items()}
         return (Tensor.double if func is Tensor.float else func)(*map(double, args), **named)
 
 
