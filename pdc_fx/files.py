@@ -17,7 +17,7 @@ from pdc_fx.errors import PdcError
 
 def is_replaceable(path: Path) -> bool:
     """Whether a file may be renamed to this place: nothing stands there, or a regular file. A device or a folder would be lost."""
-    return path.is_file() or not path.exists()
+    return not path.exists() or path.is_file()  # in this order, since another writer may put its file there in between
 
 
 def way_out(error: OSError) -> str:

@@ -119,7 +119,7 @@ def test_code_that_comes_with_a_directory_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, command: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = directory(tmp_path, f"{way.format(out=tmp_path / 'out')}:net")
+    folder = directory(tmp_path, f"{way.format(out=tmp_path / 'out')}:net", files={"model.safetensors": "0" * 64})
     for name in ("model.safetensors", "model.onnx"):
         (folder / name).touch()
     result = CliRunner().invoke(app, [command, str(folder), *(["-o", "m.onnx"] if command == "export" else [])])

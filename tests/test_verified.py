@@ -377,6 +377,19 @@ def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_that_another_writer_puts_there_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, looked = tmp_path / "file", Path.is_file
+
+    def looks_then_waits(self: Path, **options: Any) -> bool:
+        found = looked(self, **options)
+        path.touch()
+        return found
+
+    monkeypatch.setattr(Path, "is_file", looks_then_waits)
+    replace_file(path, b"x")
+    assert path.read_bytes() == b"x"
+
+
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with ThreadPoolExecutor(4) as pool:
