@@ -22,7 +22,7 @@ from pdc_fx.export.call import HEIGHT, Axes, Call, options, positional
 from pdc_fx.export.older import by_torchscript
 from pdc_fx.export.silence import quiet
 
-FIXED_BATCH_HINT = "if the model works for one batch size only, pass dynamic_batch=False"
+FIXED_BATCH_HINT = "if the model works for one batch size only, pass dynamic_batch=False (--static)"
 FIXED_SIZE_HINT = "if the model works for one size of images only, leave dynamic_size (--dynamic-size) out"
 VALUES_HINT = "let tensors decide, with torch.where or torch.cond"
 
@@ -55,7 +55,7 @@ def capture(call: Call) -> Captured:
         cause, reason, origin = error, _reason(error), _origin(error, call.model)
     failure = f"the model cannot be exported to ONNX: {reason}"
     if not (reason.startswith(_UNTRANSLATED) or _on_values(cause)):
-        raise ExportError(failure, where=origin, hint=_hint(reason, call)) from cause
+        raise ExportError(failure, where=origin, hint=fixed_hint(call.axes) if call.varies else "") from cause
     try:
         graph, notes = by_torchscript(call, on_values=_on_values(cause))
     except _RAISED as error:
