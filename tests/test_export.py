@@ -380,7 +380,10 @@ def test_whatever_the_older_exporter_raises_is_a_reason(
             r"data-dependent.*forward of 1\]; let tensors decide",
         ),  # the older exporter would fix one branch
         (lambda x: x if x.shape[0] == 2 else -x, "dynamic_batch=False"),
-        (lambda x: torch.cat(x.chunk(2), 1), r"dynamic_batch=False \(--static\)"),  # the exporter's own error names no size
+        (
+            lambda x: torch.cat(x.chunk(2), 1),
+            r"dynamic_batch=False \(--static\)",
+        ),  # the exporter's own error names no size
     ],
     ids=["unknown_operator", "control_flow", "batch_size_in_control_flow", "halves_of_a_batch"],
 )
