@@ -743,8 +743,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "compared-on-the-examples",
         "passes/compare.py",
-        "    inputs = random_inputs(example_inputs, seed)\n    expected",
-        "    inputs = as_arguments(example_inputs)\n    expected",
+        "    inputs = lively_inputs(reference, example_inputs, seed)\n    outputs",
+        "    inputs = as_arguments(example_inputs)\n    outputs",
         "tied and compact network are compared on the example inputs, which may be zeros",
         tests("verified", "examples_of_zeros_hide_nothing"),
     ),

@@ -15,13 +15,13 @@ from pdc_fx.export.inputs import (
     has_listed_images,
     input_tensors,
     is_batched,
-    larger_images,
     other_values,
     output_tensors,
     renamed,
     resized,
     run_model,
 )
+from pdc_fx.passes.compare import larger_images
 
 BATCH, HEIGHT, WIDTH = "batch", "height", "width"
 """Names of the dynamic dimensions in the ONNX file."""

@@ -142,21 +142,6 @@ def resized(args: tuple[Any, ...], batch: int, example_batch: int | None) -> tup
     return tuple(tree_map_only(Tensor, resize, args))
 
 
-def larger_images(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """``args`` with images of another size, and of another ratio of their sides: zeros.
-
-    >>> larger_images((torch.zeros(2, 3, 32, 32),))[0].shape
-    torch.Size([2, 3, 64, 96])
-    """
-
-    def larger(tensor: Tensor) -> Tensor:
-        if tensor.dim() < 4:
-            return tensor
-        return tensor.new_zeros(*tensor.shape[:-2], tensor.shape[-2] + 32, tensor.shape[-1] + 64)
-
-    return tuple(tree_map_only(Tensor, larger, args))
-
-
 def on_device_of(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """``args`` moved to where the model's first parameter is."""
     parameter = next(model.parameters(), None)

@@ -21,7 +21,6 @@ from pdc_fx.export.inputs import (
     batch_size,
     call_arguments,
     input_tensors,
-    larger_images,
     on_device_of,
     output_tensors,
     renamed,
@@ -31,7 +30,7 @@ from pdc_fx.export.inputs import (
 from pdc_fx.export.rows import in_order
 from pdc_fx.export.session import make_session, run_session
 from pdc_fx.export.store import EXTERNAL_ABOVE
-from pdc_fx.passes.compare import in_precision, random_inputs
+from pdc_fx.passes.compare import in_precision, larger_images, random_inputs
 from pdc_fx.trace import Inputs, evaluating
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2}

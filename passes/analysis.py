@@ -10,7 +10,6 @@ sizes may be written into it (``view(-1, 9216)``, a channel shuffle, a ``chunk``
 
 from __future__ import annotations
 
-import copy
 import io
 from collections import defaultdict
 from collections.abc import Callable
@@ -22,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from pdc_fx.errors import InputError, TraceError
 from pdc_fx.ir import ChannelGroups, ClusterPlan, Integers, first_appearance
 from pdc_fx.passes.base import Pass
-from pdc_fx.passes.compare import run
+from pdc_fx.passes.compare import larger_batch, run
 from pdc_fx.passes.dependency import Solution, Stuck, flow_of, matches, places_of, solve, spread
 from pdc_fx.passes.gathers import Gather, gathers
 from pdc_fx.passes.literals import Program, edited
@@ -40,7 +39,15 @@ from pdc_fx.rules.literals import literal_of
 from pdc_fx.rules.registry import moves, rule_for
 from pdc_fx.rules.resize import follows
 from pdc_fx.symbolic import symbolic_trace
-from pdc_fx.trace import Inputs, Recording, as_arguments, function_name, named_outputs, record, record_graph_module
+from pdc_fx.trace import (
+    Inputs,
+    Recording,
+    copied,
+    function_name,
+    named_outputs,
+    record,
+    record_graph_module,
+)
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ class AnalyzeDependencies(Pass[nn.Module, Analysis]):
 
         The reference is a tied copy, since a program that branches on the data must take the same way in both.
         """
-        tied = copy.deepcopy(model).requires_grad_(False)
+        tied = copied(model).requires_grad_(False)
         Tying(tied, random_widths(solution.groups, 0), "hard").snap()
         flow = flow_of(record(tied, self.example_inputs))
 
@@ -157,16 +164,9 @@ def traced(model: nn.Module, example_inputs: Inputs, recording: Recording) -> tu
 
 def _fits_other_batches(model: nn.Module, module: nn.Module, example_inputs: Inputs) -> bool:
     """Whether the graph runs on batches of one more, if the model does: a forward pass may read the size of the batch as a number."""
-    sizes = [leaf.shape[0] for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor) and leaf.dim()]
-
-    def larger(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.dim() or len(leaf) != sizes[0]:
-            return leaf
-        return torch.cat([leaf, leaf[:1]])
-
-    if not sizes or not sizes[0]:
+    inputs = larger_batch(example_inputs)
+    if inputs is None:
         return True
-    inputs = tuple(tree_map(larger, as_arguments(example_inputs)))
     try:
         expected = run(model, inputs)
     except TraceError:

@@ -26,7 +26,6 @@ Groups without a reader of that kind, or whose clusters must be of one size, are
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -42,7 +41,7 @@ from pdc_fx.passes.base import Pass
 from pdc_fx.passes.cluster import Bloc, Floats
 from pdc_fx.passes.statistics import Norm, Reader, Watch, require_images, run_watched
 from pdc_fx.passes.tie import require_tied
-from pdc_fx.trace import require_usable
+from pdc_fx.trace import copied, require_usable
 
 SAMPLES = 2**15
 """The most positions over all images at which a reader is looked at."""
@@ -277,7 +276,7 @@ class Calibrate(Pass[nn.Module, tuple[nn.Module, ClusterPlan]]):
             raise InputError(f"ridge must be positive, not {self.ridge}")
 
     def call(self, value: nn.Module) -> tuple[nn.Module, ClusterPlan]:
-        tied = copy.deepcopy(value)
+        tied = copied(value)
         tensors = named_tensors(tied)
         images = self.images.to(next(iter(tensors.values())).device)
         dense = DenseStatistics(tied)

@@ -7,7 +7,6 @@ the compact model is from the tied one, and refuses to say anything where the ou
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +21,10 @@ from pdc_fx.errors import ExactnessError, InputError, NothingToMergeError
 from pdc_fx.ir import Certificate, ChannelGroups, ClusterPlan, Integers, first_appearance
 from pdc_fx.passes.analysis import AnalyzeDependencies
 from pdc_fx.passes.axes import named_tensors
-from pdc_fx.passes.compare import compare, in_precision, random_inputs, run
+from pdc_fx.passes.compare import compare, in_precision, lively_inputs, run
 from pdc_fx.passes.rewrite import describe, merge_channels
 from pdc_fx.passes.tie import Tying
-from pdc_fx.trace import Inputs, as_arguments, overlapping, record, require_usable, require_values
+from pdc_fx.trace import Inputs, as_arguments, copied, overlapping, record, require_usable, require_values
 
 GAINS = (1.0, 10.0, 100.0, 1000.0)
 """How much the layers whose channels are frozen are amplified until the outputs vary: an untrained detector finds nothing."""
@@ -77,15 +76,18 @@ def calibrate(model: nn.Module, inputs: tuple[Any, ...], seed: int) -> None:
         noise = torch.rand(statistic.shape, generator=generator, dtype=torch.float64) * 0.4 + 0.8
         return statistic * noise.to(statistic)
 
-    def measure(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def measure(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         assert isinstance(module, _NormBase)
-        if isinstance(module.running_mean, Tensor) and isinstance(module.running_var, Tensor) and args[0].dim() > 1:
-            values = args[0].transpose(0, 1).flatten(1)
+        given = args[0] if args else named["input"]
+        if isinstance(module.running_mean, Tensor) and isinstance(module.running_var, Tensor) and given.dim() > 1:
+            values = given.transpose(0, 1).flatten(1)
             module.running_mean.copy_(near(values.mean(1)))
             if values.shape[1] > 1:
                 module.running_var.copy_(near(values.var(1)) + 1e-3)
 
-    hooks = [m.register_forward_pre_hook(measure) for m in model.modules() if isinstance(m, _NormBase)]
+    hooks = [
+        m.register_forward_pre_hook(measure, with_kwargs=True) for m in model.modules() if isinstance(m, _NormBase)
+    ]
     try:
         run(model, inputs)
     finally:
@@ -142,8 +144,8 @@ def check(
     outputs: tuple[str, ...] = ()
     tolerance = TOLERANCES[dtype_name]
     for gain in GAINS:
-        original, inputs = in_precision(model, random_inputs(example_inputs, seed), dtype)
-        original.requires_grad_(False)
+        original, inputs = in_precision(model, example_inputs, dtype)
+        inputs = lively_inputs(original.requires_grad_(False), inputs, seed)
         randomize_statistics(original, seed)
         _amplify(original, outputs, gain)
         calibrate(original, inputs, seed)
@@ -159,7 +161,7 @@ def check(
             )
         plan = random_halves(groups, seed)
         with _timed(seconds, "tie"):
-            tied = copy.deepcopy(original)
+            tied = copied(original)
             Tying(tied, plan, "hard").snap()
         with _timed(seconds, "rewrite"):
             compact = merge_channels(tied, plan, inputs, analysis)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pdc_fx.errors import TraceError
 from pdc_fx.passes.axes import named_tensors
-from pdc_fx.trace import Inputs, as_arguments, evaluating, named_outputs, overlapping, way_out
+from pdc_fx.trace import (
+    Inputs,
+    as_arguments,
+    copied,
+    evaluating,
+    fresh,
+    keeping_buffers,
+    named_outputs,
+    overlapping,
+    way_out,
+    with_same_draws,
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +30,7 @@ class Comparison:
     """What was measured.
 
     Attributes:
-        passed: every output within ``tolerance``, finite, of the same shape.
+        passed: every output within ``tolerance``, of the same shape, and finite at the same places.
         max_abs_error: over all outputs.
         max_rel_error: the largest, over outputs, of the absolute error over the largest magnitude of the reference.
         first_difference: the first output that differs, or None.
@@ -39,18 +49,23 @@ def in_precision(
     model: nn.Module, example_inputs: Inputs, dtype: torch.dtype = torch.float64
 ) -> tuple[nn.Module, tuple[Any, ...]]:
     """Copies in another precision; integer inputs stay as they are, and so does what shares memory."""
-    inputs = tree_map(
-        lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t, as_arguments(example_inputs)
-    )
+    inputs = tree_map(lambda t: precise(t, dtype) if isinstance(t, Tensor) else t, as_arguments(example_inputs))
     with torch.no_grad():
-        try:
-            twin = copy.deepcopy(model, _shared_memory(model, dtype))
-        except Exception as error:  # anything that the model holds may object
-            raise TraceError(
-                f"{type(model).__name__} cannot be copied: {error}",
-                hint="keep what cannot be copied outside of the module, or give its class a __deepcopy__",
-            ) from error
-        return twin.to(dtype), inputs
+        twin = copied(model, _shared_memory(model, dtype))
+        for tensor in named_tensors(twin).values():  # Module.to would give each of several modules a buffer of its own
+            tensor.data = precise(tensor.data, dtype)
+        return twin, inputs
+
+
+def precise(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In a floating ``dtype``, or its complex numbers; integers as they are.
+
+    >>> [precise(torch.zeros(1, dtype=d), torch.float64).dtype for d in (torch.float16, torch.complex64, torch.int8)]
+    [torch.float64, torch.complex128, torch.int8]
+    """
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _shared_memory(model: nn.Module, dtype: torch.dtype) -> dict[int, Any]:
@@ -61,22 +76,67 @@ def _shared_memory(model: nn.Module, dtype: torch.dtype) -> dict[int, Any]:
     for name in overlapping(tensors):
         tensor = tensors[name]
         flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
-        whole = wholes.setdefault(tensor.untyped_storage().data_ptr(), flat.to(dtype, copy=True))
+        whole = wholes.setdefault(tensor.untyped_storage().data_ptr(), precise(flat.clone(), dtype))
         view = whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
         copies[id(tensor)] = nn.Parameter(view, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else view
     return copies
 
 
-def random_inputs(example_inputs: Inputs, seed: int) -> tuple[Any, ...]:
-    """Standard normal tensors in place of floating inputs, all else as given."""
+def random_inputs(example_inputs: Inputs, seed: int, *, positive: bool = False) -> tuple[Any, ...]:
+    """Random numbers in place of the floating inputs, such as the model may take; all else as given.
+
+    An input that holds one number alone says nothing of that: it becomes standard normal, or lies between 0 and 1 (``positive``). Images
+    (four axes or more) lie between the smallest and the largest number of the example. Others (boxes, conditions) stay as they are.
+    """
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
-        return leaf
+    def drawn(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or (varies(leaf) and leaf.dim() < 4):
+            return leaf
+        draw = torch.rand if positive or varies(leaf) else torch.randn
+        values = draw(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
+        return torch.lerp(leaf.min(), leaf.max(), values) if varies(leaf) else values
 
-    return tuple(tree_map(draw, as_arguments(example_inputs)))
+    return tuple(tree_map(drawn, as_arguments(example_inputs)))
+
+
+def lively_inputs(model: nn.Module, example_inputs: Inputs, seed: int) -> tuple[Any, ...]:
+    """Random inputs on which the model gives finite numbers: positive ones, if others do not do (it takes a logarithm, say)."""
+    inputs = random_inputs(example_inputs, seed)
+    with keeping_buffers(model):
+        alive = finite(run(model, inputs))
+    return inputs if alive else random_inputs(example_inputs, seed, positive=True)
+
+
+def larger_batch(example_inputs: Inputs) -> tuple[Any, ...] | None:
+    """The inputs with one sample more, the first once again; None where there is no batch."""
+    args = as_arguments(example_inputs)
+    sizes = [leaf.shape[0] for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim()]
+
+    def larger(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.dim() or len(leaf) != sizes[0]:
+            return leaf
+        return torch.cat([leaf, leaf[:1]])
+
+    return tuple(tree_map(larger, args)) if sizes and sizes[0] else None
+
+
+def larger_images(example_inputs: Inputs) -> tuple[Any, ...]:
+    """The inputs with images (four axes or more) of another size and ratio of their sides, repeating those there are.
+
+    >>> larger_images(torch.zeros(2, 3, 32, 32))[0].shape
+    torch.Size([2, 3, 64, 96])
+    """
+
+    def larger(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dim() < 4 or not leaf.numel():
+            return leaf
+        rows, columns = (
+            torch.arange(n + m, device=leaf.device) % n for n, m in zip(leaf.shape[-2:], (32, 64), strict=True)
+        )
+        return leaf.index_select(-2, rows).index_select(-1, columns)
+
+    return tuple(tree_map(larger, as_arguments(example_inputs)))
 
 
 def varies(output: Any) -> bool:
@@ -84,16 +144,30 @@ def varies(output: Any) -> bool:
     return any(bool((t != t.flatten()[0]).any()) for t in named_outputs(output).values() if t.numel())
 
 
+def finite(output: Any) -> bool:
+    """Whether every tensor of an output holds a finite number: one may be minus infinity by design, not all."""
+    return all(bool(t.isfinite().any()) for t in named_outputs(output).values() if t.numel())
+
+
 def compare(
     reference: nn.Module, other: nn.Module, example_inputs: Inputs, *, tolerance: float, seed: int = 0
 ) -> Comparison:
-    """Run both in eval mode on the same random inputs.
+    """Run both in eval mode on the same inputs, with the same random numbers, and leave their buffers as they were.
 
     Raises:
-        TraceError: one of them raises.
+        TraceError: one of them raises, or the reference gives no finite numbers.
     """
-    inputs = random_inputs(example_inputs, seed)
-    expected, actual = (named_outputs(run(model, inputs)) for model in (reference, other))
+    inputs = lively_inputs(reference, example_inputs, seed)
+    outputs = []
+    for model in (reference, other):
+        with keeping_buffers(model):
+            outputs.append(named_outputs(run(model, inputs)))
+    expected, actual = outputs
+    if not finite(expected):
+        raise TraceError(
+            f"{type(reference).__name__} gives no finite numbers on the example inputs, or on random ones in their place",
+            hint="give example inputs as in use",
+        )
     if not expected or list(expected) != list(actual):
         return Comparison(
             False, float("inf"), float("inf"), tolerance, f"outputs {list(actual)} instead of {list(expected)}"
@@ -111,9 +185,9 @@ def compare(
 
 def run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """The output in eval mode; :class:`TraceError` if the model raises."""
-    with evaluating(model):
+    with evaluating(model), with_same_draws(model):
         try:
-            return model(*inputs)
+            return model(*fresh(inputs))
         except Exception as error:
             raise TraceError(
                 f"{type(model).__name__} raised {type(error).__name__} in its forward pass: {error}",
@@ -122,10 +196,14 @@ def run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
 
 
 def _distance(want: Tensor, got: Tensor) -> tuple[float, float]:
-    """The largest difference, and the largest magnitude that was wanted."""
-    if want.shape != got.shape or not bool(torch.isfinite(want).all()) or not bool(torch.isfinite(got).all()):
+    """The largest difference, and the largest magnitude that was wanted. What is not finite must be the same in both."""
+    measured = want.isfinite()
+    if want.shape != got.shape or not torch.equal(measured, got.isfinite()):
+        return float("inf"), 1.0
+    apart, same = want[~measured], got[~measured]
+    if not bool(((apart == same) | (apart.isnan() & same.isnan())).all()):
         return float("inf"), 1.0
     if not want.numel():
         return 0.0, 1.0
-    want, got = want.double(), got.double()
+    want, got = (precise(t if t.is_complex() else t.double(), torch.float64)[measured] for t in (want, got))
     return float((want - got).abs().max()), float(want.abs().max())

@@ -67,7 +67,7 @@ def flow_of(recording: Recording) -> Flow:
         else:
             flow.values[node] = apply_rule(site, rule_for(node.target))
     for (tensor, _), axis in list(flow.axes.items()):
-        if (reason := recording.overlapping.get(tensor)) is not None:
+        if (reason := recording.fixed.get(tensor)) is not None:
             flow.freeze(axis.label, reason, tensor.rpartition(".")[0])
     return flow
 

@@ -13,7 +13,6 @@ With images the statistics are estimated from them instead.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +25,7 @@ from pdc_fx.passes.axes import merged_axes, named_tensors
 from pdc_fx.passes.base import Pass
 from pdc_fx.passes.statistics import ReestimateNorms, Watch, require_images, run_watched
 from pdc_fx.passes.tie import Tying, require_tied
-from pdc_fx.trace import require_usable, zeros_of
+from pdc_fx.trace import copied, require_usable, zeros_of
 
 
 def folded_variance(weight: Tensor, variance: Tensor, clusters: Tensor) -> Tensor:
@@ -65,7 +64,7 @@ class Fold(Pass[nn.Module, tuple[nn.Module, ClusterPlan]]):
             require_images(self.images, self.groups)
 
     def call(self, value: nn.Module) -> tuple[nn.Module, ClusterPlan]:
-        tied, plan = copy.deepcopy(value), self.planner(self.groups)
+        tied, plan = copied(value), self.planner(self.groups)
         repaired = {} if self.images is not None else _repaired(tied, plan)
         tying = Tying(tied, plan, "hard")
         tensors = named_tensors(tied)

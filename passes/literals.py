@@ -2,7 +2,7 @@
 
 Three kinds of nodes change: a call whose sizes follow the channels that went is edited by its own rule (``@literal``), a movement whose
 order is written out becomes a gather, and so does the end of a chain of movements that leaves no block in between. Beforehand,
-every number that is computed from a size which changes is written out as what it was.
+every number that is computed from a size which changes is computed from what that size was (:mod:`pdc_fx.passes.numbers`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pdc_fx.errors import TraceError
 from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.dependency import flow_of
 from pdc_fx.passes.gathers import Gather, moved_by
-from pdc_fx.passes.numbers import changed_numbers
+from pdc_fx.passes.numbers import Numbers
 from pdc_fx.passes.prediction import Mismatch, Prediction, lie_alike
 from pdc_fx.rules import Channels, Weight
-from pdc_fx.rules.literals import Edit, literal_of
+from pdc_fx.rules.literals import Edit, Written, literal_of
 from pdc_fx.rules.registry import has_trait
 from pdc_fx.trace import Inputs, as_arguments, evaluating, record_graph_module
 
@@ -60,13 +60,13 @@ def edited(
             made_by.setdefault(call, copies[node])  # the first: an identity after it gives the same result once more
     chains = {gather.node: gather for gather in program.gathers}
     indices: dict[str, Tensor] = {}
-    changed = changed_numbers(program.graph, program.calls, prediction, named_tensors(compact))
-    numbers = {copies[node]: number for node, number in changed.items() if node in copies}
+    numbers = Numbers(program.graph, copies, program.calls, prediction, named_tensors(compact))
     for node, call in program.calls.items():
         if not node.op.startswith("call") or node not in copies:
             continue
+        written_as = copies[node].args, copies[node].kwargs
         if not has_trait(call.target, "repeats"):
-            _write_out(copies[node], numbers)
+            numbers.write_out(copies[node])
         if node.op == "call_module":
             continue
         gather, written, source = chains.get(call), literal_of(call), _argument(call, prediction)
@@ -82,7 +82,7 @@ def edited(
             # what follows starts from the gather: it may be the source of another chain
             copies[node] = made_by[call] = _replace(copies[node], made_by[gather.source], gather.dim, name)
         else:
-            _edit(copies[node], call, prediction)
+            _edit(copies[node], call, prediction, Written(*written_as, numbers.now))
     module = _module(compact, graph, program, indices)
     by_name = {copies[node].name: call for node, call in program.calls.items() if node in copies}
     try:
@@ -98,18 +98,12 @@ def edited(
     return prediction.difference(pairs, flow_of(recording)) or module
 
 
-def _write_out(node: fx.Node, numbers: Mapping[fx.Node, Any]) -> None:
-    """Put numbers in the place of the nodes that computed them."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: numbers.get(n, n))
-    node.args, node.kwargs = args, kwargs
-
-
 def _argument(call: fx.Node, prediction: Prediction) -> object:
     source = call.args[0] if call.args else None
     return prediction.solution.flow.values.get(source) if isinstance(source, fx.Node) else None
 
 
-def _edit(node: fx.Node, call: fx.Node, prediction: Prediction) -> None:
+def _edit(node: fx.Node, call: fx.Node, prediction: Prediction, written_as: Written) -> None:
     written, argument = literal_of(call), _argument(call, prediction)
     value = prediction.solution.flow.values[call]
     if written is None or written.edit is None or not prediction.shrinks([value, argument]):
@@ -122,7 +116,7 @@ def _edit(node: fx.Node, call: fx.Node, prediction: Prediction) -> None:
     kept_out = prediction.masks(value) if isinstance(value, Channels) else ()
     if kept_in is not None and kept_out is not None:  # else it is in the middle of a gather
         parts = tuple(v.shape for v in value if isinstance(v, Channels)) if isinstance(value, (list, tuple)) else ()
-        written.edit(Edit(node, call, argument.shape, parts, kept_in, kept_out))
+        written.edit(Edit(node, call, argument.shape, parts, kept_in, kept_out, written_as))
 
 
 def _remaining(gather: Gather, prediction: Prediction) -> Tensor:

@@ -2,16 +2,19 @@
 
 ``x.view(b, c, -1)`` follows the channels by itself where ``c`` is a size of ``x``, and must not where ``c`` is a size of another
 tensor, or where it goes on to scale an attention. The graph is evaluated twice for that, its tensors being but shapes: those it
-had and those that are foretold.
+had and those that are foretold. Where a number becomes another one and must not, its computation is written once more with the sizes of
+before: ``x / (b * c)`` becomes ``x / (b * 16)``, and holds for any ``b``.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from pdc_fx.passes.prediction import Prediction
 from pdc_fx.rules import Channels, Weight
@@ -20,28 +23,82 @@ Shape = tuple[int, ...]
 _UNKNOWN = object()
 
 
-def changed_numbers(
-    graph: fx.Graph, calls: Mapping[fx.Node, fx.Node], prediction: Prediction, tensors: Mapping[str, Tensor]
-) -> dict[fx.Node, Any]:
-    """Node of the graph -> the number it gave, for the numbers that become others or that nothing foretells.
+class Numbers:
+    """The numbers of a graph, in a copy of it that is to be edited.
 
     Args:
+        copies: node of the graph -> its copy.
         calls: node of the graph -> the recorded call that made its result.
         tensors: parameters and buffers of the smaller network by name.
     """
 
-    def before(call: fx.Node) -> Shape | None:
-        return call.meta.get("shape")
+    def __init__(
+        self,
+        graph: fx.Graph,
+        copies: Mapping[fx.Node, fx.Node],
+        calls: Mapping[fx.Node, fx.Node],
+        prediction: Prediction,
+        tensors: Mapping[str, Tensor],
+    ) -> None:
+        def before(call: fx.Node) -> Shape | None:
+            return call.meta.get("shape")
 
-    def after(call: fx.Node) -> Shape | None:
-        value = prediction.solution.flow.values.get(call)
-        if isinstance(value, Weight):
-            return tuple(tensors[value.name].shape[value.axis(d)] for d in range(len(value.shape)))
-        block = prediction.block(value) if isinstance(value, Channels) else None
-        return None if block is None else block[0]
+        def after(call: fx.Node) -> Shape | None:
+            value = prediction.solution.flow.values.get(call)
+            if isinstance(value, Weight):
+                return tuple(tensors[value.name].shape[value.axis(d)] for d in range(len(value.shape)))
+            block = prediction.block(value) if isinstance(value, Channels) else None
+            return None if block is None else block[0]
 
-    was, now = _numbers(graph, calls, before), _numbers(graph, calls, after)
-    return {node: number for node, number in was.items() if now.get(node, _UNKNOWN) != number}
+        was, now = _numbers(graph, calls, before), _numbers(graph, calls, after)
+        self._origin = {copy: node for node, copy in copies.items()}
+        self._copies, self._was = copies, was
+        self._calls, self._values = calls, prediction.solution.flow.values
+        self._changed = {node: number for node, number in was.items() if now.get(node, _UNKNOWN) != number}
+        self._written: dict[fx.Node, Any] = {}
+        self.now = {copies[node]: number for node, number in now.items() if node in copies}
+
+    def write_out(self, node: fx.Node) -> None:
+        """Let a call in the copy, of which numbers are arguments, have those from before."""
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._as_it_was(self._origin.get(n), n))
+        node.args, node.kwargs = args, kwargs
+
+    def _as_it_was(self, node: fx.Node | None, copy: fx.Node) -> Any:
+        """A number as it was before channels went, or a node of the copy that computes it from what else it depends on."""
+        if node is None or node not in self._changed:
+            return copy
+        if node not in self._written:
+            self._written[node] = self._recomputed(node, copy)
+        return self._written[node]
+
+    def _recomputed(self, node: fx.Node, copy: fx.Node) -> Any:
+        was, now, graph = self._changed[node], self.now.get(copy), copy.graph
+        if node.all_input_nodes and all(n in self._was for n in node.all_input_nodes):
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._as_it_was(n, self._copies[n]))
+            if not any(isinstance(leaf, fx.Node) for leaf in tree_leaves((args, kwargs))):
+                return was
+            with graph.inserting_after(copy):
+                return graph.create_node(node.op, node.target, args, kwargs)
+        if not isinstance(was, int) or not now or self._counts_channels(node, was):
+            return was
+        # a product of channels and other sizes, as of a tensor that was flattened
+        with graph.inserting_after(copy):
+            product = graph.call_function(operator.mul, (copy, was))
+        with graph.inserting_after(product):
+            return graph.call_function(operator.floordiv, (product, now))
+
+    def _counts_channels(self, node: fx.Node, number: int) -> bool:
+        """Whether one size of a tensor is its number of channels and nothing else: each position along the axis is one of its own."""
+        if node.target is not operator.getitem and node.target != "size":
+            return False
+        read = node.args[0] if node.target is operator.getitem else node  # x.shape[1], or x.size(1)
+        tensor = read.args[0] if isinstance(read, fx.Node) and read.args else None
+        value = self._values.get(self._calls[tensor]) if isinstance(tensor, fx.Node) and tensor in self._calls else None
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        if not isinstance(value, Channels) or not isinstance(dim, int):
+            return True
+        label = value.label.movedim(dim, 0).reshape(value.label.shape[dim], -1)[:, 0]
+        return len(set(label.tolist())) == number
 
 
 def _numbers(

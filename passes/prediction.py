@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.dependency import Solution
 from pdc_fx.rules import Channels, Flow
+from pdc_fx.rules.base import argument_of
 from pdc_fx.rules.channels import FIXED
 from pdc_fx.rules.registry import has_trait
 from pdc_fx.trace import function_name
@@ -223,9 +225,11 @@ def _numbers(call: fx.Node) -> list[float]:
     values: list[Any] = []
     if has_trait(call.target, "fills"):
         values = [*call.args[1:3], call.kwargs.get("fill_value")]  # behind a tensor, a size, or both
+    elif has_trait(call.target, "counts_sets"):
+        values = [argument_of(call, 1, "num_groups")]
     elif has_trait(call.target, "arithmetic") or has_trait(call.target, "bounds"):
         values = [*call.args, *call.kwargs.values()]
-    return [a for a in values if isinstance(a, (int, float)) and not isinstance(a, bool)]
+    return [a for a in tree_leaves(values) if isinstance(a, (int, float)) and not isinstance(a, bool)]
 
 
 def of_shape(shape: Sequence[int], foretold: Sequence[int], value: Channels) -> bool:
@@ -243,6 +247,8 @@ def of_shape(shape: Sequence[int], foretold: Sequence[int], value: Channels) -> 
 def _other_numbers(before: fx.Node, now: fx.Node) -> str | None:
     """A number must not be another one in the smaller network, as in ``x / x.shape[1]``."""
     was, is_now = _numbers(before), _numbers(now)
+    if has_trait(before.target, "counts_sets") and was == [argument_of(before, 0, "input").meta["shape"][1]]:
+        return None
     return None if was == is_now else f"takes {is_now} instead of {was}"
 
 

@@ -8,23 +8,25 @@ copy: the channels must lie at every recorded call where the plan foretells them
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
 
-from pdc_fx.errors import ExactnessError, RewriteError
+from pdc_fx.errors import ExactnessError, RewriteError, TraceError
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies, follows_sizes, restricted, trial
 from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.base import Pass
-from pdc_fx.passes.compare import Comparison, compare, in_precision
+from pdc_fx.passes.compare import Comparison, compare, in_precision, larger_batch, larger_images, precise, run
 from pdc_fx.passes.dependency import flow_of, solve
 from pdc_fx.passes.literals import edited
 from pdc_fx.passes.prediction import Mismatch, Prediction
 from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tie import require_tied
-from pdc_fx.trace import Inputs, record, require_usable
+from pdc_fx.trace import Inputs, as_arguments, keeping_buffers, named_outputs, record, require_usable
 
 TOLERANCE = 1e-9  # relative, in float64
 
@@ -56,6 +58,8 @@ class ChannelAddition(Pass[nn.Module, nn.Module]):
         tied, inputs = in_precision(value, self.example_inputs)
         compact = merge_channels(tied, self.plan, inputs)
         self.comparison = compare(tied, compact, inputs, tolerance=TOLERANCE)
+        if isinstance(compact, fx.GraphModule) and self.comparison.passed:
+            _require_other_sizes(tied, compact, inputs)
         _take_types(compact, value)
         if isinstance(compact, fx.GraphModule):  # else it is a copy, each module in the mode of its original
             compact.train(value.training)
@@ -70,13 +74,44 @@ class ChannelAddition(Pass[nn.Module, nn.Module]):
             )
 
 
+def _require_other_sizes(tied: nn.Module, compact: nn.Module, inputs: Inputs) -> None:
+    """Refuse an edited graph into which the example's batch was written, or that is silently wrong for images of another size."""
+    rows = _rows(tied, inputs)
+    for changed, what in ((larger_batch(inputs), "batches"), (larger_images(inputs), "images")):
+        wanted = None if changed is None else _rows(tied, changed)
+        if changed is None or wanted is None or (what == "images" and wanted != rows):
+            continue  # a size that is written into a view turns larger images into more rows
+        runs = _rows(compact, changed) is not None
+        if what == "images" and not runs:
+            continue  # an assertion in the graph says so
+        found = compare(tied, compact, changed, tolerance=TOLERANCE) if runs else None
+        if found is None or not found.passed:
+            raise RewriteError(
+                f"a size that the forward pass computes was written out, so that {what} of another size come out wrong",
+                where="output" if found is None else found.first_difference or "output",
+                hint="take each size from x.shape by itself, or freeze the module that uses it (frozen=)",
+            )
+
+
+def _rows(model: nn.Module, inputs: Inputs) -> list[int] | None:
+    """The first size of each output; None where the model does not run."""
+    try:
+        with redirect_stderr(io.StringIO()), keeping_buffers(model):  # a graph that fails prints its code
+            outputs = named_outputs(run(model, as_arguments(inputs)))
+    except TraceError:
+        return None
+    return [output.shape[0] for output in outputs.values() if output.dim()]
+
+
 def _take_types(compact: nn.Module, value: nn.Module) -> None:
     """Give each tensor the dtype it has in ``value``; constants of the forward pass, which are only in the graph, that of new tensors."""
     own = named_tensors(value)
-    double = any(tensor.dtype is torch.float64 for tensor in own.values())
+    double = any(tensor.dtype in (torch.float64, torch.complex128) for tensor in own.values())
     for name, tensor in named_tensors(compact).items():
-        new = tensor.dtype if double or tensor.dtype is not torch.float64 else torch.get_default_dtype()
-        tensor.data = tensor.data.to(own[name].dtype if name in own else new)
+        if name in own:
+            tensor.data = tensor.data.to(own[name].dtype)
+        elif not double and tensor.dtype in (torch.float64, torch.complex128):
+            tensor.data = precise(tensor.data, torch.get_default_dtype())
 
 
 def merge_channels(

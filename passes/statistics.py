@@ -31,7 +31,7 @@ from pdc_fx.errors import InputError
 from pdc_fx.ir import ChannelGroups
 from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.convolution import Window, layer_call, window
-from pdc_fx.trace import Inputs, as_arguments, evaluating
+from pdc_fx.trace import Inputs, as_arguments, evaluating, fresh
 
 _NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 
@@ -230,7 +230,7 @@ class ReestimateNorms(Watch):
 def run_watched(model: nn.Module, inputs: Inputs, watch: Watch) -> None:
     """Run ``model`` once, in eval mode, under a watch."""
     with evaluating(model), watch:
-        model(*as_arguments(inputs))
+        model(*fresh(as_arguments(inputs)))
 
 
 def require_images(images: Any, groups: ChannelGroups) -> None:

@@ -9,7 +9,6 @@ of all tied networks whose channel addition is the small one, that whose sums ar
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from math import prod
@@ -22,6 +21,7 @@ from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.axes import MergedAxis, by_tensor, merged_axes, named_tensors, tensor_of
 from pdc_fx.passes.prediction import Prediction
 from pdc_fx.rules.resize import resize, resize_bare
+from pdc_fx.trace import copied
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -108,7 +108,7 @@ def compacted(model: Module, prediction: Prediction) -> Module:
         new = merge_tensor(old, axes)
         memo[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
         before[id(old)] = tuple(old.shape)
-    compact = copy.deepcopy(model, memo | _empty_tables(model))
+    compact = copied(model, memo | _empty_tables(model))
     given = prediction.shapes_in()
     for (name, old_module), new_module in zip(model.named_modules(), compact.modules(), strict=True):
         shapes = [before[id(t)] for t in tensors_of(old_module) if id(t) in before]

@@ -66,6 +66,8 @@ def residual(model: nn.Module, plan: ClusterPlan) -> Residual:
         if axis.role == "consumer":
             continue
         tensor = tensor_of(tensors, axis).detach()
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            tensor = tensor.double()  # a mask, or counts
         deviation = (tensor - tensor.index_select(axis.dim, _index(axis.stand_in, tensor))).abs()
         scale = max(float(tensor.abs().max()), torch.finfo(tensor.dtype).tiny)
         per_position = deviation.movedim(axis.dim, 0).reshape(len(axis.stand_in), -1).amax(1)

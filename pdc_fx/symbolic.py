@@ -9,7 +9,6 @@ hold for the next input, and ends the trace.
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,13 +19,16 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from pdc_fx.errors import TraceError
-from pdc_fx.trace import Inputs, as_arguments, leaf_class, own_precision, user_frame
+from pdc_fx.trace import Inputs, as_arguments, copied, evaluating, fresh, leaf_class, own_precision, user_frame
 
 # Modules without parameters whose sizes may have to follow the channels: traced through, so that a node of the graph holds them.
 _OPEN = (nn.ChannelShuffle, nn.Flatten, nn.Unflatten, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 
 # Functions that torch calls without asking proxies among their arguments, which are sizes.
 _CREATION = ["zeros", "ones", "full", "empty", "arange", "linspace", "eye", "rand", "randn", "tensor"]
+
+
+_KINDS = (torch.dtype, torch.device)
 
 
 def symbolic_trace(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
@@ -41,7 +43,7 @@ def symbolic_trace(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
     >>> symbolic_trace(Halves(), torch.ones(1, 4))(torch.ones(3, 4)).shape
     torch.Size([3, 2])
     """
-    args = as_arguments(example_inputs)
+    args = fresh(as_arguments(example_inputs))
     tracer = _Tracer(args)
     twin = _twin(model)  # a forward pass may leave values, here proxies, on the module
     with torch.no_grad(), tracer.welcomed(twin):
@@ -56,7 +58,8 @@ def symbolic_trace(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
 def _twin(model: nn.Module) -> nn.Module:
     """A copy of the module in eval mode that has the same tensors."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
+    with evaluating(model):
+        return copied(model, {id(tensor): tensor for tensor in tensors})
 
 
 class _Value(fx.Proxy):
@@ -123,6 +126,8 @@ class _Tracer(fx.Tracer):
                 proxy.value = self._run(kind, target, *values)
         finally:
             self._running = False
+        if isinstance(proxy.value, _KINDS):
+            proxy.node.meta["value"] = proxy.value
         return proxy
 
     def call_module(
@@ -182,10 +187,15 @@ class _Tracer(fx.Tracer):
                 del space[name]
 
     def settled(self, proxy: _Value) -> Any:
-        """The value of a number that does not depend on the data, with an assertion that it stays what it is."""
+        """The value of a number that does not depend on the data, with an assertion that it stays what it is.
+
+        Of dtypes and devices nothing is asserted: a graph that was made in double precision serves a network of another one.
+        """
         value = proxy.value
         if isinstance(value, Tensor):
             raise TraceError("the forward pass depends on the data, not only on its sizes")
+        if any(isinstance(a.meta.get("value") if isinstance(a, fx.Node) else a, _KINDS) for a in proxy.node.args):
+            return value
         self.create_proxy(
             "call_function",
             torch._assert,

@@ -28,6 +28,7 @@ from pdc_fx.errors import (
     InputError,
     PdcError,
     RewriteError,
+    TraceError,
     VerificationError,
 )
 from pdc_fx.export import store
@@ -87,8 +88,30 @@ class Fixed(nn.Module):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_no_number_never_agrees(value: float) -> None:
     example = torch.zeros(1, 3)
-    for pair in ((Fixed(1.0), Fixed(value)), (Fixed(value), Fixed(1.0)), (Fixed(value), Fixed(value))):
-        assert not compare(*pair, example, tolerance=1e-9).passed
+    assert not compare(Fixed(1.0), Fixed(value), example, tolerance=1e-9).passed
+    for other in (1.0, value):
+        with pytest.raises(TraceError, match="no finite numbers"):
+            compare(Fixed(value), Fixed(other), example, tolerance=1e-9)
+
+
+class Barred(nn.Module):
+    """Some classes are ruled out."""
+
+    def __init__(self, *barred: int, value: float = float("-inf")) -> None:
+        super().__init__()
+        self.barred, self.value = barred, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        x[:, self.barred] = self.value
+        return x
+
+
+def test_what_is_infinite_by_design_must_be_so_in_both() -> None:
+    example = torch.zeros(1, 3)
+    assert compare(Barred(0, 2), Barred(0, 2), example, tolerance=1e-9).passed
+    for other in (Barred(0), Barred(1, 2), Barred(0, 2, value=float("inf")), Barred(0, 2, value=float("nan"))):
+        assert not compare(Barred(0, 2), other, example, tolerance=1e-9).passed
 
 
 def test_a_check_that_would_say_nothing_is_an_error() -> None:

@@ -355,8 +355,8 @@ class Declined(Exception):
 Rule = Callable[[Site], Value]
 
 
-def argument_of(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    """An argument of a recorded call by position or name."""
+def argument_of(node: Any, position: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, of which ``args`` and ``kwargs`` are attributes, by position or name."""
     return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
 
 

@@ -216,7 +216,7 @@ def matmul(site: Site) -> Value:
     return _multiplied(site, a, b)
 
 
-@rule("addmm addmv baddbmm")
+@rule("addmm addmv baddbmm", traits=("arithmetic",))
 def matmul_added(site: Site) -> Value:
     """``addmm(c, a, b) = c + a @ b``, each term perhaps times a number."""
     c, a, b = site.argument(0, "input"), *_factors(site)
@@ -285,7 +285,7 @@ def _tokens(text: str) -> list[Hashable]:
     return [Ellipsis if token == "." else token for token in text.replace("...", ".")]
 
 
-@rule("scaled_dot_product_attention")
+@rule("scaled_dot_product_attention", traits=("arithmetic",))
 def attention(site: Site) -> Value:
     """``softmax(q k^T) v``, each ``(..., tokens, channels)``: every channel of ``v`` is averaged over the tokens by itself.
 

@@ -13,7 +13,7 @@ from pdc_fx.rules.channels import Channels
 from pdc_fx.rules.registry import rule
 
 _SEQUENCES = """
-arange range linspace logspace eye tensor as_tensor asarray from_numpy tril_indices triu_indices hann_window hamming_window
+arange range linspace logspace eye from_numpy tril_indices triu_indices hann_window hamming_window
 blackman_window bartlett_window kaiser_window
 """
 
@@ -40,7 +40,8 @@ def one_value_like(site: Site) -> Value:
     return Channels(site.shape, label, constant.path.expand(label.shape), constant.same)
 
 
-@rule(*(getattr(torch, name) for name in _SEQUENCES.split()), torch.Tensor.new_tensor)
+@rule("tensor as_tensor asarray new_tensor", traits=("arithmetic",))
+@rule(*(getattr(torch, name) for name in _SEQUENCES.split()))
 def sequence(site: Site) -> Value:
     """Values that are written into the program; tensors among them become part of one that has no channels."""
     site.freeze([list(site.node.args), dict(site.node.kwargs)], "becomes part of a constant")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, fx
@@ -11,6 +12,15 @@ from torch import Tensor, fx
 from pdc_fx.rules.base import argument_of
 from pdc_fx.rules.channels import Shape
 from pdc_fx.rules.registry import functions, key_of, keys_of, refuse_classes
+
+
+@dataclass(frozen=True)
+class Written:
+    """The arguments of a call as the program has them, and what the nodes that compute numbers will give on the smaller network."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    numbers: Mapping[fx.Node, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,7 @@ class Edit:
         parts: the shapes of its results before, where it gives several.
         kept_in, kept_out: for each axis of the first argument and of the result a bool mask of the positions that
             remain, or None where all do.
+        written: the arguments of ``node`` as they were written.
     """
 
     node: fx.Node
@@ -32,6 +43,7 @@ class Edit:
     parts: tuple[Shape, ...]
     kept_in: tuple[Tensor | None, ...]
     kept_out: tuple[Tensor | None, ...]
+    written: Written = field(default_factory=Written)
 
     @property
     def sizes(self) -> dict[int, int]:
@@ -43,24 +55,30 @@ class Edit:
         return argument_of(self.call, position, name, default)
 
     def set(self, position: int, name: str, value: Any) -> None:
-        """Write an argument out; what is as it was stays computed."""
-        value = _renewed(argument_of(self.node, position, name), self.get(position, name), value)
+        """Write an argument out; what is as it was, or becomes what it must be by itself, stays computed."""
+        as_it_was = argument_of(self.node, position, name)
+        value = self._renewed(as_it_was, argument_of(self.written, position, name), self.get(position, name), value)
         if position < len(self.node.args):
             self.node.update_arg(position, value)
         else:
             self.node.update_kwarg(name, value)
 
+    def _renewed(self, as_it_was: Any, written: Any, was: Any, now: Any) -> Any:
+        """``now``, but as the program computes it wherever that gives the same."""
+        if isinstance(now, (tuple, list)) and isinstance(was, (tuple, list)) and len(was) == len(now):
+            entries = [self._entries(of, len(now)) for of in (as_it_was, written)]
+            return type(now)(map(self._renewed, *entries, was, now))
+        if was == now:
+            return now if as_it_was is None else as_it_was
+        live = isinstance(written, fx.Node) and self.written.numbers.get(written) == now
+        return written if live else now
 
-def _renewed(written: Any, was: Any, now: Any) -> Any:
-    """``now``, but as it is written wherever that has not changed.
-
-    >>> _renewed(("computed", 8), (2, 8), (2, 5))
-    ('computed', 5)
-    """
-    sequence = (tuple, list)
-    if isinstance(written, sequence) and isinstance(now, sequence) and len(written) == len(was) == len(now):
-        return type(now)(map(_renewed, written, was, now))
-    return written if was == now else now
+    def _entries(self, sizes: Any, count: int) -> Any:
+        """The single sizes of an argument that is computed as a whole (``x.size()``), or is written one by one."""
+        if isinstance(sizes, fx.Node):
+            with self.node.graph.inserting_before(self.node):
+                return [self.node.graph.call_function(operator.getitem, (sizes, i)) for i in range(count)]
+        return sizes if isinstance(sizes, (tuple, list)) and len(sizes) == count else [None] * count
 
 
 EditRule = Callable[[Edit], None]

@@ -97,7 +97,7 @@ def edit_normalized_shape(edit: Edit) -> None:
     edit.set(1, "normalized_shape", tuple(sizes[len(sizes) - (1 if isinstance(written, int) else len(written)) :]))
 
 
-@rule("group_norm", traits=("keeps_positions",))
+@rule("group_norm", traits=("keeps_positions", "counts_sets"))
 def group_norm(site: Site) -> Value:
     """``group_norm(input, num_groups, ...)``: as many sets of neighbouring channels. One channel to a set is an instance norm."""
     x = site.channels(site.argument(0, "input"))

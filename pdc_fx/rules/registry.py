@@ -14,7 +14,7 @@ from pdc_fx.trace import LEAVES
 _RULES: dict[Any, Rule] = {}
 _MOVES: set[Any] = set()
 
-Trait = Literal["keeps_positions", "arithmetic", "bounds", "fills", "repeats", "random"]
+Trait = Literal["keeps_positions", "arithmetic", "bounds", "counts_sets", "fills", "repeats", "random"]
 """What passes want to know of a function, whatever its rule; :func:`rule` says what each means."""
 _TRAITS: dict[Any, frozenset[Trait]] = {}
 
@@ -108,6 +108,7 @@ def rule(*targets: Any, moves: bool = False, traits: Iterable[Trait] = ()) -> Ca
             - ``keeps_positions``: each value is made from what lies at the same position, and at most from statistics of the whole,
             - ``arithmetic``: numbers among its arguments are operands, ``x / 3``, and must not follow the number of channels,
             - ``bounds``: numbers among its arguments shape a curve, ``clamp(x, 0, 6)``; also these must stay what they are,
+            - ``counts_sets``: its second argument is a number of sets of channels and must stay, unless each channel is a set of its own,
             - ``fills``: its second or third argument, or ``fill_value``, is a number that is every value of the result,
             - ``repeats``: it repeats values at any size that it is asked for,
             - ``random``: it draws random numbers in training.

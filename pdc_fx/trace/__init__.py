@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from pdc_fx.trace.forward import Inputs, as_arguments, evaluating, own_precision, way_out
+from pdc_fx.trace.copies import copied, fresh
+from pdc_fx.trace.forward import (
+    Inputs,
+    as_arguments,
+    evaluating,
+    keeping_buffers,
+    own_precision,
+    way_out,
+    with_same_draws,
+)
 from pdc_fx.trace.frames import user_frame
 from pdc_fx.trace.preconditions import require_usable, require_values
 from pdc_fx.trace.recorder import Recorder, named_outputs
@@ -16,8 +25,11 @@ __all__ = [
     "Recorder",
     "Recording",
     "as_arguments",
+    "copied",
     "evaluating",
+    "fresh",
     "function_name",
+    "keeping_buffers",
     "leaf_class",
     "named_outputs",
     "overlapping",
@@ -28,5 +40,6 @@ __all__ = [
     "require_values",
     "user_frame",
     "way_out",
+    "with_same_draws",
     "zeros_of",
 ]

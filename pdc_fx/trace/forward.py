@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pdc_fx.errors import TraceError
+
 Inputs = Tensor | tuple[Any, ...]
 """A model's call arguments: a tensor, or a tuple of them."""
 
@@ -26,18 +28,24 @@ def described(args: tuple[Any, ...]) -> str:
     return ", ".join(f"{tuple(a.shape)} {a.dtype}" if isinstance(a, Tensor) else type(a).__name__ for a in args)
 
 
+_DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+
 class _DoublePrecision(TorchFunctionMode):
-    """Reads float32, where a forward pass asks for it by name, as float64, and so tensors that a module holds as plain attributes."""
+    """Reads float32, where a forward pass asks for it by name, as float64, and so tensors that a module holds as plain attributes.
+
+    The same for complex numbers of two float32.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         changes = _changes(func)
 
         def double(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value.double() if value.dtype is torch.float32 and not changes else value
+                return value if changes or value.dtype not in _DOUBLE else value.to(_DOUBLE[value.dtype])
             if type(value) in (list, tuple):
                 return type(value)(map(double, value))
-            return torch.float64 if value is torch.float32 else value
+            return _DOUBLE.get(value, value) if isinstance(value, torch.dtype) else value
 
         named = {key: value if key == "out" else double(value) for key, value in (kwargs or {}).items()}
         return (Tensor.double if func is Tensor.float else func)(*map(double, args), **named)
@@ -74,15 +82,58 @@ def own_precision(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module of ``model`` in eval mode and without gradients, and back as it was afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    """Put every module of ``model`` in eval mode and without gradients, and back as it was afterwards.
+
+    Raises:
+        TraceError: it cannot be put in eval mode.
+    """
+    training = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+    except Exception as error:  # a module may do there what it likes
+        raise TraceError(
+            f"{type(model).__name__} raised {type(error).__name__} when it was put in eval mode: {error}",
+            hint="merge adapters into the weights first, for good",
+        ) from error
     try:
         with torch.no_grad(), own_precision(model), _eagerly():
             yield
     finally:
-        for module in training:
-            module.training = True
+        if any(
+            trained for _, trained in training
+        ):  # a module may do more than to note its mode (merge an adapter, say)
+            model.train()
+        for module, trained in training:
+            module.training = trained
+
+
+@contextmanager
+def keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """Afterwards every buffer of ``model`` is as it was: a forward pass may keep a running mean."""
+    kept = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if not buffer.is_inference()  # which cannot change
+    ]
+    versions = [buffer._version for *_, buffer, _ in kept]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for (module, name, buffer, before), version in zip(kept, versions, strict=True):
+                if buffer._version != version:
+                    buffer.copy_(before)
+                module._buffers[name] = buffer
+
+
+@contextmanager
+def with_same_draws(model: nn.Module) -> Iterator[None]:
+    """Random numbers begin with the same one each time: models that draw some in eval mode can be compared."""
+    devices = sorted({t.device.index for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"})
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        yield
 
 
 @contextmanager

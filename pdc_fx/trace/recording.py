@@ -12,10 +12,11 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from pdc_fx.errors import ArtifactError, TraceError
-from pdc_fx.trace.forward import Inputs, as_arguments, described, evaluating, way_out
+from pdc_fx.trace.copies import fresh
+from pdc_fx.trace.forward import Inputs, as_arguments, described, evaluating, keeping_buffers, way_out, with_same_draws
 from pdc_fx.trace.preconditions import require_usable, require_values
 from pdc_fx.trace.recorder import Recorder
-from pdc_fx.trace.storage import overlapping
+from pdc_fx.trace.storage import overlapping, without_mean
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Recording:
         inputs: shape and dtype of the tensors among the example inputs.
         sized: the tensors of which the model's own code read sizes, and along which axis (None for all of them).
         output: what the forward pass returned.
-        overlapping: tensors that share memory with others or with themselves -> the reason why they cannot change.
+        fixed: tensors that cannot change -> the reason: they share memory with others or with themselves, or have no mean.
     """
 
     graph: fx.Graph
@@ -40,7 +41,7 @@ class Recording:
     inputs: tuple[tuple[tuple[int, ...], str], ...]
     sized: frozenset[tuple[fx.Node, int | None]]
     output: Any = field(repr=False)
-    overlapping: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, str] = field(default_factory=dict)
 
 
 def zeros_of(inputs: Sequence[tuple[tuple[int, ...], str]], device: torch.device | None = None) -> tuple[Tensor, ...]:
@@ -128,8 +129,15 @@ def _record(
     model: nn.Module, call: Callable[..., Any], args: tuple[Any, ...], program: fx.GraphModule | None = None
 ) -> Recording:
     require_values(args)
-    recorder = Recorder(model)
-    with evaluating(model), recorder.module_paths(model, program), recorder.leaves(model, program), recorder:
+    recorder, args = Recorder(model), fresh(args)
+    with (
+        keeping_buffers(model),
+        with_same_draws(model),
+        evaluating(model),
+        recorder.module_paths(model, program),
+        recorder.leaves(model, program),
+        recorder,
+    ):
         with recorder.unguarded():
             mapped = recorder.placeholders(args)
         try:
@@ -157,5 +165,5 @@ def _record(
         inputs,
         frozenset(recorder.sized),
         output,
-        overlapping(recorder.tensors),
+        without_mean(recorder.tensors) | overlapping(recorder.tensors),
     )

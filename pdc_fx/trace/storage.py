@@ -1,4 +1,4 @@
-"""Where the memory of tensors lies, and which of them share it."""
+"""Where the memory of tensors lies, which of them share it, and what else keeps one from being changed."""
 
 from __future__ import annotations
 
@@ -34,6 +34,21 @@ def overlapping(tensors: Mapping[str, Tensor]) -> dict[str, str]:
                     found.setdefault(other, f"'{other}' shares memory with '{name}', without being the same tensor")
                     found.setdefault(name, f"'{name}' shares memory with '{other}', without being the same tensor")
     return found
+
+
+def without_mean(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Tensors of which no mean can be taken, and why: masks and counts that differ. Where all are alike that is their mean.
+
+    >>> list(without_mean({"a": torch.tensor([True, False]), "b": torch.tensor([7, 7]), "c": torch.tensor([0.0, 1.0])}))
+    ['a']
+    """
+    return {
+        name: f"'{name}' holds {str(tensor.dtype).removeprefix('torch.')}s that differ, of which there is no mean"
+        for name, tensor in tensors.items()
+        if not (tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized)
+        and tensor.numel()
+        and bool((tensor != tensor.flatten()[0]).any())
+    }
 
 
 def pointer_of(tensor: Tensor) -> int:

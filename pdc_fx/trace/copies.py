@@ -1,0 +1,54 @@
+"""Copies: of a module, whatever it holds, and of call arguments, which a forward pass may change."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pdc_fx.errors import TraceError
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@torch.no_grad()
+def copied(model: Module, memo: Mapping[int, Any] | None = None) -> Module:
+    """``copy.deepcopy``, also of a module that has kept a tensor of its last forward pass: a copy of that has no gradient.
+
+    Args:
+        model: any module.
+        memo: copies that exist already, by the ``id`` of what they are copies of.
+
+    Raises:
+        TraceError: it holds what cannot be copied, a lock say.
+
+    >>> net = nn.ReLU()
+    >>> net.last = net(torch.ones(1, requires_grad=True))
+    >>> copied(net).last
+    tensor([1.])
+    """
+    held = (leaf for module in model.modules() for leaf in tree_leaves(list(vars(module).values())))
+    kept = {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
+    try:
+        return copy.deepcopy(model, kept | dict(memo or {}))
+    except Exception as error:  # anything that the model holds may object
+        raise TraceError(
+            f"{type(model).__name__} cannot be copied: {error}",
+            hint="keep what cannot be copied outside of the module, or give its class a __deepcopy__",
+        ) from error
+
+
+def fresh(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Call arguments to run a model on: it may change tensors in place, or take entries out of a dict.
+
+    >>> args = ({"image": torch.zeros(1)},)
+    >>> _ = fresh(args)[0].pop("image").add_(1)
+    >>> args
+    ({'image': tensor([0.])},)
+    """
+    copies: tuple[Any, ...] = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, args)
+    return copies

@@ -1,0 +1,340 @@
+"""What ordinary models do beside convolutions: they keep state, draw numbers, change their inputs, compute with sizes, hold masks.
+
+Each is tied and rewritten, and must give what the tied model gives, on the example and beyond it; nothing of the user's changes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.functional import (
+    adaptive_avg_pool2d,
+    dropout,
+    group_norm,
+    layer_norm,
+    relu,
+    scaled_dot_product_attention,
+    unfold,
+)
+from torch.nn.utils import prune, weight_norm
+from torch.utils._pytree import tree_leaves
+from torchvision.ops import roi_align
+
+import pdc_fx
+from pdc_fx.errors import PdcError, RewriteError, TraceError
+from pdc_fx.passes import numbers
+from pdc_fx.passes.analysis import random_widths
+from pdc_fx.trace import Inputs, as_arguments, fresh
+
+
+class Net(nn.Module):
+    """Two layers, something between them and the head, and a head in which the number of channels is written out where asked for."""
+
+    def __init__(self, between: Callable[[Net, Tensor], Tensor] = lambda _, x: x, *, written: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.f = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 5)
+        self.between, self.written = between, written
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.between(self, relu(self.b(relu(self.a(x)))))
+
+    def forward(self, x: Any) -> Tensor:
+        pooled = adaptive_avg_pool2d(self.features(x), 1)
+        return self.f(pooled.view(-1, 16) if self.written else pooled.flatten(1))
+
+
+def holding(net: Net, **buffers: Tensor) -> Net:
+    for name, buffer in buffers.items():
+        net.register_buffer(name, buffer)
+    return net
+
+
+class Spectral(Net):
+    """Multiplies a spectrum by complex numbers that it has learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.randn(8, 5, dtype=torch.cfloat))
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(relu(self.b(relu(self.a(x))))) * self.filter, s=(8, 8))
+
+
+class InPlace(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 0.5
+        x /= 0.25
+        return super().forward(x)
+
+
+class Popping(Net):
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        return super().forward(x.pop("image"))
+
+
+class Loud(Net):
+    """Of the logarithm of what must be positive."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.log(x + 1e-5))
+
+
+class Barred(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).masked_fill(torch.arange(5) == 2, float("-inf"))
+
+
+class Counting(Net):
+    """Keeps a running mean, in place or by a new tensor, and looks at it."""
+
+    def __init__(self, *, anew: bool) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1))
+        self.anew = anew
+
+    def forward(self, x: Tensor) -> Tensor:
+        now = 0.9 * self.mean + x.mean() + 1
+        if self.anew:
+            self.mean = now
+        else:
+            self.mean.copy_(now)
+        return super().forward(x * self.mean)
+
+
+class Keeping(Net):
+    """Keeps a map of the last forward pass, as Grad-CAM does."""
+
+    def features(self, x: Tensor) -> Tensor:
+        self.last = {"maps": [super().features(x)]}
+        return self.last["maps"][0]
+
+
+class Checked(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float() if x.dtype != torch.float32 else x)
+
+
+class Boxed(Net):
+    """Looks at regions; a box names its image by number, and one out of range would be read out of bounds."""
+
+    def forward(self, x: Tensor, boxes: Tensor) -> Tensor:
+        return self.f(roi_align(self.features(x), boxes, 2).mean((2, 3)))
+
+
+class Attending(Net):
+    """Scales by a number that is computed from the width of the values, which is not that of queries and keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Conv2d(3, 16, 1), nn.Conv2d(3, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = self.features(x)
+        q, k, v = (t.flatten(2).mT.unsqueeze(1) for t in (self.q(x), self.k(x), v))
+        return self.f(scaled_dot_product_attention(q, k, v, scale=v.shape[-1] ** -0.5).squeeze(1).mean(1))
+
+
+def sharing() -> Net:
+    kernel = torch.ones(16, 1, 3, 3) / 9
+
+    class Blur(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("kernel", kernel)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv2d(x, self.kernel, padding=1, groups=x.shape[1])
+
+    net = Net(lambda net, x: net.two(net.one(x)))
+    net.one, net.two = Blur(), Blur()
+    return net
+
+
+def reparametrised(how: Callable[[nn.Module], Any]) -> Net:
+    net = Net()
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        how(net.a)
+    net(torch.zeros(1, 3, 8, 8))
+    return net
+
+
+X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+MASK = (torch.arange(16) % 3 > 0).view(1, -1, 1, 1)
+BOXES = torch.tensor([[0.0, 1, 1, 6, 6], [0.0, 0, 2, 7, 5]])
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
+    "complex_parameter": (Spectral, X),
+    "complex_buffer": (
+        lambda: holding(Net(lambda net, x: torch.fft.ifft2(torch.fft.fft2(x) * net.turn).real), turn=torch.polar(
+            torch.ones(8, 8), torch.rand(8, 8)
+        )),
+        X,
+    ),
+    "logarithm": (Loud, X.abs()),
+    "logarithm_of_zeros": (Loud, torch.zeros(1, 3, 8, 8)),
+    "minus_infinity": (Barred, X),
+    "input_changed": (InPlace, X),
+    "argument_popped": (Popping, ({"image": X},)),
+    "mask_of_bools": (lambda: holding(Net(lambda net, x: x * net.mask), mask=MASK), X),
+    "mask_of_integers": (lambda: holding(Net(lambda net, x: x * net.mask), mask=MASK.long()), X),
+    "mask_that_chooses": (lambda: holding(Net(lambda net, x: torch.where(net.mask, x, 0.0)), mask=MASK), X),
+    "mask_of_equals": (lambda: holding(Net(lambda net, x: x * net.mask), mask=torch.ones_like(MASK)), X),
+    "buffer_of_two_modules": (sharing, X),
+    "draws_noise": (lambda: Net(lambda _, x: x + torch.randn_like(x)), X),
+    "draws_dropout": (lambda: Net(lambda _, x: dropout(x, 0.5, training=True)), X),
+    "running_mean": (lambda: Counting(anew=False), X),
+    "running_mean_anew": (lambda: Counting(anew=True), X),
+    "keeps_a_map": (Keeping, X),
+    "weight_norm": (lambda: reparametrised(weight_norm), X),
+    "pruned": (lambda: reparametrised(lambda layer: prune.l1_unstructured(layer, "weight", 0.3)), X),
+    "asks_for_the_dtype": (lambda: Checked(written=True), X),
+    "regions": (Boxed, (X, BOXES)),
+    "attention_scale": (Attending, X),
+    "tensor_of_a_size": (lambda: Net(lambda _, x: x / torch.sqrt(torch.tensor(x.shape[1]))), X),
+    "number_of_groups": (lambda: Net(lambda _, x: group_norm(x, x.shape[1] // 8)), X),
+}  # fmt: skip
+
+
+def compressed(model: nn.Module, example: Inputs) -> tuple[nn.Module, nn.Module]:
+    """The tied model and its compact form, with a random number of channels in each group."""
+    plan = random_widths(pdc_fx.analyze(model, example), 0)
+    return model, pdc_fx.rewrite(model, pdc_fx.tie(model, plan, mode="hard").snap(), example)
+
+
+def outputs(model: nn.Module, inputs: Inputs) -> Tensor:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return copy.deepcopy(model).eval()(*fresh(as_arguments(inputs)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_are_rewritten_and_left_alone(name: str) -> None:
+    torch.manual_seed(0)
+    make, example = MODELS[name]
+    before = [leaf.clone() for leaf in tree_leaves(example)]
+    model = make()
+    tied, compact = compressed(model, example)
+    torch.testing.assert_close(outputs(compact, example), outputs(tied, example), atol=1e-5, rtol=1e-4)
+    assert sum(p.numel() for p in compact.parameters()) < sum(p.numel() for p in tied.parameters())
+    after = tree_leaves(example)
+    assert len(after) == len(before)
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+COMPUTED: dict[str, Callable[[Net, Tensor], Tensor]] = {
+    "batch_times_channels": lambda _, x: torch.softmax(x.reshape(x.shape[0] * x.shape[1], -1), -1).reshape(x.shape),
+    "spread_over_rows": lambda _, x: torch.softmax(
+        x.reshape(x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]), -1
+    ).view(*x.shape),
+    "channels_times_rows": lambda _, x: x / (x.shape[1] * x.shape[2] * x.shape[3]),
+    "all_entries": lambda _, x: x / x.numel(),
+    "entries_of_a_size": lambda _, x: x / x.shape.numel(),
+    "product_of_a_size": lambda _, x: x / math.prod(x.shape),
+    "sum_of_a_size": lambda _, x: x / sum(x.shape),
+    "root": lambda _, x: x / math.sqrt(x.shape[0] * x.shape[1]),
+    "size_of_a_flattened_map": lambda _, x: x / x.flatten(1).shape[1],
+    "view_of_a_size": lambda _, x: x * torch.softmax(x.flatten(2), -1).view(x.size()),
+    "expanded": lambda net, x: x * net.b.bias.reshape(1, -1, 1, 1).expand(x.size()),
+    "norm_over_a_size": lambda _, x: layer_norm(x, x.shape[1:]),
+    "unfolded": lambda _, x: unfold(x.reshape(1, -1, x.shape[2], x.shape[3]), 1).reshape(x.shape),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_numbers_computed_from_sizes_follow_batches_and_images(name: str, batch: int) -> None:
+    torch.manual_seed(0)
+    tied, compact = compressed(Net(COMPUTED[name], written=True), torch.randn(batch, 3, 8, 8))
+    assert pdc_fx.passes.rewrite.describe(compact) == "GraphModule"
+    for shape in ((batch, 3, 8, 8), (4, 3, 8, 8), (1, 3, 8, 8), (2, 3, 12, 10)):
+        other = torch.randn(shape)
+        torch.testing.assert_close(outputs(compact, other), outputs(tied, other), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["batch_times_channels", "channels_times_rows"])
+def test_a_number_that_would_hold_for_the_example_alone_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def as_in_the_example(self: numbers.Numbers, node: fx.Node, copy: fx.Node) -> Any:
+        self.now.clear()
+        return self._changed[node]
+
+    monkeypatch.setattr(numbers.Numbers, "_recomputed", as_in_the_example)
+    torch.manual_seed(0)
+    with pytest.raises(RewriteError, match="of another size come out wrong"):
+        compressed(Net(COMPUTED[name], written=True), torch.randn(1, 3, 8, 8))
+
+
+def test_a_view_that_turns_larger_images_into_rows_is_no_reason_to_refuse() -> None:
+    class Written(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[2](relu(self[1](relu(self[0](x)))).view(-1, 16 * 8 * 8))
+
+    torch.manual_seed(0)
+    model = Written(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1), nn.Linear(16 * 64, 5))
+    tied, compact = compressed(model, X)
+    assert len(tied(torch.zeros(1, 3, 40, 72))) > 1  # it runs on these, and gives what nobody wants
+    torch.testing.assert_close(outputs(compact, X), outputs(tied, X), atol=1e-5, rtol=1e-4)
+
+
+class Adapter(nn.Linear):
+    """Merges what it has learnt into its weight for inference, as LoRA does."""
+
+    def __init__(self) -> None:
+        super().__init__(16, 5)
+        self.up, self.down, self.merged = nn.Parameter(torch.randn(5, 2)), nn.Parameter(torch.randn(2, 16)), False
+
+    def train(self, mode: bool = True) -> Adapter:
+        super().train(mode)
+        if mode == self.merged:
+            self.weight.data += (-1 if mode else 1) * self.up.data @ self.down.data
+            self.merged = not mode
+        return self
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_module_that_merges_weights_for_inference_is_left_in_its_mode(mode: bool) -> None:
+    torch.manual_seed(0)
+    model = Net()
+    model.f = Adapter()
+    model.train(mode)
+    before = model.f.weight.detach().clone()
+    pdc_fx.analyze(model, X)
+    assert (model.f.training, model.f.merged) == (mode, not mode)
+    torch.testing.assert_close(model.f.weight.detach(), before)
+
+
+@pytest.mark.parametrize("how", [pdc_fx.fold, pdc_fx.calibrate])
+def test_what_keeps_a_map_is_compressed_without_training(how: Callable[..., Any]) -> None:
+    model = Keeping()
+    groups = pdc_fx.analyze(model, X)
+    model(X).sum().backward()
+    images = [] if how is pdc_fx.fold else [torch.randn(4, 3, 8, 8)]
+    _, plan = how(model, groups, *images, flops_reduction=0.3)
+    assert plan.flops_reduction > 0.25
+
+
+def test_what_holds_a_lock_is_told_so() -> None:
+    model = Net(written=True)
+    model.lock = threading.Lock()
+    with pytest.raises(TraceError, match=r"cannot be copied.*lock.*outside of the module"):
+        pdc_fx.analyze(model, X)
+
+
+@pytest.mark.parametrize("name", ["input_changed", "logarithm_of_zeros", "draws_noise", "minus_infinity"])
+def test_the_dry_run_takes_them_too(name: str) -> None:
+    torch.manual_seed(0)
+    make, example = MODELS[name]
+    assert pdc_fx.check(make(), example).passed
+
+
+def test_a_model_without_finite_outputs_is_not_called_a_fault() -> None:
+    model = Net(lambda _, x: x * float("nan"))
+    with pytest.raises(PdcError, match="no finite numbers"):
+        compressed(model, X)
