@@ -20,6 +20,7 @@ from pdc_fx.errors import InputError
 from pdc_fx.export.memory import peak_memory
 from pdc_fx.export.profiling import WIDTH, explain, placement, profile, uneven_share
 from pdc_fx.export.session import bind, choose_provider, default_threads, make_session, random_feed
+from pdc_fx.export.store import bytes_of
 from pdc_fx.export.timing import BatchTiming, processor_name, require_counts, time_batch
 
 ENOUGH = 0.95
@@ -118,7 +119,7 @@ def benchmark(
         if details:
             timing, places = _detailed(timing, paths, chosen.name, threads, macs, places)
         timings.append(timing)
-    sizes = [path.stat().st_size for path in paths]
+    sizes = [bytes_of(path) for path in paths]
     return BenchmarkReport(
         dense=paths[0],
         compact=paths[1],

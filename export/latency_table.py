@@ -17,7 +17,7 @@ from typing import Any
 
 from pdc_fx.errors import ArtifactError, InputError
 from pdc_fx.export.timing import processor_name
-from pdc_fx.files import parse_json, replace_file
+from pdc_fx.files import locked, parse_json, replace_file
 
 FORMAT = 1
 
@@ -52,7 +52,16 @@ class LatencyTable:
     reductions: dict[str, float] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, whole or not at all. What another process added meanwhile stays in it, and is known here from now on."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.parent):
+            if path.exists():
+                other = LatencyTable.load(path)
+                for name in ("layers", "networks", "reductions"):
+                    setattr(self, name, getattr(other, name) | getattr(self, name))
+            self._write(path)
+
+    def _write(self, path: Path) -> None:
         data = {"format": FORMAT, "unit": "microseconds", **asdict(self.target)}
         data |= {"reductions": self.reductions, "networks": self.networks}
         data["layers"] = dict(sorted(self.layers.items()))

@@ -35,6 +35,15 @@ class Stored:
     sha256: str
 
 
+def bytes_of(path: Path) -> int:
+    """Size of an ONNX file and of those beside it that hold its weights."""
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    others = {e.value for tensor in graph.initializer for e in tensor.external_data if e.key == "location"}
+    return sum(file.stat().st_size for file in (path, *(path.parent / other for other in others)))
+
+
 def require_writable(path: Path) -> Path:
     """``path``.
 

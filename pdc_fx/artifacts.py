@@ -144,6 +144,13 @@ def write_benchmark(directory: Path, record: Mapping[str, Any]) -> None:
     write_text(directory / BENCHMARK, json.dumps(record, indent=1) + "\n")
 
 
+def macs_of_one(plan: ClusterPlan) -> tuple[int, int]:
+    """Multiply-accumulates before and after of one sample; the example inputs of the plan may be several."""
+    shape = plan.groups.inputs[0][0] if plan.groups.inputs else ()
+    batch = shape[0] if len(shape) > 3 else 1  # detection models take images without an axis for a batch
+    return plan.macs_before // batch, plan.macs_after // batch
+
+
 def onnx_metadata(
     plan: ClusterPlan, source: Mapping[str, Any], recipe_sha256: str, certificate: Mapping[str, Any]
 ) -> dict[str, str]:
@@ -162,13 +169,12 @@ def onnx_metadata(
     }
     if certificate.get("accuracy"):
         summary["accuracy"] = dict(certificate["accuracy"])
-    shape = plan.groups.inputs[0][0] if plan.groups.inputs else ()
-    batch = shape[0] if len(shape) > 3 else 1  # detection models take images without an axis for a batch
+    before, after = macs_of_one(plan)
     return {
         VERSION_KEY: package_version(),
         RECIPE_KEY: recipe_sha256,
-        MACS_KEY: str(plan.macs_after // batch),
-        DENSE_MACS_KEY: str(plan.macs_before // batch),
+        MACS_KEY: str(after),
+        DENSE_MACS_KEY: str(before),
         CERTIFICATE_KEY: json.dumps(summary),
         **{f"{KEYS}{key}": json.dumps(list(source[key])) for key in ("mean", "std", "classes") if source.get(key)},
     }
@@ -199,13 +205,14 @@ def deliver(
     if onnx_accuracy is not None:
         accuracy["onnx"] = onnx_accuracy(directory / ONNX)
     plan = compressed.plan
+    macs_before, macs_after = macs_of_one(plan)
     certificate = {
         "passed": compressed.exactness.passed and onnx.passed,
         **exact,
         "compact_vs_onnx": {"dtype": "float32", "exporter": info.exporter, "notes": list(info.notes), **onnx.to_json()},
         "accuracy": accuracy,
-        "macs_before": plan.macs_before,
-        "macs_after": plan.macs_after,
+        "macs_before": macs_before,
+        "macs_after": macs_after,
         "params_before": plan.params_before,
         "params_after": sum(p.numel() for p in compressed.model.parameters()),
         "result_type": describe(compressed.model),

@@ -14,6 +14,7 @@ from pdc_fx.artifacts import deliver
 from pdc_fx.data import ImageData, batches_per_epoch, evaluation_batches, open_data, training_batches
 from pdc_fx.directory import ONNX
 from pdc_fx.distill import Observer, TrainOptions, distillation_loss, learning_rate
+from pdc_fx.errors import Interrupted
 from pdc_fx.export.benchmark import BenchmarkReport, benchmark
 from pdc_fx.export.onnx import export_onnx
 from pdc_fx.export.verify import accuracy_onnx
@@ -90,6 +91,9 @@ def run(directory: Path | None, observer: Observer | None, *, overwrite: bool = 
         staging = Staging(directory or Path(scratch) / "digits", overwrite=overwrite)
         try:
             result = _run(data, staging, observer, seed, Path(scratch))
+        except Interrupted as error:  # whose hint speaks of a checkpoint, which goes as well
+            staging.discard()
+            raise Interrupted(error.what, signal=error.exit_code - 128) from error
         except BaseException:
             staging.discard()
             raise

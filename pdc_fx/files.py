@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -56,6 +57,23 @@ def replace_file(path: Path, *parts: bytes | memoryview) -> None:
             where=str(path),
             hint=f"{way_out(error)}; what was written before is complete",
         ) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let no other process be here with the same folder; where the platform or the file system has no such locks, let it."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def parse_json(text: str) -> Any:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pdc_fx.errors import InputError
 from pdc_fx.factories import factory
@@ -213,3 +214,31 @@ def _as_shape(value: object) -> Shape | None:
     if not isinstance(value, (tuple, list)) or len(value) < 2:
         return None
     return tuple(value) if all(isinstance(size, int) and size > 0 for size in value) else None
+
+
+def renormalize(model: nn.Module, given: Normalization, wanted: Normalization) -> None:
+    """Let a model that was trained on images normalised by ``wanted`` be called on images normalised by ``given``.
+
+    Raises:
+        InputError: the two are of different numbers of channels.
+
+    >>> model = nn.Identity()
+    >>> renormalize(model, ((0.5,), (0.25,)), ((0.0,), (1.0,)))
+    >>> model(torch.zeros(1, 1, 1, 1)).item()
+    0.5
+    """
+    (mean, std), (own_mean, own_std) = (
+        tuple(torch.tensor(part).reshape(1, -1, 1, 1) for part in n) for n in (given, wanted)
+    )
+    if mean.shape != own_mean.shape:
+        raise InputError(
+            f"the teacher's weights file has a normalisation of {own_mean.numel()} channels, the images have {mean.numel()}",
+            hint="correct the file's metadata",
+        )
+    scale, shift = std / own_std, (mean - own_mean) / own_std
+    model.register_forward_pre_hook(partial(_scaled, scale, shift))
+
+
+def _scaled(scale: Tensor, shift: Tensor, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    images, *others = args
+    return (images * scale.to(images) + shift.to(images), *others)

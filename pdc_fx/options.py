@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from types import NoneType
@@ -131,6 +132,9 @@ class TrainOptions:
             "print_freq must be at least 1": self.print_freq >= 1,
             "calibration_batches must be at least 1": self.calibration_batches >= 1,
         }
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{name} must be a finite number, not {value}")
         for rule, holds in checks.items():
             if not holds:
                 raise InputError(rule)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from pdc_fx.artifacts import Compressed
 from pdc_fx.data import ImageData, batches_per_epoch, sample_images
 from pdc_fx.distill import Observer, Processes, TiedTraining, TrainOptions, accuracy, logits_of, require_board
+from pdc_fx.distill.checkpoints import weights_digest
 from pdc_fx.errors import InputError, TraceError
 from pdc_fx.export.model_graph import ModelGraph, model_graph
 from pdc_fx.ir import ChannelGroups, ClusterPlan
@@ -148,6 +149,11 @@ def _planner(
         from pdc_fx.export.session import choose_provider
 
         provider = choose_provider().name
+    if latency_table is not None and latency_reduction is None:
+        raise InputError(
+            "a table of layer times is for a budget of latency",
+            hint="give latency_reduction, or leave latency_table out",
+        )
     with ExitStack() as stack:
         latency = None
         if latency_reduction is not None:
@@ -389,6 +395,10 @@ def compress(
             f"mode '{method.name}' forms clusters of its own and cannot keep those of start '{start}'",
             hint="use 'hard'",
         )
+    if calibration_images is not None and start != "calibrate":
+        raise InputError(
+            f"calibration_images are for start 'calibrate', and this is '{start}'", hint="leave one of them out"
+        )
     require_board(options)
     require_classes(model, as_arguments(example_inputs), train_data)
     if teacher is not None:
@@ -430,13 +440,14 @@ def compress(
         network.cpu()
         return right
 
+    origin = {"start": start, "calibration images": calibration_images, "weights": weights_digest(model.state_dict())}
     clusters = agreed_plan(begin)
     if start != "model":
         processes.share_weights(tied)
     final, metrics = clusters, list[dict[str, Any]]()
     if options.epochs:
         training = TiedTraining(
-            tied, teacher, clusters, data, held_out, options, method, directory, processes=processes
+            tied, teacher, clusters, data, held_out, options, method, directory, processes=processes, origin=origin
         )
         if observer is not None:
             training.observer = observer
@@ -489,9 +500,10 @@ def require_classes(model: nn.Module, inputs: tuple[Any, ...], data: ImageData, 
     with evaluating(model):
         try:
             logits = logits_of(model(*inputs))
-        except (RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # a model may refuse in any way
             raise TraceError(
-                f"the {name} does not take this input: {error}", hint="pass --input with the shape it was trained on"
+                f"the {name} does not take this input: {type(error).__name__} {error}",
+                hint="pass --input with the shape it was trained on",
             ) from error
     if logits.dim() != 2 or logits.shape[1] != len(data.classes):
         raise InputError(

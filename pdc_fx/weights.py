@@ -161,6 +161,8 @@ def parse_normalization(text: str, path: Path) -> Normalization:
         mean, std = (tuple(float(v) for v in part.split()) for part in match.groups())
         if len(mean) != len(std) or min(std) <= 0:
             raise ValueError("as many means as stds, and those positive")
+        if max(*mean, *std) > 1:
+            raise ValueError("they are of pixels between 0 and 1: divide by 255")
     except ValueError as error:
         raise InputError(
             f"the metadata's normalisation {text!r} is not understood ({error})",

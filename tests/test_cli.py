@@ -24,9 +24,13 @@ from pdc_fx import demo
 from pdc_fx.artifacts import load, sha256
 from pdc_fx.cli import app, main
 from pdc_fx.cli.render import warn_of_loss
+from pdc_fx.data import open_data
 from pdc_fx.directory import CERTIFICATE, CONFIG, ONNX, RECIPE, REPORT, WEIGHTS
-from pdc_fx.errors import ArtifactError
+from pdc_fx.distill import accuracy
+from pdc_fx.errors import ArtifactError, Interrupted
 from pdc_fx.export import store
+from pdc_fx.export import verify as verification
+from pdc_fx.models import build_model
 
 FACTORY = """
 import torch
@@ -235,7 +239,7 @@ def test_without_a_normalisation_that_of_the_data_counts(compressed: Path, tmp_p
 
 
 def test_what_limits_a_comparison_is_noted(compressed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pdc_fx.export.verify.TOLERANCES", {"float32": 1e-12})
+    monkeypatch.setattr("verification.TOLERANCES", {"float32": 1e-12})
     result = run("verify", compressed, "--no-data")
     assert result.exit_code == 1
     assert re.match(
@@ -396,7 +400,7 @@ def test_files_of_another_model_are_refused(compressed: Path, spec: str, tmp_pat
 
 
 def test_what_does_not_agree_is_not_written(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pdc_fx.export.verify.TOLERANCES", {"float32": 0.0, "float16": 0.0})
+    monkeypatch.setattr("verification.TOLERANCES", {"float32": 0.0, "float16": 0.0})
     (tmp_path / "m.onnx").write_bytes(b"the file before")
     result = run("export", spec, "-o", tmp_path / "m.onnx", "--overwrite")
     assert result.exit_code == 1
@@ -408,7 +412,7 @@ def test_what_does_not_agree_is_not_written(spec: str, tmp_path: Path, monkeypat
 def test_a_network_that_does_not_verify_is_not_delivered(
     spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pdc_fx.export.verify.TOLERANCES", {"float32": -1.0})
+    monkeypatch.setattr("verification.TOLERANCES", {"float32": -1.0})
     result = run("compress", spec, *options(tmp_path / "out", epochs=0, start="fold"))
     assert (result.exit_code, result.stdout) == (1, "")
     assert re.search(r"^error: the verification failed \[Conv node .+\]$", result.stderr, re.MULTILINE)
@@ -560,7 +564,7 @@ def quick_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick_demo")
 def test_a_demonstration_that_does_not_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pdc_fx.export.verify.TOLERANCES", {"float32": -1.0})
+    monkeypatch.setattr("verification.TOLERANCES", {"float32": -1.0})
     result = run("demo", "-o", tmp_path / "out")
     assert result.exit_code == 1, result.stderr
     assert "compact against ONNX Runtime: FAILED" in result.stdout
@@ -584,6 +588,18 @@ def test_the_demonstration_in_json(tmp_path: Path) -> None:
     found = json.loads(result.stdout)
     assert found.pop("latency")["timings"][0]["batch"] == 1
     assert found == json.loads((tmp_path / "out" / CERTIFICATE).read_text())
+
+
+def test_a_demonstration_that_is_stopped_promises_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise Interrupted("stopped", hint="--resume goes on from there", signal=15)
+
+    monkeypatch.setattr(demo, "train_teacher", stopped)
+    result = run("demo", "-o", tmp_path / "out")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (143, "error: stopped")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_demonstration_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -742,3 +758,93 @@ def test_help_names_every_command() -> None:
         run(name, "--help").exit_code == 0
         for name in ("demo", "inspect", "check", "compress", "export", "verify", "bench")
     )
+
+
+def test_a_teacher_sees_images_normalised_as_its_weights_say(spec: str, folder: Path, tmp_path: Path) -> None:
+    images = open_data("digits")
+    (mean,), (std,) = images.mean, images.std
+    model = build_model(spec).model
+    save_file(model.state_dict(), folder / "own.safetensors")
+    for name, metadata in (("same", None), ("shifted", {"normalisation": f"mean {mean / 2} std {std / 2}"})):
+        save_file(model.state_dict(), folder / f"{name}.safetensors", metadata)
+        out = tmp_path / name
+        result = run(
+            *("compress", spec, *options(out, epochs=0, start="fold"), "--weights", folder / "own.safetensors"),
+            *("--teacher-model", spec, "--teacher-weights", folder / f"{name}.safetensors"),
+        )
+        assert result.exit_code == 0, result.stderr
+    same, shifted = (json.loads((tmp_path / n / CERTIFICATE).read_text())["accuracy"] for n in ("same", "shifted"))
+    assert same["teacher"] == same["original"]
+    assert shifted["original"] == same["original"]
+    model.register_forward_pre_hook(lambda _, args: ((args[0] * std + mean / 2) / (std / 2),))
+    assert shifted["teacher"] == pytest.approx(accuracy(model, images.test, images))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--start", "fold", "--epochs", "0", "--calibration-images", "7"], "for start 'calibrate'"),
+        (["--epochs", "0", "--latency-table", "none.json"], "for a budget of latency"),
+        (["--warmup-epochs", "inf"], "warmup_epochs must be a finite number"),
+        (["--temperature", "inf"], "temperature must be a finite number"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(spec: str, tmp_path: Path, arguments: list[str], words: str) -> None:
+    result = run("compress", spec, *options(tmp_path / "out"), *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in " ".join(result.stderr.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_on_the_command_line_takes_the_place_of_that_in_the_file(spec: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("flops-reduction: 0.5\namp: no\nepochs: 0\n")  # YAML takes this no for false
+    out = tmp_path / "out"
+    given = ["--config", tmp_path / "run.yaml", "--params-reduction", 0.3, "--start", "fold"]
+    result = run("compress", spec, "--data", "digits", "-o", out, *given)
+    assert result.exit_code == 0, result.stderr
+    kept = yaml.safe_load((out / CONFIG).read_text())
+    assert kept["params_reduction"] == 0.3
+    assert "flops_reduction" not in kept
+    assert kept["amp"] == "no"
+    result = run("compress", spec, "--data", "digits", "-o", out, *given, "--flops-reduction", 0.3)
+    assert "several budgets are given" in result.stderr
+
+
+def test_verify_says_that_images_do_not_fit(compressed: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for part in ("train", "val"):
+        for name in "abc":
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            Image.new("L", (8, 8), 99).save(tmp_path / "images" / part / name / "1.png")
+    result = run("verify", compressed, "--data", f"folder:{tmp_path / 'images'}")
+    assert result.exit_code == 2
+    assert "scores per image, the data has 3 classes" in " ".join(result.stderr.split())
+
+
+def test_json_tells_of_what_failed(
+    spec: str, compressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(verification.TOLERANCES, "float32", 0.0)
+    result = run("compress", spec, *options(tmp_path / "out", epochs=0), "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["directory"] is None
+    assert not json.loads(result.stdout)["compact_vs_onnx"]["passed"]
+    result = run("export", compressed, "-o", tmp_path / "m.onnx", "--json")
+    told = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert (told["path"], told["sha256"], told["verification"]["passed"]) == (None, None, False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_macs_are_those_of_one_image(spec: str, tmp_path: Path) -> None:
+    found = []
+    for batch in (1, 4):
+        out = tmp_path / str(batch)
+        result = run("compress", spec, *options(out, epochs=0, input=f"{batch}x1x8x8"))
+        assert result.exit_code == 0, result.stderr
+        bench = run("bench", out, "--json", "--runs", 2, "--warmup", 1, "-o", tmp_path / "b.json", "--overwrite")
+        certificate = json.loads((out / CERTIFICATE).read_text())
+        told = json.loads(bench.stdout)
+        found.append((certificate["macs_before"], certificate["macs_after"], told["dense_macs"], told["compact_macs"]))
+    assert found[0] == found[1]

@@ -59,6 +59,8 @@ def imagenet(root: Path) -> str:
 def test_imagenet_as_it_is(tmp_path: Path) -> None:
     spec = imagenet(tmp_path)
     (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "train" / SYNSETS[0] / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "train" / SYNSETS[0] / ".ipynb_checkpoints" / "copy.JPEG").write_bytes(ODDITIES["colour"])
     (tmp_path / "train" / SYNSETS[0] / "._n01440764_0.JPEG").write_bytes(b"left by an archive")
     data = open_data(spec, input_shape=SHAPE)
     assert data.classes == tuple(SYNSETS)

@@ -501,3 +501,16 @@ def test_bad_input_on_the_command_line(tmp_path: Path, chosen: dict[str, Any], w
     assert words in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["damaged.json", "net.py"]
+
+
+def test_two_writers_of_a_table_keep_each_others_times(tmp_path: Path) -> None:
+    here = Target("cpu", "cpu", 1, "onnxruntime")
+    (one, file), (two, _) = (open_table(tmp_path / "deeper" / "table.json", here) for _ in range(2))
+    one.layers["a"], one.networks["n"], one.reductions["n, widths 1"] = 1.0, 2.0, 0.4
+    one.save(file)
+    two.layers |= {"b": 3.0}
+    two.save(file)
+    again, _ = open_table(file, here)
+    assert (again.layers, again.networks, again.reductions) == ({"a": 1.0, "b": 3.0}, {"n": 2.0}, {"n, widths 1": 0.4})
+    assert two.layers == again.layers
+    assert [path.name for path in file.parent.iterdir()] == [file.name]

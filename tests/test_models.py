@@ -530,7 +530,8 @@ def test_normalisation_in_the_metadata(file: Path) -> None:
     ("text", "expected"),
     [
         ("mean 0.5 std 0.25", ((0.5,), (0.25,))),
-        (" mean  1e-1 0 std 1 2 ", ((0.1, 0.0), (1.0, 2.0))),
+        (" mean  1e-1 0 std 1 .5 ", ((0.1, 0.0), (1.0, 0.5))),
+        ("mean 127 std 58", None),  # of pixels up to 255
         ("mean 0.5 std", None),
         ("std 0.5 mean 0.5", None),
         ("mean 0.5 0.5 std 0.5", None),

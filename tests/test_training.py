@@ -29,6 +29,7 @@ from pdc_fx.directory import WEIGHTS
 from pdc_fx.distill import Checkpoints, CheckpointWarning, Processes, TiedTraining, TrainOptions
 from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
 from pdc_fx.errors import ArtifactError, InputError, Interrupted, PdcError
+from pdc_fx.ir import ClusterPlan, first_appearance
 from pdc_fx.pipeline import analyze, plan, tie
 
 FACTORY = """
@@ -174,6 +175,76 @@ def test_a_run_is_not_continued_under_another_teacher(tmp_path: Path) -> None:
     nn.init.zeros_(run.teacher[0].weight)  # type: ignore[index, arg-type]
     with pytest.raises(ArtifactError, match=r"belongs to a run with other options: teacher \["):
         run.run(resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda run: setattr(run, "origin", {"start": "fold"}), "start"),
+        (lambda run: setattr(run, "plan", reordered(run.plan)), "clusters"),
+        (lambda run: setattr(run, "data", open_data("digits").hold_out(1000, seed=1)[0]), "labels"),
+    ],
+    ids=["start", "clusters", "labels"],
+)
+def test_a_run_is_not_continued_from_elsewhere(
+    tmp_path: Path, change: Callable[[TiedTraining], Any], named: str
+) -> None:
+    training(tmp_path).run()
+    run = training(tmp_path)
+    change(run)
+    with pytest.raises(ArtifactError, match=rf"belongs to a run with other options: {named} \["):
+        run.run(resume=True)
+
+
+def reordered(plan: ClusterPlan) -> ClusterPlan:
+    """Of the same widths, other channels together."""
+    return plan.with_clusters(first_appearance(labels[::-1]) for labels in plan.clusters)
+
+
+def test_a_signal_while_the_accuracy_is_measured_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = training(tmp_path)
+    monkeypatch.setattr(run, "observer", At(2, lambda: signal.raise_signal(signal.SIGTERM)))
+    with pytest.raises(Interrupted, match="stopped after epoch 2; a checkpoint was written"):
+        run.run()
+    whole, resumed = training(None), training(tmp_path)
+    whole.run()
+    resumed.run(resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
+
+
+class At(Later):
+    """Calls a function at the end of an epoch."""
+
+    def on_step(self, _: Any) -> None:
+        return None
+
+    def on_epoch(self, _: Any) -> None:
+        super().on_step(None)
+
+
+def test_the_rate_that_is_recorded_is_that_of_the_epoch() -> None:
+    _, metrics = training(None, sched="step", lr=0.1, lr_step_size=1, warmup_epochs=0.0).run()
+    assert [record["lr"] for record in metrics if record["kind"] == "epoch"] == pytest.approx([0.1, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("message", "hint"),
+    [
+        ("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory", "smaller --batch-size"),
+        ("Expected more than 1 value per channel when training", "--batch-size of 2 or more"),
+        ("something else", ""),
+    ],
+)
+def test_a_step_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, message: str, hint: str) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError(f"{message}\nand much more")
+
+    run = training(None)
+    monkeypatch.setattr("pdc_fx.distill.training.distillation_loss", fails)
+    with pytest.raises(PdcError, match=r"training failed in epoch 1, step 1") as caught:
+        run.run()
+    assert caught.value.what.endswith(message)
+    assert hint in caught.value.hint
 
 
 def test_a_new_run_leaves_no_checkpoint_of_another_one(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from pdc_fx.errors import InputError, VerificationError
 from pdc_fx.options import MIXED_FROM, Amp, Distill, Features, Mode, Opt, Start, TrainOptions
 
 DEFAULT = TrainOptions()
+BUDGETS = ("flops_reduction", "params_reduction", "latency_reduction")
 
 app = typer.Typer(
     name="pdc-fx",
@@ -77,6 +78,7 @@ app.command()(check)
 @app.command(cls=GroupedCommand)
 @reported
 def compress(
+    context: typer.Context,
     model: Model,
     data: Annotated[
         str,
@@ -244,7 +246,7 @@ def compress(
     """Train the model tied under distillation (or fold or calibrate it), merge its channels exactly, export to ONNX and verify."""
     chosen = dict(locals())
     from pdc_fx.artifacts import deliver
-    from pdc_fx.cli.config import effective
+    from pdc_fx.cli.config import effective, overruled
     from pdc_fx.cli.render import (
         TrainingProgress,
         delivery_rows,
@@ -258,10 +260,12 @@ def compress(
     from pdc_fx.data import open_data
     from pdc_fx.distill import Processes
     from pdc_fx.files import replace_file
-    from pdc_fx.models import build_model
+    from pdc_fx.models import build_model, renormalize
     from pdc_fx.pipeline import compress as run_compress
     from pdc_fx.staging import Staging
 
+    chosen |= dict.fromkeys(overruled(chosen.pop("context"), BUDGETS))
+    flops_reduction, params_reduction, latency_reduction = (chosen[name] for name in BUDGETS)
     options = TrainOptions.of({name: chosen[name] for name in DEFAULT.to_dict() if name in chosen})
     if (asked := 3 - [flops_reduction, params_reduction, latency_reduction].count(None)) != 1:
         raise InputError(
@@ -275,9 +279,6 @@ def compress(
         teacher_model = model
     opened = cache(lambda: open_data(data, download=download))
     loaded, example = open_image_model(model, weights, num_classes, input, lambda: opened().image_shape)
-    teacher = (
-        build_model(teacher_model, weights=teacher_weights, num_classes=num_classes).model if teacher_model else None
-    )
     shape = tuple(example.shape[1:])
     if len(shape) != 3:
         hint = f"write 1x{'x'.join(map(str, example.shape))}" if example.dim() == 3 else ""
@@ -288,6 +289,12 @@ def compress(
     normalization = _normalization(mean, std) or loaded.normalization
     if normalization:
         images = images.with_normalization(*normalization)
+    teacher = None
+    if teacher_model:
+        given = build_model(teacher_model, weights=teacher_weights, num_classes=num_classes)
+        teacher = given.model
+        if given.normalization and given.normalization != (images.mean, images.std):
+            renormalize(teacher, (images.mean, images.std), given.normalization)
     source = {
         "model": model,
         "num_classes": num_classes,
@@ -339,6 +346,8 @@ def compress(
     with _kept_if_resumable(staging, first):
         certificate = deliver(compressed, staging.path, onnx_accuracy(images))
         if not certificate["passed"]:
+            if json:
+                print_json({"directory": None, **certificate})
             raise VerificationError(
                 "the verification failed", where=str(certificate["compact_vs_onnx"]["first_difference"])
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,9 +37,17 @@ def _read(context: typer.Context, path: Path | None) -> Path | None:
             near = difflib.get_close_matches(plain, known, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(sorted(known))}"
             raise typer.BadParameter(f"{path}: there is no option '{name}'; {hint}")
+        if isinstance(value, bool) and not getattr(options[plain], "is_flag", False):
+            value = "yes" if value else "no"  # which YAML takes for truth values
         found[plain] = [value] if getattr(options[plain], "multiple", False) and isinstance(value, str) else value
     context.default_map = {**(context.default_map or {}), **found}
     return path
+
+
+def overruled(context: typer.Context, names: Sequence[str]) -> list[str]:
+    """Of options of which only one can be given: those of the file, where the command line has another."""
+    source = {name: getattr(context.get_parameter_source(name), "name", "") for name in names}
+    return [name for name in names if source[name] == "DEFAULT_MAP"] if "COMMANDLINE" in source.values() else []
 
 
 Config = Annotated[

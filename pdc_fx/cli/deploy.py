@@ -84,7 +84,8 @@ def export(
             publish(folder, output)
     info = dataclasses.replace(info, path=output, data=info.data and output.with_name(info.data.name))
     if json:
-        print_json({**info.to_json(), "verification": found.to_json()})
+        written = info.to_json() if found.passed else {**info.to_json(), "path": None, "sha256": None, "data": None}
+        print_json({**written, "verification": found.to_json()})
     else:
         _print_export(info, found)
     found.ensure()
@@ -240,7 +241,11 @@ def _accuracies(
     spec: str, recipe: dict[str, Any], compact: Any, shape: tuple[int, ...], onnx: Path, provider: str
 ) -> tuple[dict[str, float], int]:
     """Top-1 on the test images, in PyTorch and in ONNX Runtime, and how many they are."""
+    import torch
+
+    from pdc_fx.cli.render import err
     from pdc_fx.distill import accuracy
+    from pdc_fx.pipeline import require_classes
 
     try:
         images = open_images(spec, shape)
@@ -254,6 +259,9 @@ def _accuracies(
         ) from error
     if recipe.get("mean"):
         images = images.with_normalization(recipe["mean"], recipe["std"])
+    require_classes(compact, (torch.zeros(1, *shape),), images, "network")
+    if recipe.get("classes") and list(images.classes) != list(recipe["classes"]):
+        err.print(f"note: the classes of {spec} are not those of the run", soft_wrap=True, markup=False)
     found = {"compact": accuracy(compact, images.test, images), "onnx": onnx_accuracy(images, provider)(onnx)}
     return found, len(images.test)
 

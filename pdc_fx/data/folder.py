@@ -80,7 +80,8 @@ def _read_folder(directory: Path, classes: list[str], input_shape: Shape | None)
 def _image_files(directory: Path, name: str) -> Iterator[str]:
     """The images in a class folder and the folders below it, relative to ``directory``."""
     start = len(os.path.join(directory, ""))
-    for folder, _, names in os.walk(directory / name, followlinks=True):
+    for folder, folders, names in os.walk(directory / name, followlinks=True):
+        folders[:] = [below for below in folders if not below.startswith(".")]  # .ipynb_checkpoints
         yield from (os.path.join(folder, file)[start:] for file in names if _is_image(file))
 
 

@@ -8,6 +8,7 @@ model draws. So a run that goes on from a checkpoint is, on a CPU, bit for bit t
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import json
@@ -110,6 +111,7 @@ class TiedTraining:
         data: training images, preparation; ``held_out`` are images for the accuracy after each epoch.
         directory: where ``metrics.jsonl`` and ``checkpoint/`` go, or None to write nothing.
         processes: which of how many this process is; found out by Accelerate where not given.
+        origin: what else a checkpoint must agree with to be continued, by the name that a message calls it.
     """
 
     model: nn.Module
@@ -122,6 +124,7 @@ class TiedTraining:
     directory: Path | None = None
     observer: Observer = field(default_factory=_Silent)
     processes: Processes | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self, *, resume: bool = False) -> tuple[ClusterPlan, list[dict[str, Any]]]:
         """Train, snap, re-estimate batch-norm statistics; give the plan that is now exact and the metrics.
@@ -184,6 +187,7 @@ class _Run:
             )
         self.optimizer = optimizer_for(self.model, options, example, final=self._final())
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate(options, self.steps))
+        self.rate = float(self.schedule.get_last_lr()[0])
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
         average = get_ema_multi_avg_fn(options.model_ema_decay)  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if options.model_ema else None
@@ -199,6 +203,8 @@ class _Run:
         with Interruption() as interruption, self._board() as board:
             while self.position.epoch < self.options.epochs:
                 self._epoch(interruption, board)
+                if self.processes.summed([interruption.requested])[0]:  # while the accuracy was measured, say
+                    self._stop(interruption)
         self.tying.snap()
         self.tying.close()
         if self.ema is not None:
@@ -300,6 +306,36 @@ class _Run:
                     board.add_scalar(f"epoch/{name}", record[name], record["epoch"])
 
     def _step(self, images: Tensor, labels: Tensor, interruption: Interruption) -> None:
+        position = self.position
+        try:
+            logits, loss = self._descend(images, labels)
+        except (
+            RuntimeError,
+            ValueError,
+        ) as error:  # of torch: memory, a compiler, sizes that a layer does not train on
+            raise PdcError(
+                f"training failed in epoch {position.epoch + 1}, step {position.step + 1}: {str(error).splitlines()[0]}",
+                hint=_hint_after(error),
+            ) from error
+        position.step += 1
+        right = (logits.argmax(1) == labels).sum()
+        counted = [float(loss) * len(labels), float(right), len(labels), interruption.requested]
+        value, right_now, seen, stop = self.processes.summed(counted)
+        if not math.isfinite(value):
+            raise PdcError(
+                f"the loss became {value / seen} in epoch {position.epoch + 1}, step {position.step}",
+                hint="lower --lr and start again (--overwrite), or check the training images",
+            )
+        position.loss, position.right, position.seen = (
+            position.loss + value,
+            position.right + right_now,
+            position.seen + seen,
+        )
+        if stop:
+            self._stop(interruption)
+
+    def _descend(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the optimizer, and of all that goes with it; the logits and the loss before it."""
         options, position = self.options, self.position
         torch.manual_seed(seed_of(options.seed, position.epoch, position.step, self.processes.rank))
         batch = mixed(images, labels, options.mixup_alpha, options.cutmix_alpha or 0.0, options.mixup_prob)
@@ -320,26 +356,12 @@ class _Run:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.rate = float(self.schedule.get_last_lr()[0])  # of this step
         self.schedule.step()
         self.tying.step()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
-        position.step += 1
-        right = (logits.detach().argmax(1) == labels).sum()
-        counted = [float(loss.detach()) * len(labels), float(right), len(labels), interruption.requested]
-        value, right_now, seen, stop = self.processes.summed(counted)
-        if not math.isfinite(value):
-            raise PdcError(
-                f"the loss became {value / seen} in epoch {position.epoch + 1}, step {position.step}",
-                hint="lower --lr and start again (--overwrite), or check the training images",
-            )
-        position.loss, position.right, position.seen = (
-            position.loss + value,
-            position.right + right_now,
-            position.seen + seen,
-        )
-        if stop:
-            self._stop(interruption)
+        return logits.detach(), loss.detach()
 
     def _targets(self, images: Tensor) -> Tensor | None:
         """What the teacher says, of mirror images as well if they are wanted; where nobody listens, it is not asked."""
@@ -358,15 +380,15 @@ class _Run:
 
     def _stop(self, interruption: Interruption) -> None:
         self._save()
-        where = f"epoch {self.position.epoch + 1}, step {self.position.step} of {self.steps}"
+        epoch, step = self.position.epoch, self.position.step
         raise Interrupted(
-            f"stopped in {where}",
+            f"stopped in epoch {epoch + 1}, step {step} of {self.steps}" if step else f"stopped after epoch {epoch}",
             signal=interruption.requested or signal.SIGTERM,  # which came to another process
             hint="a checkpoint was written; --resume goes on from there" if self.checkpoints is not None else "",
         )
 
     def _report(self, board: Any) -> None:
-        position, rate = self.position, float(self.schedule.get_last_lr()[0])
+        position, rate = self.position, self.rate
         residual = float(self.tying.residual()) if position.step == self.steps else None
         loss, right = position.loss / position.seen, position.right / position.seen
         if not self.processes.first:
@@ -390,7 +412,7 @@ class _Run:
             "train_accuracy": position.right / position.seen,
             "accuracy": self._accuracy(),
             "residual": float(self.tying.residual()),
-            "lr": float(self.schedule.get_last_lr()[0]),
+            "lr": self.rate,
             "macs": self.tying.current.macs_after,
             "precision": str(self.half or torch.float32).removeprefix("torch."),
             "seconds": seconds,
@@ -420,8 +442,11 @@ class _Run:
         parts = {
             "groups of channels": plan.groups.digest(),
             "widths": plan.widths,
+            "clusters": hashlib.sha256(b"".join(c.astype("<i8").tobytes() for c in plan.clusters)).hexdigest(),
+            **self.setting.origin,
             "method": asdict(method_of(self.setting.mode)),
             "training images": len(self.data.train),
+            "labels": hashlib.sha256(self.data.train.labels.cpu().numpy().tobytes()).hexdigest(),
             "normalisation": [self.data.mean, self.data.std],
             "augmentation": self.data.augmentation,
             "teacher": self.teacher_digest,
@@ -496,3 +521,14 @@ def laid_out(images: Tensor, layout: torch.memory_format) -> Tensor:
 
 def _has_maps(model: nn.Module) -> bool:
     return any(p.dim() == 4 for p in model.parameters())
+
+
+def _hint_after(error: Exception) -> str:
+    """The way out where a step of training failed."""
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return "leave --compile out"
+    if "memory" in str(error):
+        return "a smaller --batch-size needs less"
+    if "more than 1 value per channel" in str(error):
+        return "a batch norm over single numbers needs a --batch-size of 2 or more"
+    return ""
