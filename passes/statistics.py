@@ -246,6 +246,11 @@ def require_images(images: Any, groups: ChannelGroups) -> None:
             f"the images are {'x'.join(map(str, images.shape[1:]))}, the groups were found with {'x'.join(map(str, shape))}",
             hint="analyse the model with an example of the size of the images",
         )
+    if str(images.dtype).removeprefix("torch.") != groups.inputs[0][1]:
+        raise InputError(
+            f"the images are {str(images.dtype).removeprefix('torch.')}, the groups were found with {groups.inputs[0][1]}",
+            hint="give images in the model's own precision",
+        )
     if len(images) < 2:
         raise InputError(f"calibration needs images, not {len(images)}", hint="a few hundred are enough")
     if not bool(images.isfinite().all()):

@@ -29,8 +29,17 @@ BLOCK = 2**22  # entries
 
 
 def merge_tensor(tensor: Tensor, axes: list[MergedAxis]) -> Tensor:
-    """The tensor after channel addition along ``axes``; a large one is done a block of rows at a time, to need little memory."""
-    tensor = tensor.detach()
+    """The tensor after channel addition along ``axes``, in the same memory format."""
+    merged = _merged_in_blocks(tensor.detach(), axes)
+    return merged.contiguous(memory_format=torch.channels_last) if _is_channels_last(tensor) else merged
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _merged_in_blocks(tensor: Tensor, axes: list[MergedAxis]) -> Tensor:
+    """A large tensor is done a block of rows at a time, to need little memory."""
     first, others = [a for a in axes if a.dim == 0], [a for a in axes if a.dim != 0]
     if tensor.numel() <= BLOCK or any(axis.role == "consumer" for axis in first):
         return _merged(tensor, axes)

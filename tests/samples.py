@@ -399,6 +399,10 @@ SAMPLES = (
     Sample("group_norm_of_each_functional", between(lambda m, x: F.group_norm(x, 8)), 8),
     Sample("group_norm_of_all", between(lambda m, x: m.n(x), n=nn.GroupNorm(1, 8)), 8),
     Sample("group_norm_beside_frozen", between(lambda m, x: m.n(torch.cat([x, m.a(x)], 1)) * x.softmax(1)[:, :1], a=conv(8, 8), n=nn.GroupNorm(1, 16), head=16), 0),
+    Sample("guard_against_nan", between(lambda m, x: x * torch.isfinite(x).all()), 8),
+    Sample("guard_against_any", between(lambda m, x: torch.where(torch.isnan(x).any(), torch.zeros_like(x), x)), 8),
+    Sample("normalised_over_positions", between(lambda m, x: nn.functional.normalize(x, dim=(2, 3))), 8),
+    Sample("normalised_over_channels_and_rows", between(lambda m, x: nn.functional.normalize(x, dim=(1, 2))), 0),
     Sample("group_norm_residual", between(lambda m, x: x + m.n(m.a(x)), a=conv(8, 8), n=nn.GroupNorm(4, 8)), 8),
     # contractions
     Sample("einsum", between(lambda m, x: torch.einsum("bchw,oc->bohw", x, m.w), w=weight(8, 8)), 16),

@@ -412,7 +412,7 @@ def test_what_does_not_agree_is_not_written(spec: str, tmp_path: Path, monkeypat
 def test_a_network_that_does_not_verify_is_not_delivered(
     spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("verification.TOLERANCES", {"float32": -1.0})
+    monkeypatch.setattr(verification, "TOLERANCES", {"float32": -1.0})
     result = run("compress", spec, *options(tmp_path / "out", epochs=0, start="fold"))
     assert (result.exit_code, result.stdout) == (1, "")
     assert re.search(r"^error: the verification failed \[Conv node .+\]$", result.stderr, re.MULTILINE)
@@ -564,7 +564,7 @@ def quick_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick_demo")
 def test_a_demonstration_that_does_not_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("verification.TOLERANCES", {"float32": -1.0})
+    monkeypatch.setattr(verification, "TOLERANCES", {"float32": -1.0})
     result = run("demo", "-o", tmp_path / "out")
     assert result.exit_code == 1, result.stderr
     assert "compact against ONNX Runtime: FAILED" in result.stdout

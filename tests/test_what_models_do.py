@@ -338,3 +338,17 @@ def test_a_model_without_finite_outputs_is_not_called_a_fault() -> None:
     model = Net(lambda _, x: x * float("nan"))
     with pytest.raises(PdcError, match="no finite numbers"):
         compressed(model, X)
+
+
+def test_the_memory_format_stays() -> None:
+    model = Net().to(memory_format=torch.channels_last)
+    _, compact = compressed(model, X)
+    assert compact.b.weight.shape[1] < 16
+    assert compact.b.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_calibration_in_another_precision_is_refused() -> None:
+    model = Net().half()
+    groups = pdc_fx.analyze(model, X.half())
+    with pytest.raises(PdcError, match="the images are float32, the groups were found with float16"):
+        pdc_fx.calibrate(model, groups, torch.randn(4, 3, 8, 8), flops_reduction=0.3)

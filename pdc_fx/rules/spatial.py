@@ -92,7 +92,7 @@ def reduction(site: Site) -> Value:
 
 
 _AVERAGES = functions("mean")
-_EXTREMES = functions("amax amin max min")
+_EXTREMES = functions("amax amin max min any all")
 
 
 def _over_channels(site: Site, x: Channels, dims: tuple[int, ...]) -> Channels:
@@ -124,9 +124,10 @@ def along_an_axis(site: Site) -> Value:
     x = site.channels(site.argument(0, "input"))
     place, default = _AXES.get(site.node.target, (1, None))
     dim = site.argument(place, "dim", default)
-    if not isinstance(dim, int) or {dim % len(x.shape)} == set(x.varying):
+    dims = [d % len(x.shape) for d in (dim if isinstance(dim, (tuple, list)) else [dim]) if isinstance(d, int)]
+    if not dims or (x.varying and set(x.varying) <= set(dims)):
         raise Declined("mixes all channels")
-    x = site.without(x, [dim % len(x.shape)])
+    x = site.without(x, dims)
     done = x.then(site.key, _result_shape(site))
     return done if "shape" in site.node.meta else [done, done.then(1)]
 
