@@ -65,7 +65,7 @@ class Spectral(Net):
         self.filter = nn.Parameter(torch.randn(8, 5, dtype=torch.cfloat))
 
     def features(self, x: Tensor) -> Tensor:
-        return torch.fft.irfft2(torch.fft.rfft2(relu(self.b(relu(self.a(x))))) * self.filter, s=(8, 8))
+        return relu(torch.fft.irfft2(torch.fft.rfft2(super().features(x)) * self.filter, s=(8, 8)))
 
 
 class InPlace(Net):
@@ -173,7 +173,7 @@ BOXES = torch.tensor([[0.0, 1, 1, 6, 6], [0.0, 0, 2, 7, 5]])
 MODELS: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
     "complex_parameter": (Spectral, X),
     "complex_buffer": (
-        lambda: holding(Net(lambda net, x: torch.fft.ifft2(torch.fft.fft2(x) * net.turn).real), turn=torch.polar(
+        lambda: holding(Net(lambda net, x: relu(torch.fft.ifft2(torch.fft.fft2(x) * net.turn).real)), turn=torch.polar(
             torch.ones(8, 8), torch.rand(8, 8)
         )),
         X,
@@ -338,6 +338,16 @@ def test_a_model_without_finite_outputs_is_not_called_a_fault() -> None:
     model = Net(lambda _, x: x * float("nan"))
     with pytest.raises(PdcError, match="no finite numbers"):
         compressed(model, X)
+
+
+@pytest.mark.parametrize("name", ["mask_of_bools", "mask_of_integers", "mask_that_chooses"])
+def test_masks_that_differ_keep_their_channels(name: str) -> None:
+    model = MODELS[name][0]()
+    before = model.mask.clone()
+    groups = pdc_fx.analyze(model, X)
+    assert [f.channels for f in groups.frozen if "of which there is no mean" in f.reason] == [16]
+    compressed(model, X)
+    assert torch.equal(model.mask, before)
 
 
 def test_the_memory_format_stays() -> None:
