@@ -99,7 +99,7 @@ def cover(
 
     Args:
         family: ``torchvision`` or ``timm``.
-        only: a pattern of names, such as ``resnet*``; results of other models stay in the files.
+        only: patterns of names with commas in between, such as ``resnet*,vgg11``; results of other models stay in the files.
         timeout: seconds per model.
         workers: processes at a time.
         fresh: check again what is in the file.
@@ -115,9 +115,11 @@ def cover(
     if timeout <= 0:
         raise InputError("the time limit must be positive", where=f"--timeout {timeout:g}")
     order = [f"{family}:{name}" for name in collection(family)]
-    wanted = [spec for spec in order if fnmatchcase(spec.partition(":")[2], only)]
-    if not wanted:
-        raise InputError(f"no model of {family} is called {only!r}", hint="write a pattern such as 'resnet*'")
+    patterns = only.split(",")
+    wanted = [spec for spec in order if any(fnmatchcase(spec.partition(":")[2], pattern) for pattern in patterns)]
+    for pattern in patterns:
+        if not any(fnmatchcase(spec.partition(":")[2], pattern) for spec in wanted):
+            raise InputError(f"no model of {family} is called {pattern!r}", hint="write a pattern such as 'resnet*'")
     settings = {"family": family, "seed": seed, "versions": versions(family)}
     try:
         output.mkdir(parents=True, exist_ok=True)
