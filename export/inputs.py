@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import GetAttrKey, SequenceKey, tree_flatten_with_path, tree_leaves, tree_map_only
 
 from pdc_fx.errors import InputError, TraceError
-from pdc_fx.trace import Inputs, as_arguments
+from pdc_fx.trace import Inputs, as_arguments, fresh
 
 
 def call_arguments(example_inputs: Inputs) -> tuple[Any, ...]:
@@ -158,7 +158,7 @@ def run_model(model: nn.Module, args: tuple[Any, ...]) -> Any:
     """
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return model(*args)
+            return model(*fresh(args))
     except Exception as error:
         shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors_by_path("input", args).values())
         raise TraceError(

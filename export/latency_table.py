@@ -53,10 +53,9 @@ class LatencyTable:
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all. What another process added meanwhile stays in it, and is known here from now on."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.parent):
-            if path.exists():
-                other = LatencyTable.load(path)
+            other = LatencyTable.load(path) if path.exists() else None
+            if other is not None and other.target == self.target:
                 for name in ("layers", "networks", "reductions"):
                     setattr(self, name, getattr(other, name) | getattr(self, name))
             self._write(path)

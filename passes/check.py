@@ -21,10 +21,20 @@ from pdc_fx.errors import ExactnessError, InputError, NothingToMergeError
 from pdc_fx.ir import Certificate, ChannelGroups, ClusterPlan, Integers, first_appearance
 from pdc_fx.passes.analysis import AnalyzeDependencies
 from pdc_fx.passes.axes import named_tensors
-from pdc_fx.passes.compare import compare, in_precision, lively_inputs, run
+from pdc_fx.passes.compare import called, compare, in_precision, lively
 from pdc_fx.passes.rewrite import describe, merge_channels
 from pdc_fx.passes.tie import Tying
-from pdc_fx.trace import Inputs, as_arguments, copied, overlapping, record, require_usable, require_values
+from pdc_fx.trace import (
+    Inputs,
+    as_arguments,
+    copied,
+    evaluating,
+    fresh,
+    overlapping,
+    record,
+    require_usable,
+    require_values,
+)
 
 GAINS = (1.0, 10.0, 100.0, 1000.0)
 """How much the layers whose channels are frozen are amplified until the outputs vary: an untrained detector finds nothing."""
@@ -89,7 +99,8 @@ def calibrate(model: nn.Module, inputs: tuple[Any, ...], seed: int) -> None:
         m.register_forward_pre_hook(measure, with_kwargs=True) for m in model.modules() if isinstance(m, _NormBase)
     ]
     try:
-        run(model, inputs)
+        with evaluating(model):
+            called(model, fresh(inputs))
     finally:
         for hook in hooks:
             hook.remove()
@@ -145,7 +156,7 @@ def check(
     tolerance = TOLERANCES[dtype_name]
     for gain in GAINS:
         original, inputs = in_precision(model, example_inputs, dtype)
-        inputs = lively_inputs(original.requires_grad_(False), inputs, seed)
+        inputs, _ = lively(original.requires_grad_(False), inputs, seed)
         randomize_statistics(original, seed)
         _amplify(original, outputs, gain)
         calibrate(original, inputs, seed)

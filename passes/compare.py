@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +17,10 @@ from pdc_fx.trace import (
     Inputs,
     as_arguments,
     copied,
-    evaluating,
-    fresh,
-    keeping_buffers,
+    looking_at,
     named_outputs,
     overlapping,
     way_out,
-    with_same_draws,
 )
 
 
@@ -85,27 +84,45 @@ def _shared_memory(model: nn.Module, dtype: torch.dtype) -> dict[int, Any]:
 def random_inputs(example_inputs: Inputs, seed: int, *, positive: bool = False) -> tuple[Any, ...]:
     """Random numbers in place of the floating inputs, such as the model may take; all else as given.
 
-    An input that holds one number alone says nothing of that: it becomes standard normal, or lies between 0 and 1 (``positive``). Images
-    (four axes or more) lie between the smallest and the largest number of the example. Others (boxes, conditions) stay as they are.
+    An input that holds one number alone says nothing of that: it becomes standard normal, or lies between 0 and 1 (``positive``). Others
+    lie between the smallest and the largest finite number of the example, and are not finite where that is not (a mask that is added).
+    Beside other inputs a matrix that varies stays as it is: it may hold boxes, of which not any numbers are one.
     """
     generator = torch.Generator().manual_seed(seed)
+    args = as_arguments(example_inputs)
+    alone = sum(isinstance(leaf, Tensor) for leaf in tree_leaves(args)) == 1
 
     def drawn(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or (varies(leaf) and leaf.dim() < 4):
+        if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
             return leaf
-        draw = torch.rand if positive or varies(leaf) else torch.randn
+        known = leaf.isfinite()
+        varied = varies(leaf[known])
+        if varied and (leaf.is_complex() or (leaf.dim() < 3 and not alone)):
+            return leaf
+        draw = torch.rand if positive or varied else torch.randn
         values = draw(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
-        return torch.lerp(leaf.min(), leaf.max(), values) if varies(leaf) else values
+        if varied:
+            values = torch.lerp(leaf[known].min(), leaf[known].max(), values)
+        return torch.where(known, values, leaf)
 
-    return tuple(tree_map(drawn, as_arguments(example_inputs)))
+    return tuple(tree_map(drawn, args))
 
 
-def lively_inputs(model: nn.Module, example_inputs: Inputs, seed: int) -> tuple[Any, ...]:
-    """Random inputs on which the model gives finite numbers: positive ones, if others do not do (it takes a logarithm, say)."""
-    inputs = random_inputs(example_inputs, seed)
-    with keeping_buffers(model):
-        alive = finite(run(model, inputs))
-    return inputs if alive else random_inputs(example_inputs, seed, positive=True)
+def lively(model: nn.Module, example_inputs: Inputs, seed: int) -> tuple[tuple[Any, ...], Any]:
+    """Random inputs on which the model gives finite numbers, and these: positive inputs, if others do not do (it takes a logarithm, say).
+
+    Raises:
+        TraceError: the model raises, or gives no finite numbers on the example either.
+    """
+    tried = (random_inputs(example_inputs, seed, positive=positive) for positive in (False, True))
+    for inputs in (*tried, as_arguments(example_inputs)):
+        output = run(model, inputs)
+        if finite(output):
+            return inputs, output
+    raise TraceError(
+        f"an output of {type(model).__name__} holds no finite number, neither on the example inputs nor on random ones",
+        hint="give example inputs as in use",
+    )
 
 
 def larger_batch(example_inputs: Inputs) -> tuple[Any, ...] | None:
@@ -152,47 +169,57 @@ def finite(output: Any) -> bool:
 def compare(
     reference: nn.Module, other: nn.Module, example_inputs: Inputs, *, tolerance: float, seed: int = 0
 ) -> Comparison:
-    """Run both in eval mode on the same inputs, with the same random numbers, and leave their buffers as they were.
+    """Run both in eval mode on the same inputs, with the same random numbers.
 
     Raises:
         TraceError: one of them raises, or the reference gives no finite numbers.
     """
-    inputs = lively_inputs(reference, example_inputs, seed)
-    outputs = []
-    for model in (reference, other):
-        with keeping_buffers(model):
-            outputs.append(named_outputs(run(model, inputs)))
-    expected, actual = outputs
-    if not finite(expected):
-        raise TraceError(
-            f"{type(reference).__name__} gives no finite numbers on the example inputs, or on random ones in their place",
-            hint="give example inputs as in use",
-        )
-    if not expected or list(expected) != list(actual):
+    inputs, expected = lively(reference, example_inputs, seed)
+    return difference(expected, run(other, inputs), tolerance)
+
+
+def difference(expected: Any, actual: Any, tolerance: float) -> Comparison:
+    """How far two outputs are apart."""
+    wanted, found = named_outputs(expected), named_outputs(actual)
+    if not wanted or list(wanted) != list(found):
         return Comparison(
-            False, float("inf"), float("inf"), tolerance, f"outputs {list(actual)} instead of {list(expected)}"
+            False, float("inf"), float("inf"), tolerance, f"outputs {list(found)} instead of {list(wanted)}"
         )
     absolute = relative = 0.0
     first: str | None = None
-    for name, want in expected.items():
-        error, scale = _distance(want, actual[name])
+    for name, want in wanted.items():
+        error, scale = _distance(want, found[name])
         ratio = error / scale if scale > 0 else error
         if not ratio <= tolerance and first is None:
             first = name
         absolute, relative = max(absolute, error), max(relative, ratio)
-    return Comparison(first is None, absolute, relative, tolerance, first, not varies(expected))
+    return Comparison(first is None, absolute, relative, tolerance, first, not varies(wanted))
 
 
 def run(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    """The output in eval mode; :class:`TraceError` if the model raises."""
-    with evaluating(model), with_same_draws(model):
-        try:
-            return model(*fresh(inputs))
-        except Exception as error:
-            raise TraceError(
-                f"{type(model).__name__} raised {type(error).__name__} in its forward pass: {error}",
-                hint=way_out(error),
-            ) from error
+    """The output in eval mode; :class:`TraceError` if the model raises. Nothing of it shows afterwards."""
+    with looking_at(model, *inputs) as args:
+        return called(model, args)
+
+
+def called(model: nn.Module, args: tuple[Any, ...]) -> Any:
+    """The output; :class:`TraceError` if the model raises."""
+    try:
+        return model(*args)
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__} raised {type(error).__name__} in its forward pass: {error}",
+            hint=way_out(error),
+        ) from error
+
+
+def attempted(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """The output, or None where the model does not take these inputs."""
+    try:
+        with redirect_stderr(io.StringIO()):  # a graph that fails prints its code
+            return run(model, inputs)
+    except TraceError:
+        return None
 
 
 def _distance(want: Tensor, got: Tensor) -> tuple[float, float]:

@@ -66,8 +66,11 @@ def flow_of(recording: Recording) -> Flow:
             site.freeze(list(node.args), "is an output of the model")
         else:
             flow.values[node] = apply_rule(site, rule_for(node.target))
-    for (tensor, _), axis in list(flow.axes.items()):
-        if (reason := recording.fixed.get(tensor)) is not None:
+    for (tensor, dim), axis in list(flow.axes.items()):
+        if (reason := recording.overlapping.get(tensor)) is not None:
+            flow.freeze(axis.label, reason, tensor.rpartition(".")[0])
+        if dim in recording.unequal.get(tensor, ()):
+            reason = f"'{tensor}' is a mask or holds counts that differ, of which there is no mean"
             flow.freeze(axis.label, reason, tensor.rpartition(".")[0])
     return flow
 

@@ -53,7 +53,6 @@ class Numbers:
         was, now = _numbers(graph, calls, before), _numbers(graph, calls, after)
         self._origin = {copy: node for node, copy in copies.items()}
         self._copies, self._was = copies, was
-        self._calls, self._values = calls, prediction.solution.flow.values
         self._changed = {node: number for node, number in was.items() if now.get(node, _UNKNOWN) != number}
         self._written: dict[fx.Node, Any] = {}
         self.now = {copies[node]: number for node, number in now.items() if node in copies}
@@ -79,26 +78,13 @@ class Numbers:
                 return was
             with graph.inserting_after(copy):
                 return graph.create_node(node.op, node.target, args, kwargs)
-        if not isinstance(was, int) or not now or self._counts_channels(node, was):
+        if not isinstance(was, int) or not now:
             return was
-        # a product of channels and other sizes, as of a tensor that was flattened
+        # a number of channels, or its product with other sizes (of a tensor that was flattened), which may be others next time
         with graph.inserting_after(copy):
             product = graph.call_function(operator.mul, (copy, was))
         with graph.inserting_after(product):
             return graph.call_function(operator.floordiv, (product, now))
-
-    def _counts_channels(self, node: fx.Node, number: int) -> bool:
-        """Whether one size of a tensor is its number of channels and nothing else: each position along the axis is one of its own."""
-        if node.target is not operator.getitem and node.target != "size":
-            return False
-        read = node.args[0] if node.target is operator.getitem else node  # x.shape[1], or x.size(1)
-        tensor = read.args[0] if isinstance(read, fx.Node) and read.args else None
-        value = self._values.get(self._calls[tensor]) if isinstance(tensor, fx.Node) and tensor in self._calls else None
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        if not isinstance(value, Channels) or not isinstance(dim, int):
-            return True
-        label = value.label.movedim(dim, 0).reshape(value.label.shape[dim], -1)[:, 0]
-        return len(set(label.tolist())) == number
 
 
 def _numbers(

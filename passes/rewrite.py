@@ -8,25 +8,33 @@ copy: the channels must lie at every recorded call where the plan foretells them
 
 from __future__ import annotations
 
-import io
-from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
 
-from pdc_fx.errors import ExactnessError, RewriteError, TraceError
+from pdc_fx.errors import ExactnessError, RewriteError
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies, follows_sizes, restricted, trial
 from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.base import Pass
-from pdc_fx.passes.compare import Comparison, compare, in_precision, larger_batch, larger_images, precise, run
+from pdc_fx.passes.compare import (
+    Comparison,
+    attempted,
+    compare,
+    difference,
+    in_precision,
+    larger_batch,
+    larger_images,
+    precise,
+    random_inputs,
+)
 from pdc_fx.passes.dependency import flow_of, solve
 from pdc_fx.passes.literals import edited
 from pdc_fx.passes.prediction import Mismatch, Prediction
 from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tie import require_tied
-from pdc_fx.trace import Inputs, as_arguments, keeping_buffers, named_outputs, record, require_usable
+from pdc_fx.trace import Inputs, as_arguments, named_outputs, record, require_usable
 
 TOLERANCE = 1e-9  # relative, in float64
 
@@ -76,31 +84,22 @@ class ChannelAddition(Pass[nn.Module, nn.Module]):
 
 def _require_other_sizes(tied: nn.Module, compact: nn.Module, inputs: Inputs) -> None:
     """Refuse an edited graph into which the example's batch was written, or that is silently wrong for images of another size."""
-    rows = _rows(tied, inputs)
+    rows = [output.shape[:1] for output in named_outputs(attempted(tied, as_arguments(inputs))).values()]
     for changed, what in ((larger_batch(inputs), "batches"), (larger_images(inputs), "images")):
-        wanted = None if changed is None else _rows(tied, changed)
-        if changed is None or wanted is None or (what == "images" and wanted != rows):
+        given = None if changed is None else random_inputs(changed, 0)
+        expected = None if given is None else attempted(tied, given)
+        if given is None or expected is None:
+            continue
+        if what == "images" and [output.shape[:1] for output in named_outputs(expected).values()] != rows:
             continue  # a size that is written into a view turns larger images into more rows
-        runs = _rows(compact, changed) is not None
-        if what == "images" and not runs:
+        actual = attempted(compact, given)
+        if what == "images" and actual is None:
             continue  # an assertion in the graph says so
-        found = compare(tied, compact, changed, tolerance=TOLERANCE) if runs else None
-        if found is None or not found.passed:
+        if actual is None or not difference(expected, actual, TOLERANCE).passed:
             raise RewriteError(
                 f"a size that the forward pass computes was written out, so that {what} of another size come out wrong",
-                where="output" if found is None else found.first_difference or "output",
                 hint="take each size from x.shape by itself, or freeze the module that uses it (frozen=)",
             )
-
-
-def _rows(model: nn.Module, inputs: Inputs) -> list[int] | None:
-    """The first size of each output; None where the model does not run."""
-    try:
-        with redirect_stderr(io.StringIO()), keeping_buffers(model):  # a graph that fails prints its code
-            outputs = named_outputs(run(model, as_arguments(inputs)))
-    except TraceError:
-        return None
-    return [output.shape[0] for output in outputs.values() if output.dim()]
 
 
 def _take_types(compact: nn.Module, value: nn.Module) -> None:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +61,17 @@ def replace_file(path: Path, *parts: bytes | memoryview) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Let no other process be here with the same folder; where the platform or the file system has no such locks, let it."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
+    """Let no other process be here with the same folder; where there are no such locks, or no such folder can be, let it."""
+    with ExitStack() as stack:
+        if sys.platform != "win32":
+            import fcntl
 
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def parse_json(text: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from math import prod
@@ -28,7 +27,7 @@ from pdc_fx.passes.fold import Fold
 from pdc_fx.passes.methods import HARD, Method, method_of
 from pdc_fx.passes.rewrite import ChannelAddition
 from pdc_fx.passes.tie import TieClusters, Tying, agreed_plan
-from pdc_fx.trace import Inputs, as_arguments, evaluating
+from pdc_fx.trace import Inputs, as_arguments, copied, looking_at
 
 
 def analyze(model: nn.Module, example_inputs: Inputs, *, frozen: Iterable[str] = ()) -> ChannelGroups:
@@ -404,8 +403,8 @@ def compress(
     if teacher is not None:
         require_classes(teacher, as_arguments(example_inputs), train_data, "teacher")
     inputs = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, as_arguments(example_inputs))
-    forms = {} if teacher is None else {"original": copy.deepcopy(model)}
-    tied, teacher = copy.deepcopy(model).cpu(), copy.deepcopy(model if teacher is None else teacher)
+    forms = {} if teacher is None else {"original": copied(model)}
+    tied, teacher = copied(model).cpu(), copied(model if teacher is None else teacher)
     processes = Processes.of_environment()
     budget: dict[str, Any] = {
         "flops_reduction": flops_reduction,
@@ -454,7 +453,7 @@ def compress(
         final, metrics = training.run(resume=resume)
         short = batches_per_epoch(len(data.train), options.batch_size) * options.epochs < SHORT
         if start == "calibrate" and short and held_out is not None and latency_reduction is None:
-            untrained, _ = calibrate(copy.deepcopy(model).cpu(), clusters.groups, samples(), **budget, ridge=RIDGE)
+            untrained, _ = calibrate(copied(model).cpu(), clusters.groups, samples(), **budget, ridge=RIDGE)
             metrics.append({"kind": "untrained", "accuracy": accuracy(untrained, held_out, data)})
     tied = tied.cpu().eval()
     addition = ChannelAddition(final, inputs)
@@ -497,9 +496,9 @@ def require_classes(model: nn.Module, inputs: tuple[Any, ...], data: ImageData, 
             where=data.name,
             hint="pass --input with the shape of the images",
         )
-    with evaluating(model):
+    with looking_at(model, *inputs) as args:
         try:
-            logits = logits_of(model(*inputs))
+            logits = logits_of(model(*args))
         except Exception as error:  # a model may refuse in any way
             raise TraceError(
                 f"the {name} does not take this input: {type(error).__name__} {error}",

@@ -19,16 +19,23 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from pdc_fx.errors import TraceError
-from pdc_fx.trace import Inputs, as_arguments, copied, evaluating, fresh, leaf_class, own_precision, user_frame
+from pdc_fx.trace import (
+    Inputs,
+    as_arguments,
+    copied,
+    fresh,
+    in_eval_mode,
+    keeping_buffers,
+    leaf_class,
+    own_precision,
+    user_frame,
+)
 
 # Modules without parameters whose sizes may have to follow the channels: traced through, so that a node of the graph holds them.
 _OPEN = (nn.ChannelShuffle, nn.Flatten, nn.Unflatten, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 
 # Functions that torch calls without asking proxies among their arguments, which are sizes.
 _CREATION = ["zeros", "ones", "full", "empty", "arange", "linspace", "eye", "rand", "randn", "tensor"]
-
-
-_KINDS = (torch.dtype, torch.device)
 
 
 def symbolic_trace(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
@@ -45,21 +52,20 @@ def symbolic_trace(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
     """
     args = fresh(as_arguments(example_inputs))
     tracer = _Tracer(args)
-    twin = _twin(model)  # a forward pass may leave values, here proxies, on the module
-    with torch.no_grad(), tracer.welcomed(twin):
-        try:
-            return fx.GraphModule(twin, tracer.trace(twin), type(model).__name__)
-        except TraceError:
-            raise
-        except Exception as error:  # a trace runs code of the user on proxies, which may fail in any way
-            raise TraceError(f"torch.fx cannot trace the model: {type(error).__name__}: {error}") from error
-
-
-def _twin(model: nn.Module) -> nn.Module:
-    """A copy of the module in eval mode that has the same tensors."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-    with evaluating(model):
-        return copied(model, {id(tensor): tensor for tensor in tensors})
+    with in_eval_mode(model), torch.no_grad():
+        # a forward pass may leave values, here proxies, on the module: a copy that has the same tensors
+        twin = copied(model, {id(tensor): tensor for tensor in tensors})
+        with keeping_buffers(twin) as changed, tracer.welcomed(twin):
+            try:
+                graph = tracer.trace(twin)
+            except TraceError:
+                raise
+            except Exception as error:  # a trace runs code of the user on proxies, which may fail in any way
+                raise TraceError(f"torch.fx cannot trace the model: {type(error).__name__}: {error}") from error
+        if changed:
+            raise TraceError(f"the forward pass changes '{min(changed)}', which a graph would not go on to do")
+        return fx.GraphModule(twin, graph, type(model).__name__)
 
 
 class _Value(fx.Proxy):
@@ -126,7 +132,7 @@ class _Tracer(fx.Tracer):
                 proxy.value = self._run(kind, target, *values)
         finally:
             self._running = False
-        if isinstance(proxy.value, _KINDS):
+        if isinstance(proxy.value, torch.dtype):
             proxy.node.meta["value"] = proxy.value
         return proxy
 
@@ -189,13 +195,14 @@ class _Tracer(fx.Tracer):
     def settled(self, proxy: _Value) -> Any:
         """The value of a number that does not depend on the data, with an assertion that it stays what it is.
 
-        Of dtypes and devices nothing is asserted: a graph that was made in double precision serves a network of another one.
+        A question about dtypes has no answer, either: the proof runs in double precision, the network that is delivered in its own.
         """
         value = proxy.value
         if isinstance(value, Tensor):
             raise TraceError("the forward pass depends on the data, not only on its sizes")
-        if any(isinstance(a.meta.get("value") if isinstance(a, fx.Node) else a, _KINDS) for a in proxy.node.args):
-            return value
+        asked = [a.meta.get("value") if isinstance(a, fx.Node) else a for a in proxy.node.args]
+        if any(isinstance(a, torch.dtype) for a in asked):
+            raise TraceError("the forward pass asks for a dtype, which is another one where exactness is measured")
         self.create_proxy(
             "call_function",
             torch._assert,

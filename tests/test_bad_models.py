@@ -186,7 +186,7 @@ def test_a_tensor_without_memory_to_look_at_shares_none(tensor: Tensor) -> None:
     model = net()
     model.register_buffer("one", tensor)
     model.register_buffer("other", tensor.clone())
-    assert record(model, X).fixed == {}
+    assert record(model, X).overlapping == {}
     assert pdc_fx.analyze(model, X).mergeable_channels == 16
 
 

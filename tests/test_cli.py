@@ -239,7 +239,7 @@ def test_without_a_normalisation_that_of_the_data_counts(compressed: Path, tmp_p
 
 
 def test_what_limits_a_comparison_is_noted(compressed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("verification.TOLERANCES", {"float32": 1e-12})
+    monkeypatch.setattr(verification, "TOLERANCES", {"float32": 1e-12})
     result = run("verify", compressed, "--no-data")
     assert result.exit_code == 1
     assert re.match(
@@ -400,7 +400,7 @@ def test_files_of_another_model_are_refused(compressed: Path, spec: str, tmp_pat
 
 
 def test_what_does_not_agree_is_not_written(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("verification.TOLERANCES", {"float32": 0.0, "float16": 0.0})
+    monkeypatch.setattr(verification, "TOLERANCES", {"float32": 0.0, "float16": 0.0})
     (tmp_path / "m.onnx").write_bytes(b"the file before")
     result = run("export", spec, "-o", tmp_path / "m.onnx", "--overwrite")
     assert result.exit_code == 1

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 import pdc_fx.export.latency as latency_module
 from pdc_fx.directory import CERTIFICATE
-from pdc_fx.errors import ArtifactError, InputError, PlanError
+from pdc_fx.errors import ArtifactError, InputError, PdcError, PlanError
 from pdc_fx.export.latency import Latency
 from pdc_fx.export.latency_table import LatencyTable, Target, cache_directory, open_table, this_machine
 from pdc_fx.export.layer_times import time_layers
@@ -501,6 +501,16 @@ def test_bad_input_on_the_command_line(tmp_path: Path, chosen: dict[str, Any], w
     assert words in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["damaged.json", "net.py"]
+
+
+def test_a_table_of_another_machine_is_not_mixed_with_this_one(tmp_path: Path) -> None:
+    file = tmp_path / "table.json"
+    LatencyTable(Target("cpu A", "cpu", 1, "onnxruntime"), {"a": 1.0}).save(file)
+    LatencyTable(Target("cpu B", "cpu", 1, "onnxruntime"), {"b": 2.0}).save(file)
+    assert LatencyTable.load(file).layers == {"b": 2.0}
+    (tmp_path / "no folder").touch()
+    with pytest.raises(PdcError, match="cannot be written"):
+        LatencyTable(Target("cpu", "cpu", 1, "onnxruntime")).save(tmp_path / "no folder" / "table.json")
 
 
 def test_two_writers_of_a_table_keep_each_others_times(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ def check(
         typer.Option("--all", metavar="FAMILY", help="Check every model of torchvision or timm, and write a table."),
     ] = None,
     only: Annotated[
-        str | None, typer.Option("--only", metavar="GLOB,GLOB", help="With --all: names to check, such as 'resnet*,vgg11'.")
+        str | None,
+        typer.Option("--only", metavar="GLOB,GLOB", help="With --all: names to check, such as 'resnet*,vgg11'."),
     ] = None,
     timeout: Annotated[float | None, typer.Option(help="With --all: seconds per model.  [default: 600]")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="With --all: processes at a time.  [default: 1]")] = None,

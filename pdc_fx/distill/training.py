@@ -94,6 +94,7 @@ class _Position:
     right: float = 0.0
     seen: float = 0.0
     seconds: float = 0.0
+    rate: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)
 
     def begin_epoch(self, epoch: int) -> None:
@@ -187,7 +188,6 @@ class _Run:
             )
         self.optimizer = optimizer_for(self.model, options, example, final=self._final())
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate(options, self.steps))
-        self.rate = float(self.schedule.get_last_lr()[0])
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
         average = get_ema_multi_avg_fn(options.model_ema_decay)  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if options.model_ema else None
@@ -309,12 +309,14 @@ class _Run:
         position = self.position
         try:
             logits, loss = self._descend(images, labels)
+        except PdcError:
+            raise
         except (
-            RuntimeError,
-            ValueError,
-        ) as error:  # of torch: memory, a compiler, sizes that a layer does not train on
+            Exception
+        ) as error:  # of torch (memory, a compiler, sizes that a layer does not train on) or of the model
+            text = str(error).partition("\n")[0] or type(error).__name__
             raise PdcError(
-                f"training failed in epoch {position.epoch + 1}, step {position.step + 1}: {str(error).splitlines()[0]}",
+                f"training failed in epoch {position.epoch + 1}, step {position.step + 1}: {text}",
                 hint=_hint_after(error),
             ) from error
         position.step += 1
@@ -356,7 +358,7 @@ class _Run:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.rate = float(self.schedule.get_last_lr()[0])  # of this step
+        position.rate = float(self.schedule.get_last_lr()[0])  # of this step
         self.schedule.step()
         self.tying.step()
         if self.ema is not None:
@@ -371,7 +373,7 @@ class _Run:
         if self.options.teacher_flip:
             views.insert(0, images.flip(-1))
         with torch.inference_mode():
-            targets = torch.stack([logits_of(self.teacher(view)).float() for view in views]).mean(0)
+            targets = torch.stack([logits_of(self.teacher(view.clone())).float() for view in views]).mean(0)
         return targets.clone()
 
     def _loss(self, logits: Tensor, targets: Tensor | None, labels: Tensor) -> Tensor:
@@ -388,7 +390,7 @@ class _Run:
         )
 
     def _report(self, board: Any) -> None:
-        position, rate = self.position, self.rate
+        position, rate = self.position, self.position.rate
         residual = float(self.tying.residual()) if position.step == self.steps else None
         loss, right = position.loss / position.seen, position.right / position.seen
         if not self.processes.first:
@@ -412,7 +414,7 @@ class _Run:
             "train_accuracy": position.right / position.seen,
             "accuracy": self._accuracy(),
             "residual": float(self.tying.residual()),
-            "lr": self.rate,
+            "lr": position.rate,
             "macs": self.tying.current.macs_after,
             "precision": str(self.half or torch.float32).removeprefix("torch."),
             "seconds": seconds,
@@ -443,7 +445,6 @@ class _Run:
             "groups of channels": plan.groups.digest(),
             "widths": plan.widths,
             "clusters": hashlib.sha256(b"".join(c.astype("<i8").tobytes() for c in plan.clusters)).hexdigest(),
-            **self.setting.origin,
             "method": asdict(method_of(self.setting.mode)),
             "training images": len(self.data.train),
             "labels": hashlib.sha256(self.data.train.labels.cpu().numpy().tobytes()).hexdigest(),
@@ -452,7 +453,7 @@ class _Run:
             "teacher": self.teacher_digest,
             **self.options.decides(),
         }
-        return {name: json.dumps(value, sort_keys=True) for name, value in parts.items()}
+        return {name: json.dumps(value, sort_keys=True) for name, value in {**self.setting.origin, **parts}.items()}
 
     def _save(self) -> None:
         if self.checkpoints is None or not self.processes.first:

@@ -7,10 +7,11 @@ from pdc_fx.trace.forward import (
     Inputs,
     as_arguments,
     evaluating,
+    in_eval_mode,
     keeping_buffers,
+    looking_at,
     own_precision,
     way_out,
-    with_same_draws,
 )
 from pdc_fx.trace.frames import user_frame
 from pdc_fx.trace.preconditions import require_usable, require_values
@@ -29,8 +30,10 @@ __all__ = [
     "evaluating",
     "fresh",
     "function_name",
+    "in_eval_mode",
     "keeping_buffers",
     "leaf_class",
+    "looking_at",
     "named_outputs",
     "overlapping",
     "own_precision",
@@ -40,6 +43,5 @@ __all__ = [
     "require_values",
     "user_frame",
     "way_out",
-    "with_same_draws",
     "zeros_of",
 ]

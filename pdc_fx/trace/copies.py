@@ -24,7 +24,7 @@ def copied(model: Module, memo: Mapping[int, Any] | None = None) -> Module:
         memo: copies that exist already, by the ``id`` of what they are copies of.
 
     Raises:
-        TraceError: it holds what cannot be copied, a lock say.
+        TraceError: it holds what cannot be copied (a lock, say), or a view of one of its own parameters.
 
     >>> net = nn.ReLU()
     >>> net.last = net(torch.ones(1, requires_grad=True))
@@ -32,7 +32,14 @@ def copied(model: Module, memo: Mapping[int, Any] | None = None) -> Module:
     tensor([1.])
     """
     held = (leaf for module in model.modules() for leaf in tree_leaves(list(vars(module).values())))
-    kept = {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
+    made = {id(t): t for t in held if isinstance(t, Tensor) and not t.is_leaf}
+    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    if any(id(t._base) in own for t in made.values()):
+        raise TraceError(
+            f"{type(model).__name__} keeps a view of a parameter, which would be none in a copy",
+            hint="take the view in forward()",
+        )
+    kept = {key: t.detach().clone() for key, t in made.items()}
     try:
         return copy.deepcopy(model, kept | dict(memo or {}))
     except Exception as error:  # anything that the model holds may object

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from pdc_fx.errors import TraceError
+from pdc_fx.trace.copies import fresh
 
 Inputs = Tensor | tuple[Any, ...]
 """A model's call arguments: a tensor, or a tuple of them."""
@@ -29,6 +31,10 @@ def described(args: tuple[Any, ...]) -> str:
 
 
 _DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+_NAMED_DOUBLE: dict[Any, Any] = {
+    Tensor.float: Tensor.double,
+    Tensor.cfloat: Tensor.cdouble,  # type: ignore[attr-defined]
+}
 
 
 class _DoublePrecision(TorchFunctionMode):
@@ -48,7 +54,7 @@ class _DoublePrecision(TorchFunctionMode):
             return _DOUBLE.get(value, value) if isinstance(value, torch.dtype) else value
 
         named = {key: value if key == "out" else double(value) for key, value in (kwargs or {}).items()}
-        return (Tensor.double if func is Tensor.float else func)(*map(double, args), **named)
+        return _NAMED_DOUBLE.get(func, func)(*map(double, args), **named)
 
 
 def _changes(func: Any) -> bool:
@@ -68,7 +74,7 @@ def own_precision(model: nn.Module) -> Iterator[None]:
 
     Exactness is measured in float64, on models that were written for float32.
     """
-    if not any(p.dtype is torch.float64 for p in model.parameters()):
+    if not any(p.dtype in _DOUBLE.values() for p in model.parameters()):
         yield
         return
     default = torch.get_default_dtype()
@@ -81,13 +87,15 @@ def own_precision(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module of ``model`` in eval mode and without gradients, and back as it was afterwards.
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module of ``model`` in eval mode, and back as it was afterwards.
+
+    A module may do more there than to note its mode (merge an adapter into its weight, say): its own ``train`` is called both ways.
 
     Raises:
         TraceError: it cannot be put in eval mode.
     """
-    training = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
     except Exception as error:  # a module may do there what it likes
@@ -96,43 +104,69 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             hint="merge adapters into the weights first, for good",
         ) from error
     try:
-        with torch.no_grad(), own_precision(model), _eagerly():
-            yield
+        yield
     finally:
-        if any(
-            trained for _, trained in training
-        ):  # a module may do more than to note its mode (merge an adapter, say)
-            model.train()
-        for module, trained in training:
-            module.training = trained
+        for module, training in modes:  # parents come first
+            if module.training != training and type(module).train is not nn.Module.train:
+                module.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager
-def keeping_buffers(model: nn.Module) -> Iterator[None]:
-    """Afterwards every buffer of ``model`` is as it was: a forward pass may keep a running mean."""
-    kept = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if not buffer.is_inference()  # which cannot change
-    ]
-    versions = [buffer._version for *_, buffer, _ in kept]
-    try:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module of ``model`` in eval mode and without gradients, and back as it was afterwards.
+
+    Raises:
+        TraceError: it cannot be put in eval mode.
+    """
+    with in_eval_mode(model), torch.no_grad(), own_precision(model), _eagerly():
         yield
+
+
+@contextmanager
+def looking_at(model: nn.Module, *args: Any) -> Iterator[tuple[Any, ...]]:
+    """Run ``model`` so that nothing of it shows afterwards: in eval mode, on copies of ``args``, with the same random numbers each time.
+
+    Buffers are as they were afterwards: a forward pass may keep a running mean.
+    """
+    with keeping_buffers(model), _with_same_draws(model, args), evaluating(model):
+        yield fresh(args)
+
+
+@contextmanager
+def keeping_buffers(model: nn.Module) -> Iterator[set[str]]:
+    """Put back every buffer of ``model`` that changes; the names of these are in the set afterwards."""
+    kept = [
+        (module, f"{prefix}.{name}" if prefix else name, buffer, None if buffer is None else buffer.clone())
+        for prefix, module in model.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is None or not buffer.is_inference()  # these cannot change
+    ]
+    versions = [0 if buffer is None else buffer._version for *_, buffer, _ in kept]
+    changed: set[str] = set()
+    try:
+        yield changed
     finally:
         with torch.no_grad():
             for (module, name, buffer, before), version in zip(kept, versions, strict=True):
-                if buffer._version != version:
+                own = name.rpartition(".")[2]
+                if buffer is not None and before is not None and buffer._version != version:
                     buffer.copy_(before)
-                module._buffers[name] = buffer
+                    changed.add(name)
+                if module._buffers.get(own, changed) is not buffer:
+                    changed.add(name)
+                module._buffers[own] = buffer
 
 
 @contextmanager
-def with_same_draws(model: nn.Module) -> Iterator[None]:
+def _with_same_draws(model: nn.Module, args: tuple[Any, ...]) -> Iterator[None]:
     """Random numbers begin with the same one each time: models that draw some in eval mode can be compared."""
-    devices = sorted({t.device.index for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"})
+    tensors = [t for t in (*model.parameters(), *model.buffers(), *tree_leaves(args)) if isinstance(t, Tensor)]
+    devices = sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
     with torch.random.fork_rng(devices):
-        torch.manual_seed(0)
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[device] for device in devices)):
+            generator.manual_seed(0)  # torch.manual_seed would seed devices, too, on which nothing runs
         yield
 
 

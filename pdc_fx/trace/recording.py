@@ -12,11 +12,10 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from pdc_fx.errors import ArtifactError, TraceError
-from pdc_fx.trace.copies import fresh
-from pdc_fx.trace.forward import Inputs, as_arguments, described, evaluating, keeping_buffers, way_out, with_same_draws
+from pdc_fx.trace.forward import Inputs, as_arguments, described, in_eval_mode, looking_at, way_out
 from pdc_fx.trace.preconditions import require_usable, require_values
 from pdc_fx.trace.recorder import Recorder
-from pdc_fx.trace.storage import overlapping, without_mean
+from pdc_fx.trace.storage import overlapping, unequal
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ class Recording:
         inputs: shape and dtype of the tensors among the example inputs.
         sized: the tensors of which the model's own code read sizes, and along which axis (None for all of them).
         output: what the forward pass returned.
-        fixed: tensors that cannot change -> the reason: they share memory with others or with themselves, or have no mean.
+        overlapping: tensors that share memory with others or with themselves -> the reason why they cannot change.
+        unequal: masks and counts -> the axes along which they differ, of which there is no mean.
     """
 
     graph: fx.Graph
@@ -41,7 +41,8 @@ class Recording:
     inputs: tuple[tuple[tuple[int, ...], str], ...]
     sized: frozenset[tuple[fx.Node, int | None]]
     output: Any = field(repr=False)
-    fixed: Mapping[str, str] = field(default_factory=dict)
+    overlapping: Mapping[str, str] = field(default_factory=dict)
+    unequal: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def zeros_of(inputs: Sequence[tuple[tuple[int, ...], str]], device: torch.device | None = None) -> tuple[Tensor, ...]:
@@ -83,7 +84,25 @@ def record(model: nn.Module, example_inputs: Inputs) -> Recording:
     ['conv2d', 'relu']
     """
     require_usable(model)
+    _require_same_weights(model)
     return _record(model, model, as_arguments(example_inputs))
+
+
+def _require_same_weights(model: nn.Module) -> None:
+    """Raise :class:`TraceError` where eval mode changes weights (an adapter is merged): those that are looked at would not be trained."""
+    own = [m for m in model.modules() if m.training and type(m).train is not nn.Module.train]
+    before = [
+        (m, name, tensor, tensor.detach().clone()) for m in own for name, tensor in m.named_parameters(recurse=False)
+    ]
+    if not before:
+        return
+    with in_eval_mode(model):
+        changed = [(m, name) for m, name, tensor, old in before if not torch.equal(tensor, old)]
+    if changed:
+        raise TraceError(
+            f"{type(changed[0][0]).__name__} changes its '{changed[0][1]}' when it is put in eval mode",
+            hint="merge adapters into the weights first, for good, or call model.eval() and leave it there",
+        )
 
 
 def record_graph_module(
@@ -129,11 +148,9 @@ def _record(
     model: nn.Module, call: Callable[..., Any], args: tuple[Any, ...], program: fx.GraphModule | None = None
 ) -> Recording:
     require_values(args)
-    recorder, args = Recorder(model), fresh(args)
+    recorder = Recorder(model)
     with (
-        keeping_buffers(model),
-        with_same_draws(model),
-        evaluating(model),
+        looking_at(model, *args) as args,
         recorder.module_paths(model, program),
         recorder.leaves(model, program),
         recorder,
@@ -165,5 +182,6 @@ def _record(
         inputs,
         frozenset(recorder.sized),
         output,
-        without_mean(recorder.tensors) | overlapping(recorder.tensors),
+        overlapping(recorder.tensors),
+        unequal(recorder.tensors),
     )

@@ -1,4 +1,4 @@
-"""Where the memory of tensors lies, which of them share it, and what else keeps one from being changed."""
+"""Which tensors cannot change, entry by entry: they share memory, or have no mean."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def overlapping(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return found
 
 
-def without_mean(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Tensors of which no mean can be taken, and why: masks and counts that differ. Where all are alike that is their mean.
+def unequal(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Masks and counts, and the axes along which they differ: of truth values and whole numbers there is no mean.
 
-    >>> list(without_mean({"a": torch.tensor([True, False]), "b": torch.tensor([7, 7]), "c": torch.tensor([0.0, 1.0])}))
-    ['a']
+    >>> unequal({"mask": torch.tensor([[True, False], [True, False]]), "weight": torch.zeros(2)})
+    {'mask': (1,)}
     """
-    return {
-        name: f"'{name}' holds {str(tensor.dtype).removeprefix('torch.')}s that differ, of which there is no mean"
-        for name, tensor in tensors.items()
-        if not (tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized)
-        and tensor.numel()
-        and bool((tensor != tensor.flatten()[0]).any())
-    }
+    found = {}
+    for name, tensor in tensors.items():
+        whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized)
+        if whole and tensor.layout is torch.strided and tensor.numel():
+            axes = tuple(d for d in range(tensor.dim()) if bool((tensor != tensor.narrow(d, 0, 1)).any()))
+            found.update({name: axes} if axes else {})
+    return found
 
 
 def pointer_of(tensor: Tensor) -> int:
