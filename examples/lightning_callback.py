@@ -41,7 +41,7 @@ class Shrink(L.Callback):
         plan = pdc_fx.plan(self.student, pdc_fx.analyze(self.student, example), flops_reduction=self.flops_reduction)
         total = int(trainer.estimated_stepping_batches)
         self.tying = pdc_fx.tie(self.student, plan, mode="pdc", total_steps=total)
-        if self.restored is not None:
+        if self.restored:
             self.tying.load_state_dict(self.restored)
         self.steps = trainer.global_step
 
@@ -59,7 +59,9 @@ class Shrink(L.Callback):
         return pdc_fx.rewrite(self.student.eval(), self.plan, self.example)
 
     def state_dict(self) -> dict[str, Any]:  # into Lightning's checkpoints
-        return self.tying.state_dict()
+        return (
+            self.tying.state_dict() if hasattr(self, "tying") else {}
+        )  # a search for a learning rate saves before training
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # from them; applied when training starts
         self.restored = state_dict

@@ -108,7 +108,10 @@ def _dynamic_shapes(call: Call) -> tuple[Any, ...] | None:
             return dict.fromkeys(next(varying), torch.export.Dim.DYNAMIC)
         if isinstance(value, Mapping):
             return {key: axes(child) for key, child in value.items()}
-        return [axes(child) for child in value] if isinstance(value, (tuple, list)) else None
+        if not isinstance(value, (tuple, list)):
+            return None
+        children = [axes(child) for child in value]
+        return tuple(children) if isinstance(value, tuple) else children
 
     return tuple(axes(arg) for arg in call.args) if call.varies else None
 

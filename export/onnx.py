@@ -120,6 +120,7 @@ def export_onnx(
     if opset not in OPSETS:
         raise InputError(f"opset {opset} is out of range", hint=f"choose one from {OPSETS[0]} to {OPSETS[-1]}")
     target = require_writable(Path(path))
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     args = on_device_of(model, call_arguments(example_inputs))
     with evaluating(model):
         call = prepare(model, args, opset, dynamic_batch, dynamic_size, (input_names, output_names))

@@ -11,7 +11,7 @@ sizes may be written into it (``view(-1, 9216)``, a channel shuffle, a ``chunk``
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
@@ -65,9 +65,10 @@ class AnalyzeDependencies(Pass[nn.Module, Analysis]):
     """The analysis as a pass; ``recording`` saves it the forward pass where one was recorded already."""
 
     def __init__(
-        self, example_inputs: Inputs, frozen: tuple[str, ...] = (), recording: Recording | None = None
+        self, example_inputs: Inputs, frozen: str | Iterable[str] = (), recording: Recording | None = None
     ) -> None:
-        self.example_inputs, self.frozen, self.recording = example_inputs, frozen, recording
+        self.example_inputs, self.recording = example_inputs, recording
+        self.frozen = (frozen,) if isinstance(frozen, str) else tuple(frozen)
 
     def call(self, value: nn.Module) -> Analysis:
         recording = self.recording or record(value, self.example_inputs)

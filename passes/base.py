@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
+from threading import RLock
 from typing import Generic, TypeVar
 
+import torch
+
 from pdc_fx.errors import PdcError
+
+_ONE_AT_A_TIME = RLock()
+"""Passes record under modes and defaults that all threads share."""
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -31,9 +37,10 @@ class Pass(ABC, Generic[In, Out]):
 
     def __call__(self, value: In) -> Out:
         try:
-            self.requires(value)
-            result = self.call(value)
-            self.ensures(value, result)
+            with _ONE_AT_A_TIME, torch.inference_mode(False):
+                self.requires(value)
+                result = self.call(value)
+                self.ensures(value, result)
         except PdcError as error:
             if sys.version_info >= (3, 11):
                 error.add_note(f"in pass {type(self).__name__}")

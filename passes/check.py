@@ -8,7 +8,7 @@ the compact model is from the tied one, and refuses to say anything where the ou
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -120,7 +120,7 @@ def check(
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
     name: str = "",
-    frozen: tuple[str, ...] = (),
+    frozen: str | Iterable[str] = (),
 ) -> Certificate:
     """Merge half of the channels at random on a copy of ``model``, and measure what that changes.
 

@@ -19,6 +19,7 @@ multiplied leave little of it.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -128,7 +129,8 @@ class TieClusters(Pass[nn.Module, "Tying"]):
 class Tying:
     """Keeps a live module tied. Shapes never change, so optimizer, EMA, DDP and checkpoints go on as they are.
 
-    Made by :func:`pdc_fx.tie`. Call :meth:`step` after each optimizer step, :meth:`snap` once before the rewrite.
+    Made by :func:`pdc_fx.tie`. Call :meth:`step` after each optimizer step, :meth:`snap` once before the rewrite. While it lives the
+    gradients of tied filters are averaged; :meth:`close`, or tying the same model again, ends that.
 
     Attributes:
         plan: the plan to reach; its clusters may be formed anew from the weights until they are final.
@@ -154,7 +156,12 @@ class Tying:
         self._steps = 0
         self._watching = True
         self._watched: dict[str, tuple[Tensor, Callable[[], None]]] = {}
-        self._pending = False
+        weakref.finalize(self, _unwatch, self._watched).atexit = False
+        self._pending = _NONE
+        self._total_steps = total_steps
+        if (before := _TYINGS.get(model)) is not None and (earlier := before()) is not None:
+            earlier.close()  # or it would go on averaging inside of other clusters
+        _TYINGS[model] = weakref.ref(self)
         self._final = self.method.held and not self._schedule
         self._bind()
         self._after_update()
@@ -172,7 +179,6 @@ class Tying:
     def step(self) -> None:
         """Call after every ``optimizer.step()``."""
         self._steps += 1
-        self._pending = False  # a backward pass that raised has not come to its end
         share = self._schedule.get(self._steps)
         if share is not None:
             self._reconstruct(share)
@@ -195,6 +201,8 @@ class Tying:
     def state_dict(self) -> dict[str, Any]:
         """Where the schedule stands and which clusters are held; plain values, for a checkpoint."""
         return {
+            "mode": self.method.name,
+            "total_steps": self._total_steps,
             "steps": self._steps,
             "final": self._final,
             "plan": self.plan.to_json(),
@@ -202,18 +210,34 @@ class Tying:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken; the model's own state must have been restored before."""
-        self._steps, self._final = state["steps"], state["final"]
-        self.plan, self.current = ClusterPlan.from_json(state["plan"]), ClusterPlan.from_json(state["current"])
+        """Go on where :meth:`state_dict` was taken; the model's own state must have been restored before.
+
+        Raises:
+            InputError: it is none, or that of another mode, number of steps or model; nothing has changed then.
+        """
+        try:
+            steps, final = int(state["steps"]), bool(state["final"])
+            plan, current = (ClusterPlan.from_json(state[name]) for name in ("plan", "current"))
+            of = {name: state[name] for name in ("mode", "total_steps")}
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"this is no state of a tying: {type(error).__name__} {error}", hint="give what state_dict() gave"
+            ) from error
+        if of != {"mode": self.method.name, "total_steps": self._total_steps}:
+            raise InputError(
+                f"the state is of mode '{of['mode']}' and {of['total_steps']} steps, not of '{self.method.name}' and {self._total_steps}",
+                hint="tie with the mode and the total_steps of the run that is resumed",
+            )
+        if plan.groups.digest() != self.plan.groups.digest():
+            raise InputError("the state belongs to another model: its channel groups differ")
+        self._steps, self._final, self.plan, self.current = steps, final, plan, current
         self._bind()
         self._watch()
 
     def close(self) -> None:
         """Stop averaging gradients."""
         self._watching = False
-        for _, remove in self._watched.values():
-            remove()
-        self._watched.clear()
+        _unwatch(self._watched)
 
     def _reconstruct(self, share: float) -> None:
         """Cluster the present weights, ``share`` of the way to the final widths, and set each filter to its centroid."""
@@ -230,13 +254,17 @@ class Tying:
         axes = [axis for axis in merged_axes(self.current) if axis.role != "consumer"]
         for axis in axes:
             tensor_of(tensors, axis)
+        self._axes = axes
         self._roles = {axis.tensor: axis.role for axis in axes}
         self._means = ClusterMeans(axes)
 
     def _after_update(self) -> None:
         """Weights have changed, or may have."""
+        tensors = named_tensors(self._model)
+        for axis in self._axes:
+            tensor_of(tensors, axis)  # a layer may have been fused or replaced
         if self._held:
-            self._means.project(named_tensors(self._model))
+            self._means.project(tensors)
         self._watch()
 
     def _watch(self) -> None:
@@ -251,21 +279,23 @@ class Tying:
                 continue
             if remove is not None:
                 remove()
-            handle = tensor.register_post_accumulate_grad_hook(self._noticed)  # type: ignore[no-untyped-call]
+            handle = tensor.register_post_accumulate_grad_hook(_notifier(self))  # type: ignore[no-untyped-call]
             self._watched[name] = tensor, handle.remove
 
-    def _noticed(self, _: Tensor) -> None:
-        if not self._pending:
-            self._pending = True
+    def noticed(self) -> None:
+        """A tied parameter has its gradient: average those of all when the backward pass is over. One that raised never is."""
+        task = torch._C._current_graph_task_id()
+        if self._pending != task:
+            self._pending = task
             after_backward(lambda: after_backward(self._average_gradients))
 
     def _average_gradients(self) -> None:
         """Inside the present clusters, of which a tensor may have left since it was first watched."""
-        self._pending = False
+        self._pending = _NONE
         tied = {name: tensor for name, (tensor, _) in self._watched.items() if name in self._roles}
         gradients = {name: t.grad for name, t in tied.items() if t.grad is not None and t.grad.layout == torch.strided}
         self._means.average(gradients)
-        if not self._held:
+        if gradients and not self._held:  # an optimizer inside of the backward pass leaves none
             self._pull({name: tied[name].detach() for name in gradients}, gradients)
 
     @torch.no_grad()
@@ -277,6 +307,28 @@ class Tying:
         deviations = torch._foreach_sub(list(tensors.values()), list(centroids.values()))
         torch._foreach_mul_(deviations, strengths)
         torch._foreach_add_([gradients[name] for name in tensors], deviations)
+
+
+_NONE = -1  # no backward pass
+_TYINGS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Tying]] = weakref.WeakKeyDictionary()
+"""Model -> what keeps it tied; another tying takes its place."""
+
+
+def _notifier(tying: Tying) -> Callable[[Tensor], None]:
+    """A hook that does not keep ``tying`` alive, and with it the model."""
+    reference = weakref.ref(tying)
+
+    def notice(_: Tensor) -> None:
+        if (found := reference()) is not None:
+            found.noticed()
+
+    return notice
+
+
+def _unwatch(watched: dict[str, tuple[Tensor, Callable[[], None]]]) -> None:
+    for _, remove in watched.values():
+        remove()
+    watched.clear()
 
 
 def after_backward(work: Callable[[], None]) -> None:

@@ -39,7 +39,7 @@ from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.compare import Comparison
 from pdc_fx.passes.rewrite import analysis_for, describe, merge_channels
 from pdc_fx.staging import Staging
-from pdc_fx.trace import Inputs, zeros_of
+from pdc_fx.trace import Inputs, as_arguments, zeros_of
 
 if TYPE_CHECKING:
     from pdc_fx.export.benchmark import BenchmarkReport
@@ -257,7 +257,7 @@ def save(compressed: Compressed, directory: str | os.PathLike[str], *, overwrite
         The directory, absolute.
 
     Raises:
-        InputError: the directory exists, or cannot be written.
+        InputError: the directory exists, or cannot be written, or the model takes a list or a dict of tensors.
         VerificationError: the ONNX file does not compute what the model does; nothing is left then.
 
     >>> import tempfile
@@ -277,6 +277,11 @@ def save(compressed: Compressed, directory: str | os.PathLike[str], *, overwrite
     >>> loaded[0], bool((loaded[0].weight == small[0].weight).all())
     (Conv2d(3, 2, kernel_size=(3, 3), stride=(1, 1)), True)
     """
+    if not all(isinstance(argument, torch.Tensor) for argument in as_arguments(compressed.example_inputs)):
+        raise InputError(
+            "the model is called with more than tensors, of which no recipe could make it again",
+            hint="keep its state_dict() and the plan's to_json(), or wrap it in a module that takes tensors",
+        )
     staging = Staging(Path(directory), overwrite=overwrite)
     try:
         certificate = deliver(compressed, staging.path)

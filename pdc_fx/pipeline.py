@@ -30,7 +30,7 @@ from pdc_fx.passes.tie import TieClusters, Tying, agreed_plan
 from pdc_fx.trace import Inputs, as_arguments, copied, looking_at
 
 
-def analyze(model: nn.Module, example_inputs: Inputs, *, frozen: Iterable[str] = ()) -> ChannelGroups:
+def analyze(model: nn.Module, example_inputs: Inputs, *, frozen: str | Iterable[str] = ()) -> ChannelGroups:
     """Find out which channels are coupled, which may replace each other, and which must stay and why.
 
     Args:
@@ -48,10 +48,10 @@ def analyze(model: nn.Module, example_inputs: Inputs, *, frozen: Iterable[str] =
     >>> [(g.name, g.channels) for g in groups.groups], groups.frozen[0].reason
     ([('0', 8)], 'is an output of the model')
     """
-    return AnalyzeDependencies(example_inputs, tuple(frozen))(model).groups
+    return AnalyzeDependencies(example_inputs, frozen)(model).groups
 
 
-def inspect(model: nn.Module, example_inputs: Inputs, *, frozen: Iterable[str] = ()) -> ModelGraph:
+def inspect(model: nn.Module, example_inputs: Inputs, *, frozen: str | Iterable[str] = ()) -> ModelGraph:
     """The result of :func:`analyze` (``.groups``) together with the operators it was found on, to be looked at.
 
     Args:
@@ -69,7 +69,7 @@ def inspect(model: nn.Module, example_inputs: Inputs, *, frozen: Iterable[str] =
     >>> graph.nodes[2].function, dict(graph.nodes[2].groups)
     ('torch.nn.functional.relu', {0: 8})
     """
-    return model_graph(AnalyzeDependencies(example_inputs, tuple(frozen))(model).solution)
+    return model_graph(AnalyzeDependencies(example_inputs, frozen)(model).solution)
 
 
 def plan(
@@ -332,7 +332,7 @@ def compress(
     round_to: RoundTo = "auto",
     provider: str = "cpu",
     latency_table: Path | None = None,
-    frozen: Iterable[str] = (),
+    frozen: str | Iterable[str] = (),
     mode: str | Method | None = None,
     start: Start | None = None,
     calibration_images: int | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -120,7 +120,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Raises:
         TraceError: it cannot be put in eval mode.
     """
-    with in_eval_mode(model), torch.no_grad(), own_precision(model), _eagerly():
+    kinds = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
+    with in_eval_mode(model), torch.no_grad(), own_precision(model), _eagerly(), ExitStack() as stack:
+        for kind in kinds - {"meta"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 

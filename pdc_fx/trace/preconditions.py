@@ -18,6 +18,8 @@ def require_usable(model: object) -> None:
         hint = "make an instance of it" if isinstance(model, type) else "pass the module itself"
         name = model.__name__ if isinstance(model, type) else type(model).__name__
         raise TraceError(f"expected a torch.nn.Module, got {name}", hint=hint)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise TraceError("the model is wrapped for several processes", hint="pass model.module")
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError("a TorchScript module cannot be analysed", hint="pass the module it was scripted from")
     if isinstance(model, fx.GraphModule) and "eval" in vars(model):  # torch.export forbids it there
