@@ -334,6 +334,20 @@ def test_a_module_that_merges_weights_for_inference_is_left_as_it_is(mode: bool,
     torch.testing.assert_close(model.f.weight.detach(), before)
 
 
+def test_a_module_that_cannot_be_put_in_eval_mode_is_told_so() -> None:
+    class Stuck(nn.ReLU):
+        def train(self, mode: bool = True) -> Stuck:
+            if not mode:
+                raise RuntimeError("not now")
+            return self
+
+    model = Net()
+    model.stuck = Stuck()
+    with pytest.raises(TraceError, match="raised RuntimeError when it was put in eval mode: not now"):
+        pdc_fx.analyze(model, X)
+    assert all(module.training for module in model.modules())
+
+
 @pytest.mark.parametrize("how", [pdc_fx.fold, pdc_fx.calibrate])
 def test_what_keeps_a_map_is_compressed_without_training(how: Callable[..., Any]) -> None:
     model = Keeping()

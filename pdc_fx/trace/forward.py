@@ -99,6 +99,8 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
     try:
         model.eval()
     except Exception as error:  # a module may do there what it likes
+        for module, training in modes:
+            module.training = training
         raise TraceError(
             f"{type(model).__name__} raised {type(error).__name__} when it was put in eval mode: {error}",
             hint="merge adapters into the weights first, for good",
@@ -122,7 +124,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """
     kinds = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
     with in_eval_mode(model), torch.no_grad(), own_precision(model), _eagerly(), ExitStack() as stack:
-        for kind in kinds - {"meta"}:
+        for kind in filter(torch.amp.is_autocast_available, kinds):
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
