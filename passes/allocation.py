@@ -124,10 +124,15 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
         predicted = Budget(self._measure(value), self.target).reduction(result.widths)
         reached, allowed = (predicted, TOLERANCE) if measured is None else (measured, PROVED)
         if abs(reached - self.target) > allowed:
-            hint = "choose a reduction near that, a smaller --round-to, or allocation 'global'"
+            ways = ["a reduction near that"]
+            ways += ["a smaller --round-to"] if self.rounding.block > 1 else []
+            ways += ["allocation 'global'"] if self.allocation == "uniform" else []
+            hint = f"choose {' or '.join(ways)}"
             if measured is not None:
                 hint = f"{predicted:.1%} were foretold; try again while the machine does nothing else"
-            raise PlanError(f"a reduction of {self.target:.1%} can only be met at {reached:.1%} here", hint=hint)
+            raise PlanError(
+                f"for a reduction of {self.target:.1%} the nearest that was found here is {reached:.1%}", hint=hint
+            )
 
     def _measure(self, groups: ChannelGroups) -> Measure:
         return self.latency or (macs(groups) if self.option == "flops" else params(groups))

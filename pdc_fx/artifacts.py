@@ -36,8 +36,9 @@ from pdc_fx.directory import (
 from pdc_fx.errors import ArtifactError, InputError, VerificationError
 from pdc_fx.files import parse_json, replace_file, way_out
 from pdc_fx.ir import ClusterPlan
+from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.compare import Comparison
-from pdc_fx.passes.rewrite import analysis_for, describe, merge_channels
+from pdc_fx.passes.rewrite import ChannelAddition, analysis_for, describe, merge_channels
 from pdc_fx.staging import Staging
 from pdc_fx.trace import Inputs, as_arguments, zeros_of
 
@@ -59,7 +60,7 @@ class Compressed:
         tied: the network at full width that computes the same.
         plan: the clusters that were merged.
         example_inputs: what both were run on.
-        exactness: tied against compact in float64.
+        exactness: tied against compact in float64, as :func:`pdc_fx.compress` measured it; :func:`save` measures it where it is None.
         accuracy: top-1, 0 to 1, by name (``teacher``, ``tied``, ``compact``; ``onnx`` in a certificate); empty without data.
         metrics: one record per epoch, below those of kind ``features`` (maps that were compared) and ``network`` (what was trained).
         source: the model spec, the number of classes, the data and the command line, as far as known.
@@ -70,7 +71,7 @@ class Compressed:
     tied: nn.Module
     plan: ClusterPlan
     example_inputs: Inputs
-    exactness: Comparison
+    exactness: Comparison | None = None
     accuracy: Mapping[str, float] = field(default_factory=dict)
     metrics: Sequence[Mapping[str, Any]] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
@@ -197,7 +198,8 @@ def deliver(
     from pdc_fx.export.verify import verify_onnx
 
     write_model(compressed, directory)
-    exact = {"tied_vs_compact": {"dtype": "float64", **asdict(compressed.exactness)}}
+    exactness = compressed.exactness or _measured(compressed)
+    exact = {"tied_vs_compact": {"dtype": "float64", **asdict(exactness)}}
     metadata = onnx_metadata(compressed.plan, compressed.source, sha256(directory / RECIPE), exact)
     info = export_onnx(compressed.model, compressed.example_inputs, directory / ONNX, metadata=metadata)
     onnx = verify_onnx(compressed.model, directory / ONNX, compressed.example_inputs)
@@ -207,7 +209,7 @@ def deliver(
     plan = compressed.plan
     macs_before, macs_after = macs_of_one(plan)
     certificate = {
-        "passed": compressed.exactness.passed and onnx.passed,
+        "passed": exactness.passed and onnx.passed,
         **exact,
         "compact_vs_onnx": {"dtype": "float32", "exporter": info.exporter, "notes": list(info.notes), **onnx.to_json()},
         "accuracy": accuracy,
@@ -245,11 +247,27 @@ def deliver(
     return certificate
 
 
+def _measured(compressed: Compressed) -> Comparison:
+    """How exact the merge was, done once more; :class:`InputError` where the compact network is not what comes out."""
+    addition = ChannelAddition(compressed.plan, compressed.example_inputs)
+    wanted, found = (dict(named_tensors(network)) for network in (addition(compressed.tied), compressed.model))
+    other = [name for name, tensor in wanted.items() if name not in found or not torch.equal(tensor, found[name])]
+    if other:
+        raise InputError(
+            "the compact network is not the merge of the tied one",
+            where=f"'{other[0]}'",
+            hint="save what rewrite gave, before it is trained on",
+        )
+    assert addition.comparison is not None
+    return addition.comparison
+
+
 def save(compressed: Compressed, directory: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write a complete output directory: weights, recipe, ONNX file, certificate, metrics, report.
 
     Args:
-        compressed: what :func:`pdc_fx.compress` gave, or made of parts of a loop of your own.
+        compressed: what :func:`pdc_fx.compress` gave, or made of parts of a loop of your own: the compact network, the tied one, the
+            plan that ``snap`` gave and the example inputs.
         directory: it must not exist yet; it is there when all of it is written and verified.
         overwrite: replace what is there.
 
@@ -263,14 +281,13 @@ def save(compressed: Compressed, directory: str | os.PathLike[str], *, overwrite
     >>> import tempfile
     >>> import numpy as np
     >>> from pdc_fx.passes.analysis import AnalyzeDependencies
-    >>> from pdc_fx.passes.rewrite import ChannelAddition
-    >>> from pdc_fx.passes.tie import Tying
+    >>> from pdc_fx import rewrite, tie
     >>> net, example = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), torch.zeros(1, 3, 8, 8)
     >>> plan = ClusterPlan(AnalyzeDependencies(example)(net).groups, (np.array([0, 0, 1, 1]),))
-    >>> merge = ChannelAddition(Tying(net, plan, "hard").snap(), example)
-    >>> small = merge(net)
+    >>> plan = tie(net, plan, mode="hard").snap()
+    >>> small = rewrite(net, plan, example)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     out = save(Compressed(small, net, plan, example, merge.comparison), Path(folder) / "out")
+    ...     out = save(Compressed(small, net, plan, example), Path(folder) / "out")
     ...     print(*sorted(path.name for path in out.iterdir()))
     ...     loaded = load(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), out)
     certificate.json metrics.jsonl model.onnx model.safetensors recipe.json report.html

@@ -194,3 +194,16 @@ def test_threads_wait_for_each_other() -> None:
         together = list(pool.map(compressed, models))
     assert together == [compressed(model) for model in again]
     assert torch.get_default_dtype() is torch.float32
+
+
+def test_a_network_of_ones_own_loop_is_saved(tmp_path: Path) -> None:
+    model = network()
+    plan = pdc_fx.tie(model, plan_of(model), mode="hard").snap()
+    compact = pdc_fx.rewrite(model, plan, X)
+    out = pdc_fx.save(Compressed(compact, model, plan, X), tmp_path / "out")
+    assert torch.equal(pdc_fx.load(network, out)(X), compact.eval()(X))
+    with torch.no_grad():
+        compact[0].weight.mul_(2)
+    with pytest.raises(InputError, match=r"is not the merge of the tied one \['0\.weight'\]"):
+        pdc_fx.save(Compressed(compact, model, plan, X), tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
