@@ -30,12 +30,12 @@ BLOCK = 2**22  # entries
 
 def merge_tensor(tensor: Tensor, axes: list[MergedAxis]) -> Tensor:
     """The tensor after channel addition along ``axes``, in the same memory format."""
-    merged = _merged_in_blocks(tensor.detach(), axes)
-    return merged.contiguous(memory_format=torch.channels_last) if _is_channels_last(tensor) else merged
+    return _merged_in_blocks(tensor.detach(), axes).contiguous(memory_format=_format_of(tensor))
 
 
-def _is_channels_last(tensor: Tensor) -> bool:
-    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+def _format_of(tensor: Tensor) -> torch.memory_format:
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim(), torch.contiguous_format)
+    return last if tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous() else torch.contiguous_format
 
 
 def _merged_in_blocks(tensor: Tensor, axes: list[MergedAxis]) -> Tensor:

@@ -388,11 +388,15 @@ def test_masks_that_differ_keep_their_channels(name: str) -> None:
     assert torch.equal(model.mask, before)
 
 
-def test_the_memory_format_stays() -> None:
-    model = Net().to(memory_format=torch.channels_last)
-    _, compact = compressed(model, X)
-    assert compact.b.weight.shape[1] < 16
-    assert compact.b.weight.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize(
+    ("layer", "last"), [(nn.Conv2d, torch.channels_last), (nn.Conv3d, torch.channels_last_3d)], ids=["2d", "3d"]
+)
+def test_the_memory_format_stays(layer: type[nn.Module], last: torch.memory_format) -> None:
+    for memory_format in (last, torch.contiguous_format):
+        model = nn.Sequential(layer(3, 16, 3), nn.ReLU(), layer(16, 8, 3)).to(memory_format=memory_format)
+        _, compact = compressed(model, torch.randn(1, 3, *[8] * (2 if layer is nn.Conv2d else 3)))
+        assert compact[2].weight.shape[1] < 16
+        assert compact[2].weight.is_contiguous(memory_format=memory_format)
 
 
 def test_calibration_in_another_precision_is_refused() -> None:
