@@ -873,8 +873,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "certificate-without-onnx",
         "pdc_fx/artifacts.py",
-        '        "passed": compressed.exactness.passed and onnx.passed,',
-        '        "passed": compressed.exactness.passed,',
+        '        "passed": exactness.passed and onnx.passed,',
+        '        "passed": exactness.passed,',
         "the certificate passes although the ONNX file does not",
         tests("verified", "a_directory_that_fails_gets_no_name"),
     ),
