@@ -254,6 +254,11 @@ def wrong_shape(site: Site) -> Value:
     return Channels.fixed((1, 2, 3))
 
 
+def gives_nothing(site: Site) -> Value:
+    module_rule(site)  # and no return
+    return None
+
+
 def declines(site: Site) -> Value:
     raise Declined("is too clever")
 
@@ -263,6 +268,7 @@ def declines(site: Site) -> Value:
     [
         (forgets_shift, "says nothing about the parameter 'shift'"),
         (wrong_shape, "gives the shape"),
+        (gives_nothing, "says nothing about its result"),
         (declines, "is too clever"),
     ],
 )

@@ -390,6 +390,8 @@ def apply_rule(site: Site, rule: Rule | None) -> Value:
 def _require_sense(site: Site, value: Value) -> None:
     """What every rule for a call must do, its author being somebody else."""
     shape = site.node.meta.get("shape")
+    if value is None and shape is not None:
+        raise Declined("has a rule that says nothing about its result")
     if isinstance(value, Channels) and value.shape != shape:
         raise Declined(f"has a rule that gives the shape {value.shape} for {shape}")
     for name, node in site.node.meta.get("own", {}).items():
