@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pdc_fx.export.inputs import run_model
+from pdc_fx.export.inputs import run_on
 from pdc_fx.export.onnx import NAME_SCOPES
 from pdc_fx.export.values import node_values
-from pdc_fx.trace import evaluating
+from pdc_fx.trace import evaluating, fresh
 
 Values = Mapping[int, Sequence[NDArray[Any]]]
 """Recorded values, flat, by their number of elements."""
@@ -137,9 +137,9 @@ def record_values(model: nn.Module, args: tuple[Any, ...]) -> Values:
     >>> {size: len(values) for size, values in record_values(nn.Linear(3, 2), (torch.zeros(4, 3),)).items()}
     {8: 1}
     """
-    recorder = _Recorder()
+    recorder, args = _Recorder(), fresh(args)
     with evaluating(model), recorder:
-        run_model(model, args)
+        run_on(model, args)
     return recorder.values
 
 

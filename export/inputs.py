@@ -151,14 +151,19 @@ def on_device_of(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def run_model(model: nn.Module, args: tuple[Any, ...]) -> Any:
-    """One forward call in full float32 precision (no TF32).
+    """One forward call on copies of the arguments, in full float32 precision (no TF32).
 
     Raises:
         TraceError: the model does not run on these arguments.
     """
+    return run_on(model, fresh(args))
+
+
+def run_on(model: nn.Module, args: tuple[Any, ...]) -> Any:
+    """As :func:`run_model`, on the arguments themselves, which the model may change."""
     try:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return model(*fresh(args))
+            return model(*args)
     except Exception as error:
         shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors_by_path("input", args).values())
         raise TraceError(

@@ -132,12 +132,12 @@ class TrainOptions:
             "print_freq must be at least 1": self.print_freq >= 1,
             "calibration_batches must be at least 1": self.calibration_batches >= 1,
         }
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise InputError(f"{name} must be a finite number, not {value}")
         for rule, holds in checks.items():
             if not holds:
                 raise InputError(rule)
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{name} must be a finite number, not {value}")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> TrainOptions:

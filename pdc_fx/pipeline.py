@@ -501,7 +501,7 @@ def require_classes(model: nn.Module, inputs: tuple[Any, ...], data: ImageData, 
             logits = logits_of(model(*args))
         except Exception as error:  # a model may refuse in any way
             raise TraceError(
-                f"the {name} does not take this input: {type(error).__name__} {error}",
+                f"the {name} does not take this input: {str(error) or type(error).__name__}",
                 hint="pass --input with the shape it was trained on",
             ) from error
     if logits.dim() != 2 or logits.shape[1] != len(data.classes):
