@@ -311,9 +311,8 @@ class _Run:
             logits, loss = self._descend(images, labels)
         except PdcError:
             raise
-        except (
-            Exception
-        ) as error:  # of torch (memory, a compiler, sizes that a layer does not train on) or of the model
+        # of torch (memory, a compiler, sizes that a layer does not train on) or of the model
+        except Exception as error:
             text = str(error).partition("\n")[0] or type(error).__name__
             raise PdcError(
                 f"training failed in epoch {position.epoch + 1}, step {position.step + 1}: {text}",
