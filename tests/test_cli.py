@@ -194,9 +194,10 @@ def test_a_model_that_has_moved_is_named_again(
 
 
 def test_what_a_run_begins_with_is_said(spec: str, tmp_path: Path) -> None:
-    result = run("compress", spec, *options(tmp_path / "x", lr=5.0))
+    result = run("compress", spec, *options(tmp_path / "x", lr=5.0), "--resume")
     assert result.exit_code == 0, result.stderr
     said = " ".join(result.stderr.split())
+    assert f"note: no checkpoint of an interrupted run into '{tmp_path / 'x'}', so the run begins" in said
     assert "note: no --weights, so the network was taken with those that its factory gives it" in said
     assert "before training: held-out accuracy" in said
 

@@ -80,6 +80,7 @@ def test_a_killed_run_goes_on_bit_for_bit(spec: str, tmp_path: Path, mode: str) 
     assert killed.returncode == -signal.SIGKILL, (step, killed.stderr)
     resumed = subprocess.run(command(spec, parts, mode, "--resume"), capture_output=True, text=True)
     assert resumed.returncode == 0, (step, resumed.stderr)
+    assert "no checkpoint" not in resumed.stderr, step
     one, two = load_file(whole / WEIGHTS), load_file(parts / WEIGHTS)
     assert all(torch.equal(one[name], two[name]) for name in one), step
     lines = [[json.loads(line) for line in (d / "metrics.jsonl").read_text().splitlines()] for d in (whole, parts)]

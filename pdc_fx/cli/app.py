@@ -306,6 +306,8 @@ def compress(
     }
     first = Processes.of_environment().first
     staging = Staging(output, overwrite=overwrite, resume=resume, write=first)
+    if resume and first and not (staging.path / CHECKPOINT).exists():
+        err.print(f"note: no checkpoint of an interrupted run into '{output}', so the run begins", soft_wrap=True)
     with (
         _kept_if_resumable(staging, first),
         TrainingProgress(epochs) if first and epochs else nullcontext() as progress,
