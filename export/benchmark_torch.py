@@ -97,6 +97,8 @@ def benchmark_torch(
                 functions = [compiler(module) for module in modules]
             for batch in batch_sizes:
                 progress(f"PyTorch {engine}, batch {batch}")
+                if compiler is not None:  # beyond a few shapes dynamo runs what it is given as it is, without a word
+                    torch.compiler.reset()
                 inputs = random_inputs(resized(args, batch, of_example), 0)
                 inputs = _placed_inputs(inputs, device, dtype, channels_last)
                 first, second = (_call(function, inputs, device) for function in functions)

@@ -211,7 +211,7 @@ def figures(plan: ClusterPlan, stages: Sequence[Measured], parts: Sequence[Verdi
     found = [
         (percent(share_gone(before, after)), f"of the {what} removed", f"{quantity(before)} → {quantity(after)}")
         for what, before, after in (
-            ("MACs", plan.macs_before, plan.macs_after),
+            ("MACs", plan.macs_before // plan.samples, plan.macs_after // plan.samples),
             ("parameters", plan.params_before, plan.params_after),
         )
     ]
@@ -290,7 +290,7 @@ def layer_rows(plan: ClusterPlan, graph: ModelGraph) -> list[LayerRow]:
     """The layers that multiply, as they run."""
     groups, after = plan.groups, graph.costs(plan.widths)
     shown = [layer for layer in graph.layers if layer.macs]
-    most = max((layer.macs for layer in shown), default=1)
+    most = max((layer.macs // plan.samples for layer in shown), default=1) or 1
     largest = max((layer.params for layer in shown), default=1) or 1
     weights: dict[str, str] = {}
     for site in groups.sites:
@@ -309,7 +309,7 @@ def layer_rows(plan: ClusterPlan, graph: ModelGraph) -> list[LayerRow]:
                 "×".join(map(str, groups.shapes[weights[layer.module]])),
                 "×".join(map(str, groups.compact_shape(weights[layer.module], plan.widths))),
             ),
-            cost(layer.macs, after[layer.module][0], most),
+            cost(layer.macs // plan.samples, after[layer.module][0] // plan.samples, most),
             cost(layer.params, after[layer.module][1], largest),
         )
         for layer in shown
@@ -363,6 +363,7 @@ def disagreements(plan: ClusterPlan, certificate: Mapping[str, Any]) -> list[str
     found = []
     for key in ("macs_before", "macs_after", "params_before", "params_after"):
         certified, planned = certificate.get(key), getattr(plan, key)
+        planned //= plan.samples if key.startswith("macs") else 1
         if isinstance(certified, int) and certified != planned:
             found.append(f"{key.replace('_', ' ')}: {certified:,} in the certificate, {planned:,} by the plan")
     return found

@@ -325,7 +325,7 @@ def accuracy_onnx(
     """Top-1 accuracy, 0 to 1, of an ONNX classifier.
 
     Args:
-        path: a file with one input; its first output holds the logits (``N x classes``).
+        path: a file with one input; the output ``logits``, or else ``out``, or else the first, holds the logits (``N x classes``).
         batches: pairs of images (float32, ``N x C x H x W``) and labels (integers, ``N``).
         provider: a key of :data:`~pdc_fx.export.session.PROVIDERS`.
         threads: threads of ONNX Runtime; None for all processors.
@@ -340,7 +340,8 @@ def accuracy_onnx(
     name = session.get_inputs()[0].name
     correct = total = 0
     for images, labels in batches:
-        logits = next(iter(run_session(session, {name: images}).values()))
+        outputs = run_session(session, {name: images})
+        logits = outputs.get("logits", outputs.get("out", next(iter(outputs.values()))))
         if logits.ndim != 2 or labels.shape != logits.shape[:1]:
             where = f"labels {labels.shape}, logits {logits.shape}"
             raise InputError("each image needs one label and one row of logits", where=where)

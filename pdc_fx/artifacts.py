@@ -147,9 +147,7 @@ def write_benchmark(directory: Path, record: Mapping[str, Any]) -> None:
 
 def macs_of_one(plan: ClusterPlan) -> tuple[int, int]:
     """Multiply-accumulates before and after of one sample; the example inputs of the plan may be several."""
-    shape = plan.groups.inputs[0][0] if plan.groups.inputs else ()
-    batch = shape[0] if len(shape) > 3 else 1  # detection models take images without an axis for a batch
-    return plan.macs_before // batch, plan.macs_after // batch
+    return plan.macs_before // plan.samples, plan.macs_after // plan.samples
 
 
 def onnx_metadata(

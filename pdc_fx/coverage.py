@@ -222,6 +222,8 @@ def run_one(spec: str, timeout: float, seed: int = 0, workers: int = 1) -> Check
         "PYTHONPATH": os.pathsep.join(filter(None, (HERE, os.environ.get("PYTHONPATH")))),
         "PYTHONWARNINGS": "ignore",
     }
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):  # what it prints is read by a program
+        environment.pop(name, None)
     start = time.perf_counter()
     try:
         done = subprocess.run(

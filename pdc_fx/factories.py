@@ -187,13 +187,27 @@ def _from_file(path: Path) -> Any:
 
 
 def lies_in(spec: str, folder: Path) -> bool:
-    """Whether a spec names a file in ``folder``, by whatever way: ``..``, links, an absolute path.
+    """Whether a spec names code in ``folder``, by whatever way: ``..``, links, an absolute path, a module that is found there.
 
     >>> lies_in("out/../out/net.py:net", Path("out")), lies_in("net.py:net", Path("out")), lies_in("torchvision:vgg11", Path("."))
     (True, False, False)
     """
     kind = spec.rpartition(":")[0]
-    return kind.endswith(".py") and Path(kind).expanduser().resolve().is_relative_to(folder.resolve())
+    places = [Path(kind).expanduser()] if kind.endswith(".py") else _places_of_module(kind)
+    return any(place.resolve().is_relative_to(folder.resolve()) for place in places)
+
+
+def _places_of_module(name: str) -> list[Path]:
+    """Where a module would come from. Nothing is imported: of ``a.b.c`` only ``a`` is looked up, and the rest is taken for folders."""
+    first, *rest = name.split(".")
+    try:
+        found = importlib.util.find_spec(first)
+    except (ImportError, ValueError):  # no module can be called so, or one that was not imported from anywhere
+        return []
+    if found is None:
+        return []
+    folders = [Path(folder, *rest) for folder in found.submodule_search_locations or ()]
+    return folders or [Path(found.origin or first)]
 
 
 def _from_module(name: str) -> Any:

@@ -392,6 +392,12 @@ class ClusterPlan:
         return tuple(np.unique(labels, return_index=True)[1][labels] for labels in self.clusters)
 
     @property
+    def samples(self) -> int:
+        """How many samples the example inputs hold, of which all multiply-accumulates here are, where the first axis is that of a batch."""
+        shape = self.groups.inputs[0][0] if self.groups.inputs else ()
+        return max(shape[0], 1) if len(shape) > 1 else 1
+
+    @property
     def macs_before(self) -> int:
         """Multiply-accumulates of one forward pass on the example inputs."""
         return self.groups.macs()

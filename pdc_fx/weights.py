@@ -14,9 +14,6 @@ from pdc_fx.errors import InputError
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
-WRAPPERS = ("module.", "_orig_mod.")
-"""What ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` put before every key."""
-
 
 def load_weights(model: nn.Module, path: Path) -> Normalization | None:
     """Load a file into ``model``, which is left as it is if the file does not fit; give what its metadata says about inputs."""
@@ -80,11 +77,20 @@ def _reason(error: Exception) -> str:
 
 
 def _without_wrapper(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keys without a wrapper's prefix that all of them have, unless the model has it too."""
-    for prefix in WRAPPERS:
-        if state and all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own):
-            return _without_wrapper({key.removeprefix(prefix): value for key, value in state.items()}, own)
-    return state
+    """Keys without what stands before all: ``module.`` (data parallelism), ``_orig_mod.`` (torch.compile), ``model.`` (Lightning)."""
+    bare = state
+    while bare and not any(key in own for key in bare):
+        if len({key.partition(".")[0] for key in bare}) > 1 or any("." not in key for key in bare):
+            return state
+        bare = {key.partition(".")[2]: value for key, value in bare.items()}
+    return bare
+
+
+def _prefix_of(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Under which prefix a file that holds more holds such a network (``student.``); empty if it does not."""
+    first = next(iter(own), "")
+    prefixes = [key.removesuffix(first) for key in state if key.endswith(f".{first}")]
+    return next((p for p in prefixes if not _missing(own, {key.removeprefix(p): state[key] for key in state})), "")
 
 
 def _missing(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
@@ -115,6 +121,8 @@ def _require_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: P
     hint = "the file belongs to another model"
     if shapes and not (kinds or missing or unexpected):
         hint = _class_hint([(state[k].shape, own[k].shape) for k in shapes]) or hint
+    if missing and (prefix := _prefix_of(own, state)):
+        hint = f"such a network is in the file under {prefix!r}: write out that part alone"
     raise InputError(
         "the weights do not fit: " + "; ".join(problems) + (f"; and {more} more" if more else ""),
         where=str(path),

@@ -342,6 +342,16 @@ def test_torch_eager_and_compiled() -> None:
     assert [module.training for module in compiled] == [False, False]
     assert slim.training
 
+    seen: list[torch.Size] = []
+
+    def backend(graph: nn.Module, inputs: list[torch.Tensor]) -> nn.Module:
+        seen.extend(tensor.shape[:1] for tensor in inputs if tensor.dim() == 4 and tensor.shape[1:] == (3, 8, 8))
+        return graph
+
+    several = options | {"batch_sizes": tuple(range(2, 9)), "runs": 1}
+    benchmark_torch(wide, slim, example, **several, compiler=lambda m: torch.compile(m, dynamic=False, backend=backend))
+    assert [size for (size,) in seen] == [size for size in range(2, 9) for _ in (wide, slim)]
+
     def broken(module: nn.Module) -> Callable[..., Any]:
         raise RuntimeError("no C++ compiler\nfound")
 

@@ -232,6 +232,20 @@ def test_a_real_model() -> None:
     assert checked.certificate["mergeable_macs"] == checked.certificate["macs_before"]
 
 
+def test_a_refusal_is_one_where_colours_are_forced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CI systems force them."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    file = tmp_path / "net.py"
+    file.write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(1, 8, 3))\nnet.input_shape = (1, 1, 8, 8)\n"
+    )
+    checked = run_one(f"{file}:net", timeout=120)
+    assert (checked.result, checked.reason.partition(" [")[0]) == (
+        "refused",
+        "no two channels of this model may be merged",
+    )
+
+
 def test_the_collection_is_torchvisions() -> None:
     names = collection("torchvision")
     assert len(names) == len(set(names)) >= 109

@@ -20,6 +20,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from pdc_fx.distill import logits_of
 from pdc_fx.errors import ArtifactError, ExportError, InputError, TraceError, VerificationError
 from pdc_fx.export import capture, older
 from pdc_fx.export import session as session_module
@@ -688,6 +689,15 @@ def test_accuracy(exported: Callable[[str], Exported]) -> None:
         accuracy_onnx(case.info.path, [(images[:, :2], labels)])
     with pytest.raises(ArtifactError, match=r"^the model takes more than one input \[.*two_inputs\.onnx\]"):
         accuracy_onnx(exported("two_inputs").info.path, [(images, labels)])
+
+
+def test_accuracy_is_taken_of_what_training_takes_for_logits(exported: Callable[[str], Exported]) -> None:
+    case = exported("dict_output")
+    images = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        labels = logits_of(case.model.eval()(images)).argmax(1).numpy()
+    assert case.info.outputs[0].name != "logits"
+    assert accuracy_onnx(case.info.path, [(images.numpy(), labels)]) == 1.0
 
 
 def test_benchmark(exported: Callable[[str], Exported], tmp_path: Path) -> None:

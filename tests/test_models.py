@@ -364,6 +364,7 @@ WRITERS: dict[str, Writer] = {
     "compiled": as_checkpoint(lambda s: prefixed("_orig_mod.", s)),
     "DataParallel, compiled": as_checkpoint(lambda s: prefixed("module._orig_mod.", s)),
     "compiled, of DataParallel": as_checkpoint(lambda s: prefixed("_orig_mod.module.", s)),
+    "Lightning": as_checkpoint(lambda s: {"epoch": 3, "state_dict": prefixed("model.", s), "hparams_name": "kwargs"}),
     "half precision": as_checkpoint(lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()}),
     "no counters": as_checkpoint(lambda s: {k: v for k, v in s.items() if "num_batches" not in k}),
 }
@@ -413,6 +414,15 @@ MISFITS: dict[str, tuple[Callable[[Path], dict[str, Tensor]], str]] = {
         lambda f: {**without("fc.bias", small_state(f)), "module.fc.bias": torch.zeros(10)},
         r"fc.bias \(10\) is missing in the file; module.fc.bias \(10\) is not in the model",
     ),
+    "two networks": (
+        lambda f: prefixed("student.", small_state(f)) | prefixed("teacher.", small_state(f)),
+        r"conv.weight \(4x3x3x3\) is missing in the file; .*under 'student.': write out that part alone$",
+    ),
+    "part of a network": (
+        lambda f: prefixed("student.", without("fc.bias", small_state(f))) | {"x": torch.zeros(1)},
+        "; and .*another model$",
+    ),
+    "another model": (lambda f: {"a.b.c": torch.zeros(2)}, r"a.b.c \(2\) is not in the model; .*another model$"),
     "integers": (
         lambda f: {**small_state(f), "fc.bias": torch.zeros(10, dtype=torch.int8)},
         "fc.bias: torch.int8 in the file, torch.float32 in the model",

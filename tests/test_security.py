@@ -108,17 +108,30 @@ def directory(tmp_path: Path, model: str, **certificate: Any) -> Path:
     folder.mkdir()
     (folder / RECIPE).write_text(json.dumps({"format": 1, "model": model, "plan": {}}))
     (folder / CERTIFICATE).write_text(json.dumps(certificate))
-    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n{FACTORY}")
-    (tmp_path / "link.py").symlink_to(folder / "evil.py")
+    (folder / "evil_net.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n{FACTORY}")
+    (tmp_path / "link.py").symlink_to(folder / "evil_net.py")
     return folder
 
 
-@pytest.mark.parametrize("way", ["{out}/evil.py", "{out}/../out/evil.py", "out/evil.py", "./out/./evil.py", "link.py"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "{out}/evil_net.py",
+        "{out}/../out/evil_net.py",
+        "out/evil_net.py",
+        "./out/./evil_net.py",
+        "link.py",
+        "evil_net",
+        "out.evil_net",
+    ],
+)
 @pytest.mark.parametrize("command", ["verify", "export", "bench"])
 def test_code_that_comes_with_a_directory_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, command: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for place in (tmp_path, tmp_path / "out"):  # as python -m and PYTHONPATH have them
+        monkeypatch.syspath_prepend(place)
     folder = directory(tmp_path, f"{way.format(out=tmp_path / 'out')}:net", files={"model.safetensors": "0" * 64})
     for name in ("model.safetensors", "model.onnx"):
         (folder / name).touch()

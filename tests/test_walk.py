@@ -170,7 +170,9 @@ def test_beside_another_teacher_the_network_itself_is_measured(tmp_path: Path) -
     accuracy = json.loads((tmp_path / "out" / "certificate.json").read_text())["accuracy"]
     assert list(accuracy) == ["original", "teacher", "tied", "compact", "onnx"]
     assert f"{accuracy['original']:.2%}" in next(line for line in output.splitlines() if "accuracy, PyTorch" in line)
-    assert "The original network classifies" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "The original network classifies" in page
+    assert "top-1, against the original<" in page
 
 
 def test_other_images_than_those_of_the_run_are_no_verification(tmp_path: Path) -> None:

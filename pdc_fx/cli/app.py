@@ -255,6 +255,7 @@ def compress(
         print_comparisons,
         print_json,
         result_table,
+        shown,
         warn_of_loss,
     )
     from pdc_fx.data import open_data
@@ -306,13 +307,21 @@ def compress(
     }
     first = Processes.of_environment().first
     staging = Staging(output, overwrite=overwrite, resume=resume, write=first)
-    if resume and first and not (staging.path / CHECKPOINT).exists():
-        err.print(f"note: no checkpoint of an interrupted run into '{output}', so the run begins", soft_wrap=True)
     with (
         _kept_if_resumable(staging, first),
         TrainingProgress(epochs) if first and epochs else nullcontext() as progress,
     ):
         if first:
+            begins = resume and not (staging.path / CHECKPOINT).exists()
+            notes = {
+                "no --weights, so the network is taken with those that its factory gives it": weights is None,
+                "no --teacher-weights, so the teacher is taken with those that its factory gives it": teacher_model
+                is not None
+                and teacher_weights is None,
+                f"no checkpoint of an interrupted run into '{output}', so the run begins": begins,
+            }
+            for note in (note for note, holds in notes.items() if holds):
+                err.print(f"note: {note}", soft_wrap=True, markup=False)
             replace_file(staging.path / CONFIG, effective(chosen).encode())
         compressed = run_compress(
             loaded.model,
@@ -338,12 +347,6 @@ def compress(
         )
     if not first:  # every process has the result; one delivers it
         return
-    if weights is None:
-        err.print("note: no --weights, so the network was taken with those that its factory gives it", soft_wrap=True)
-    if teacher_model is not None and teacher_weights is None:
-        err.print(
-            "note: no --teacher-weights, so the teacher was taken with those that its factory gives it", soft_wrap=True
-        )
     warn_of_loss(compressed.metrics)
     with _kept_if_resumable(staging, first):
         certificate = deliver(compressed, staging.path, onnx_accuracy(images))
@@ -357,7 +360,7 @@ def compress(
     if json:
         print_json({"directory": str(output), **certificate})
         return
-    out.print(result_table(delivery_rows(certificate), f"{model} -> {output}"))
+    out.print(result_table(delivery_rows(certificate), shown(f"{model} -> {output}")))
     print_comparisons(certificate)
 
 
@@ -413,6 +416,7 @@ def demo(
         print_comparisons,
         print_json,
         result_table,
+        shown,
     )
     from pdc_fx.export.page import quantity
 
@@ -441,7 +445,7 @@ def demo(
     if not result.certificate["passed"]:
         raise typer.Exit(1)
     if output is not None:
-        out.print(f"kept in {output}")
+        out.print(f"kept in {shown(str(output))}")
 
 
 def main() -> None:

@@ -171,6 +171,8 @@ def verify(
     if not directory.is_dir():
         what = "this is a file, not a directory" if directory.exists() else "there is no such directory"
         raise InputError(what, where=str(directory), hint="give the directory that 'compress' wrote")
+    if data and no_data:
+        raise InputError("--data and --no-data contradict each other", hint="leave one of them out")
     choose(provider)
     recipe, certificate = read_fields(directory, RECIPE), read_fields(directory, CERTIFICATE)
     changed = changed_files(directory)

@@ -192,7 +192,7 @@ def open_recipe(directory: Path, model: str | None) -> tuple[Any, Callable[[], A
             where=error.where or spec,
             hint="pass --model with where it is now",
         ) from error
-    return plan, make
+    return plan, lambda: make().float()  # as the network was compressed
 
 
 def open_image_model(

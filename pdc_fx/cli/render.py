@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -44,9 +45,17 @@ err = Console(stderr=True, highlight=False)
 
 
 def print_json(data: Mapping[str, Any]) -> None:
-    """One JSON object on standard output, and nothing else there."""
-    sys.stdout.write(json.dumps(data, default=str) + "\n")
+    """One JSON object on standard output, and nothing else there. JSON has no infinity: such a number becomes null."""
+    sys.stdout.write(json.dumps(_finite(data), default=str, allow_nan=False) + "\n")
     sys.stdout.flush()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def shown(name: str) -> str:
