@@ -19,6 +19,7 @@ multiplied leave little of it.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -75,12 +76,20 @@ def residual(model: nn.Module, plan: ClusterPlan) -> Residual:
         value = float(per_position.max()) / scale
         if not value <= worst.value:
             worst = Residual(value, axis.group, axis.tensor, int(per_position.argmax()))
+        if math.isnan(value):
+            break
     return worst
 
 
 def require_tied(model: nn.Module, plan: ClusterPlan) -> None:
     """Raise :class:`ExactnessError` unless the members of every cluster are identical, bit for bit."""
     found = residual(model, plan)
+    if math.isnan(found.value):
+        raise ExactnessError(
+            "the weights hold NaN, of which none is equal to another",
+            where=f"'{found.tensor}', position {found.index}",
+            hint="take weights from before the training went wrong",
+        )
     if found.value != 0:
         raise ExactnessError(
             f"the model is not tied: relative residual {found.value:.3g} in group '{found.group}'",

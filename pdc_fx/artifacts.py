@@ -43,6 +43,7 @@ from pdc_fx.staging import Staging
 from pdc_fx.trace import Inputs, as_arguments, zeros_of
 
 if TYPE_CHECKING:
+    from pdc_fx.data import ImageData
     from pdc_fx.export.benchmark import BenchmarkReport
     from pdc_fx.export.benchmark_torch import TorchReport
 
@@ -177,6 +178,16 @@ def onnx_metadata(
         CERTIFICATE_KEY: json.dumps(summary),
         **{f"{KEYS}{key}": json.dumps(list(source[key])) for key in ("mean", "std", "classes") if source.get(key)},
     }
+
+
+def onnx_accuracy(data: ImageData, provider: str = "cpu") -> Callable[[Path], float]:
+    """A function that measures an ONNX file on the test images."""
+    from pdc_fx.data import evaluation_batches
+    from pdc_fx.export.verify import accuracy_onnx
+
+    return lambda path: accuracy_onnx(
+        path, ((x.numpy(), y.numpy()) for x, y in evaluation_batches(data.test, data)), provider=provider
+    )
 
 
 def deliver(

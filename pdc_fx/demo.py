@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pdc_fx.artifacts import deliver
-from pdc_fx.data import ImageData, batches_per_epoch, evaluation_batches, open_data, training_batches
+from pdc_fx.artifacts import deliver, onnx_accuracy
+from pdc_fx.data import ImageData, batches_per_epoch, open_data, training_batches
 from pdc_fx.directory import ONNX
 from pdc_fx.distill import Observer, TrainOptions, distillation_loss, learning_rate
 from pdc_fx.errors import Interrupted
 from pdc_fx.export.benchmark import BenchmarkReport, benchmark
 from pdc_fx.export.onnx import export_onnx
-from pdc_fx.export.verify import accuracy_onnx
 from pdc_fx.pipeline import compress
 from pdc_fx.staging import Staging
 
@@ -121,9 +120,7 @@ def _run(data: ImageData, staging: Staging, observer: Observer | None, seed: int
         source=source,
     )
 
-    def onnx_accuracy(path: Path) -> float:
-        return accuracy_onnx(path, ((x.numpy(), y.numpy()) for x, y in evaluation_batches(data.test, data, 500)))
-
+    right = onnx_accuracy(data)
     dense = export_onnx(teacher, example, scratch / "dense.onnx")
     macs = compressed.plan.macs_before, compressed.plan.macs_after
     timings: list[BenchmarkReport] = []
@@ -132,6 +129,6 @@ def _run(data: ImageData, staging: Staging, observer: Observer | None, seed: int
         timings.append(benchmark(dense.path, path, batch_sizes=(1,), macs=macs))
         return timings[0]
 
-    certificate = deliver(compressed, staging.path, onnx_accuracy, timed)
+    certificate = deliver(compressed, staging.path, right, timed)
     compact = staging.path / ONNX
-    return DemoResult(certificate, timings[0], dense.bytes, compact.stat().st_size, onnx_accuracy(dense.path))
+    return DemoResult(certificate, timings[0], dense.bytes, compact.stat().st_size, right(dense.path))

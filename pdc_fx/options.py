@@ -118,6 +118,7 @@ class TrainOptions:
             "temperature must be positive": self.temperature > 0,
             "teacher_flip needs a teacher, and alpha 0 asks none": self.alpha > 0 or not self.teacher_flip,
             f"features must be one of {', '.join(get_args(Features))}": self.features in get_args(Features),
+            "features need a teacher, and alpha 0 asks none": self.alpha > 0 or self.features in ("auto", "none"),
             "features_weight must be positive (features 'none' leaves the term out)": 0
             < self.features_weight
             < float("inf"),

@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -489,6 +490,12 @@ def default_calibration_images(shape: tuple[int, ...]) -> int:
 
 def require_classes(model: nn.Module, inputs: tuple[Any, ...], data: ImageData, name: str = "model") -> None:
     """Raise :class:`InputError` unless the model, which messages call ``name``, and the data speak of the same images and classes."""
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if kinds and torch.float32 not in kinds:
+        raise InputError(
+            f"images come in float32, and the {name}'s weights are {str(kinds.pop()).removeprefix('torch.')}",
+            hint="give model.float(); options.amp says in what precision training computes",
+        )
     image = next((a for a in inputs if isinstance(a, Tensor)), None)
     if image is not None and tuple(image.shape[1:]) != data.image_shape:
         raise InputError(

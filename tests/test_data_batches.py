@@ -7,6 +7,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,6 +76,27 @@ def test_ranks_together_are_one_process(lazy: ImageData, preset: str, world_size
     assert all(len(labels) == 4 // world_size for rank in ranks for _, labels in rank)
     together = [tuple(torch.cat(parts) for parts in zip(*shares, strict=True)) for shares in zip(*ranks, strict=True)]
     assert same(together, epoch_of(data))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("shape", "size"), [((3, 32, 32), 500), ((3, 224, 224), 111), ((3, 8000, 8000), 1)])
+def test_large_images_are_evaluated_in_small_batches(shape: tuple[int, int, int], size: int) -> None:
+    """Maps of 500 of them would fill the memory, and nobody could ask for less."""
+
+    class Many:
+        """600 images of which one pixel is made."""
+
+        def __len__(self) -> int:
+            return 600
+
+        def decodes(self) -> bool:
+            return False
+
+        def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.zeros(len(indices), 3, 1, 1, dtype=torch.uint8), indices
+
+    data: Any = SimpleNamespace(image_shape=shape, mean=(0.0,) * 3, std=(1.0,) * 3)
+    images: Any = Many()
+    assert len(next(evaluation_batches(images, data))[1]) == size
 
 
 def test_ranks_share_the_evaluation(lazy: ImageData) -> None:

@@ -83,6 +83,15 @@ def test_odd_files_called_jpeg(oddity: str, channels: int, preset: str, tmp_path
         assert abs(float(pixels.float().mean()) - mean) < 12  # not the negative
 
 
+def test_what_pillow_cannot_convert_is_named(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            (tmp_path / part / name / "1.tif").write_bytes(saved(Image.new("LAB", (16, 16)), "tiff"))
+    with pytest.raises(InputError, match=r"an image cannot be read \[.*1\.tif\]; replace or remove it"):
+        open_data(f"folder:{tmp_path}", input_shape=(1, 16, 16))
+
+
 @pytest.mark.parametrize("flat", ["val", "train"])
 def test_images_without_class_folders(flat: str, tmp_path: Path) -> None:
     spec = imagenet(tmp_path)

@@ -250,6 +250,7 @@ def test_auto_matches_where_it_can_and_says_why_not(
         ({"features": "hints"}, "features must be one of auto, match, attention, none"),
         ({"features_weight": -1.0}, "features_weight must be positive"),
         ({"features": "match", "compile": True}, "features do not work with compile"),
+        ({"features": "attention", "alpha": 0.0}, "features need a teacher"),
         ({"epoch": 3}, "^no training option is called 'epoch'; did you mean 'epochs'\\?$"),
         ({"zzz": 3}, "^no training option is called 'zzz'; known are epochs, batch_size, "),
         ({"epochs": 2.5}, "^'epochs' takes a whole number, not 2.5$"),

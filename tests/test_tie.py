@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pdc_fx.errors import ExactnessError, InputError, RewriteError
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes import means
-from pdc_fx.passes.axes import MergedAxis, merged_axes
+from pdc_fx.passes.axes import MergedAxis, merged_axes, named_tensors
 from pdc_fx.passes.check import random_halves
 from pdc_fx.passes.means import ClusterMeans
 from pdc_fx.passes.tie import Tying, residual
@@ -42,6 +42,19 @@ def network() -> nn.Module:
 
 def planned(model: nn.Module) -> ClusterPlan:
     return random_halves(analyze(model, EXAMPLE), seed=1)
+
+
+def test_nan_is_not_tied_wherever_it_stands() -> None:
+    """Its residual is no number, which no later one may take the place of."""
+    model = network()
+    plan = tie(model, planned(model), mode="hard").snap()
+    tied = [axis.tensor for axis in merged_axes(plan) if axis.role != "consumer"]
+    for name in tied:
+        broken = copy.deepcopy(model)
+        with torch.no_grad():
+            named_tensors(broken)[name].fill_(torch.nan)
+        with pytest.raises(ExactnessError, match=rf"the weights hold NaN.*'{name}'"):
+            rewrite(broken, plan, EXAMPLE, verify=False)
 
 
 def backward(model: nn.Module, seed: int) -> None:

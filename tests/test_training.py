@@ -25,12 +25,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pdc_fx.data import ImageData, open_data, training_batches
+from pdc_fx.data.mixing import Mixed
 from pdc_fx.directory import WEIGHTS
 from pdc_fx.distill import Checkpoints, CheckpointWarning, Processes, TiedTraining, TrainOptions
 from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
 from pdc_fx.errors import ArtifactError, InputError, Interrupted, PdcError
 from pdc_fx.ir import ClusterPlan, first_appearance
-from pdc_fx.pipeline import analyze, plan, tie
+from pdc_fx.pipeline import analyze, compress, plan, tie
 
 FACTORY = """
 from torch import nn
@@ -283,6 +284,56 @@ def test_what_is_recorded_is_the_network_that_is_handed_on() -> None:
     run.held_out = run.data.test
     _, metrics = run.run()
     assert metrics[-1]["accuracy"] == accuracy(run.model, run.data.test, run.data)
+
+
+def test_an_average_leaves_tables_of_positions_alone() -> None:
+    """torch would average them as numbers, and cut off what comes out below."""
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
+    net.register_buffer("index", torch.arange(500))
+    run = training(None, net, model_ema=True, model_ema_decay=0.9999, epochs=1)
+    run.run()
+    assert torch.equal(run.model.get_buffer("index"), torch.arange(500))
+
+
+class Volume(nn.Module):
+    """Has weights of five axes, which have no channels last of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        self.deep, self.head = nn.Conv3d(1, 1, 1), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.deep(self.flat(x)[:, None])
+        return self.head(x.squeeze(1).relu().mean((2, 3)))
+
+
+def test_weights_of_five_axes_train() -> None:
+    _, metrics = training(None, Volume(), epochs=1).run()
+    assert [(r["kind"], r.get("channels_last")) for r in metrics if r["kind"] == "layout"] == [("layout", False)]
+
+
+@pytest.mark.parametrize(("options", "resume"), [({"tensorboard": True}, False), ({}, True)])
+def test_what_needs_a_directory_says_so(options: dict[str, Any], resume: bool) -> None:
+    with pytest.raises(InputError, match="in a directory, and none is given"):
+        training(None, epochs=1, **options).run(resume=resume)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_that_images_do_not_fit_are_refused_before_anything_runs(dtype: torch.dtype) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)).to(dtype)
+    with pytest.raises(InputError, match=r"images come in float32, .*give model.float\(\)"):
+        compress(net, torch.zeros(1, 1, 8, 8, dtype=dtype), open_data("digits"), flops_reduction=0.5)
+
+
+def test_the_accuracy_on_mixed_images_is_that_of_their_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here all of each image is of class 0, whatever its label was."""
+    monkeypatch.setattr(
+        "pdc_fx.distill.training.mixed",
+        lambda images, labels, *_: Mixed(images, labels, torch.zeros_like(labels), 0.0),
+    )
+    _, metrics = training(None, alpha=0.0, epochs=2).run()
+    assert metrics[-1]["train_accuracy"] > 0.9
 
 
 def test_measuring_leaves_every_module_in_its_mode() -> None:

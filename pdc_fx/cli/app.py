@@ -15,7 +15,7 @@ import typer
 from pdc_fx.cli.bench import bench
 from pdc_fx.cli.check import check
 from pdc_fx.cli.config import Config
-from pdc_fx.cli.deploy import export, onnx_accuracy, open_images, verify
+from pdc_fx.cli.deploy import export, open_images, verify
 from pdc_fx.cli.inspect import inspect
 from pdc_fx.cli.options import (
     Classes,
@@ -245,7 +245,7 @@ def compress(
 ) -> None:
     """Train the model tied under distillation (or fold or calibrate it), merge its channels exactly, export to ONNX and verify."""
     chosen = dict(locals())
-    from pdc_fx.artifacts import deliver
+    from pdc_fx.artifacts import deliver, onnx_accuracy
     from pdc_fx.cli.config import effective, overruled
     from pdc_fx.cli.render import (
         TrainingProgress,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -245,6 +244,7 @@ def _accuracies(
     """Top-1 on the test images, in PyTorch and in ONNX Runtime, and how many they are."""
     import torch
 
+    from pdc_fx.artifacts import onnx_accuracy
     from pdc_fx.cli.render import err
     from pdc_fx.distill import accuracy
     from pdc_fx.pipeline import require_classes
@@ -280,13 +280,3 @@ def open_images(spec: str, shape: tuple[int, ...], *, download: bool = False) ->
         kinds = {1: "grey", 3: "colour"}
         err.print(f"images: {kinds[stored]} ones are made {kinds[channels]}, as the model's input is", markup=False)
     return images
-
-
-def onnx_accuracy(images: Any, provider: str = "cpu") -> Callable[[Path], float]:
-    """A function that measures an ONNX file on the test images."""
-    from pdc_fx.data import evaluation_batches
-    from pdc_fx.export.verify import accuracy_onnx
-
-    return lambda path: accuracy_onnx(
-        path, ((x.numpy(), y.numpy()) for x, y in evaluation_batches(images.test, images, 500)), provider=provider
-    )

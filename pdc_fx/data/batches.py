@@ -7,6 +7,7 @@ takes only some. So a run that stopped in an epoch goes on with ``start`` bit fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
@@ -101,7 +102,7 @@ def training_batches(
 def evaluation_batches(
     images: ImageSet,
     data: ImageData,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     *,
     workers: int = 0,
     rank: int = 0,
@@ -113,6 +114,7 @@ def evaluation_batches(
 
     Args:
         images: ``data.test``, or what was held out.
+        batch_size: 500 small images, or as many as have 2^24 values (111 of 3x224x224), where not given.
         rank, world_size: this process takes every ``world_size``-th batch, from the ``rank``-th on.
         workers, device, context: as in :func:`training_batches`.
 
@@ -127,6 +129,8 @@ def evaluation_batches(
     >>> [len(labels) for _, labels in evaluation_batches(data.test, data, 100)]
     [100, 100, 100, 60]
     """
+    if batch_size is None:
+        batch_size = max(1, min(500, 2**24 // math.prod(data.image_shape)))
     _check(batch_size, rank, world_size)
     starts = range(rank * batch_size, len(images), world_size * batch_size)
     requests = (torch.arange(first, min(first + batch_size, len(images))) for first in starts)

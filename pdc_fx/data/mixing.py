@@ -22,6 +22,16 @@ class Mixed(NamedTuple):
     others: Tensor
     share: float
 
+    def right(self, predicted: Tensor) -> Tensor:
+        """How many images are classified rightly; a mixed one counts by the share of the class that was found.
+
+        >>> found = torch.tensor([3, 5, 0])
+        >>> float(Mixed(torch.zeros(3, 1, 8, 8), torch.tensor([3, 3, 3]), torch.tensor([5, 5, 5]), 0.75).right(found))
+        1.0
+        """
+        ours, theirs = ((predicted == labels).sum() for labels in (self.labels, self.others))
+        return self.share * ours + (1 - self.share) * theirs
+
 
 def mixed(images: Tensor, labels: Tensor, mixup_alpha: float, cutmix_alpha: float, prob: float) -> Mixed:
     """A batch mixed with itself, shifted by one; drawn by torch's global generator.

@@ -38,8 +38,8 @@ def open_data(spec: str, *, input_shape: Shape | None = None, download: bool = F
 
     Returns:
         The data. ``digits`` and ``fashionmnist`` come with their own mean and std, everything else with ImageNet's. The
-        augmentation is ``cifar`` for colour images of up to 64 pixels, ``imagenet`` for larger ones, ``digits`` for grey ones;
-        :meth:`ImageData.with_augmentation` sets another.
+        augmentation is ``cifar`` for colour images of up to 64 pixels and for torchvision's three sets, ``imagenet`` for larger ones,
+        ``digits`` for other grey ones; :meth:`ImageData.with_augmentation` sets another.
 
     Raises:
         InputError: an unknown kind, a missing or damaged file, an image that cannot be read, labels out of range,

@@ -132,7 +132,7 @@ class LazyStore:
     def _pixels(self, row: int, crop: int | None) -> np.ndarray[Any, np.dtype[np.uint8]]:
         name = self._source.name(row)
         channels, height, width = self._shape
-        image = as_channels(guarded(self._source.image, row, name), channels, name, convert=self._fit)
+        image = guarded(lambda row: as_channels(self._source.image(row), channels, name, convert=self._fit), row, name)
         same = (image.height, image.width) == (height, width)
         if not same and not self._fit:
             raise InputError(

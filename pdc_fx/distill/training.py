@@ -15,7 +15,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -189,11 +189,14 @@ class _Run:
         self.optimizer = optimizer_for(self.model, options, example, final=self._final())
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate(options, self.steps))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
-        average = get_ema_multi_avg_fn(options.model_ema_decay)  # type: ignore[no-untyped-call]
+        average = _average(options.model_ema_decay)
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if options.model_ema else None
         self.checkpoints = None if setting.directory is None else Checkpoints(setting.directory / CHECKPOINT)
 
     def run(self, resume: bool) -> tuple[ClusterPlan, list[dict[str, Any]]]:
+        if self.setting.directory is None and (resume or self.options.tensorboard):
+            what = "resume goes on from a checkpoint" if resume else "figures for TensorBoard are written"
+            raise InputError(f"{what} in a directory, and none is given", hint="give directory=")
         if resume and self.checkpoints is not None and (state := self.checkpoints.load()) is not None:
             self._restore(state)
         else:
@@ -226,8 +229,8 @@ class _Run:
         if self.options.channels_last and _has_maps(self.model):
             problem = ""
             for network in networks:
-                network.to(memory_format=torch.channels_last)
                 try:
+                    network.to(memory_format=torch.channels_last)
                     with evaluating(network), redirect_stderr(io.StringIO()):  # where a traced graph prints its code
                         network(laid_out(example, torch.channels_last))
                 except RuntimeError as error:
@@ -308,7 +311,7 @@ class _Run:
     def _step(self, images: Tensor, labels: Tensor, interruption: Interruption) -> None:
         position = self.position
         try:
-            logits, loss = self._descend(images, labels)
+            right, loss = self._descend(images, labels)
         except PdcError:
             raise
         # of torch (memory, a compiler, sizes that a layer does not train on) or of the model
@@ -319,7 +322,6 @@ class _Run:
                 hint=_hint_after(error),
             ) from error
         position.step += 1
-        right = (logits.argmax(1) == labels).sum()
         counted = [float(loss) * len(labels), float(right), len(labels), interruption.requested]
         value, right_now, seen, stop = self.processes.summed(counted)
         if not math.isfinite(value):
@@ -336,7 +338,7 @@ class _Run:
             self._stop(interruption)
 
     def _descend(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of the optimizer, and of all that goes with it; the logits and the loss before it."""
+        """One step of the optimizer, and of all that goes with it; how many images were right before it, and the loss."""
         options, position = self.options, self.position
         torch.manual_seed(seed_of(options.seed, position.epoch, position.step, self.processes.rank))
         batch = mixed(images, labels, options.mixup_alpha, options.cutmix_alpha or 0.0, options.mixup_prob)
@@ -362,7 +364,7 @@ class _Run:
         self.tying.step()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
-        return logits.detach(), loss.detach()
+        return batch.right(logits.argmax(1)), loss.detach()
 
     def _targets(self, images: Tensor) -> Tensor | None:
         """What the teacher says, of mirror images as well if they are wanted; where nobody listens, it is not asked."""
@@ -405,7 +407,8 @@ class _Run:
 
     def _record(self, seconds: float) -> dict[str, Any]:
         position = self.position
-        self.processes.share_buffers(self.model)
+        for network in (self.model, *([] if self.ema is None else [self.ema.module])):
+            self.processes.share_buffers(network)
         return {
             "kind": "epoch",
             "epoch": position.epoch + 1,
@@ -420,9 +423,14 @@ class _Run:
         }
 
     def _calibration(self) -> Iterator[Tensor]:
-        """The same batches in every process."""
+        """The same batches in every process, as large as its share of a step."""
         inputs = training_batches(
-            self.data, self.options.batch_size, seed=self.options.seed, epoch=0, device=self.processes.device
+            self.data,
+            max(1, self.options.batch_size // self.processes.count),
+            seed=self.options.seed,
+            epoch=0,
+            workers=self.options.workers,
+            device=self.processes.device,
         )
         with closing(inputs):
             for _, (images, _) in zip(range(self.options.calibration_batches), inputs, strict=False):
@@ -507,6 +515,19 @@ def require_board(options: TrainOptions) -> None:
             importlib.import_module("torch.utils.tensorboard")
     except ImportError as error:
         raise InputError("--tensorboard needs a package", hint="pip install tensorboard") from error
+
+
+def _average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """An exponential moving average; what are no numbers on a scale (a table of positions, counts) is taken as it is."""
+    moved = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    def update(averages: list[Tensor], current: list[Tensor], steps: Any) -> None:
+        if averages[0].is_floating_point() or averages[0].is_complex():
+            moved(averages, current, steps)
+        else:
+            torch._foreach_copy_(averages, current)
+
+    return update
 
 
 class _NoBoard:
