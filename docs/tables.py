@@ -71,7 +71,7 @@ def arms_in_words(data: Data) -> str:
 # -------------------------------------------------------------------------------------------------------------- accuracy
 def certificates(data: Data) -> str:
     """Teacher, tied, compact and ONNX of the committed artifacts."""
-    head = ("CIFAR-10, all 10,000 test images", "MACs", "as downloaded", "epochs", "tied", "compact", "ONNX Runtime")
+    head = ("CIFAR-10, all 10,000 test images", "MACs", "original", "epochs", "tied", "compact", "ONNX Runtime")
     rows = [
         (
             name_of(found["model"]),
@@ -91,7 +91,8 @@ def certificates(data: Data) -> str:
         f"{table(head, rows)}\n\nTied and compact networks differ by {tied:.1e} at most (relative, float64), compact networks and ONNX "
         f"Runtime by {onnx:.1e} (float32): the merge costs nothing. What comes before it cost {lost} points. One run each; networks, "
         "configurations and certificates lie in `benchmarks/artifacts/`, and `python benchmarks/evaluate.py "
-        "benchmarks/artifacts/resnet20-cifar10 --data DIR` measures one again, without pdc-fx."
+        "benchmarks/artifacts/resnet20-cifar10 --data DIR` measures one again, without pdc-fx. The originals are those of "
+        "[pytorch_resnet_cifar10](https://github.com/akamaster/pytorch_resnet_cifar10)."
     )
 
 

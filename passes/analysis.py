@@ -33,8 +33,9 @@ from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tie import Tying
 from pdc_fx.rules import Channels, Flow, Weight
 from pdc_fx.rules.channels import FIXED
+from pdc_fx.rules.indexing import is_mask
 from pdc_fx.rules.literals import literal_of
-from pdc_fx.rules.registry import moves, rule_for
+from pdc_fx.rules.registry import functions, moves, rule_for
 from pdc_fx.rules.resize import follows
 from pdc_fx.symbolic import symbolic_trace
 from pdc_fx.trace import (
@@ -361,13 +362,23 @@ def restricted(plan: ClusterPlan, groups: ChannelGroups) -> ClusterPlan:
 
 
 _VALUES: set[Any] = {
-    getattr(Tensor, name) for name in ("__bool__", "__int__", "__float__", "__index__", "item", "tolist")
+    *(getattr(Tensor, name) for name in ("__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy")),
+    *functions("equal allclose is_nonzero nonzero argwhere masked_select unique unique_consecutive"),
 }
-"""Functions that make a number of a tensor, by which Python may decide."""
+"""Functions that make a number of a tensor, or a tensor whose size hangs on values: by both Python may decide."""
+
+
+_WHERE = functions("where")
+
+
+def _reads_values(node: fx.Node) -> bool:
+    masked = node.target is Tensor.__getitem__ and any(map(is_mask, tree_leaves(node.args[1])))
+    found = node.target in _WHERE and len(node.args) + len(node.kwargs) == 1
+    return node.target in _VALUES or masked or found
 
 
 def _require_one_way(recording: Recording) -> None:
-    """Refuse a program that reads values of its input in a module of which parts did not run: others may run on other images.
+    """Refuse a program that reads values of its input and of which parts did not run: others may run on other images.
 
     Such parts would keep their widths while what they read loses channels.
     """
@@ -375,13 +386,10 @@ def _require_one_way(recording: Recording) -> None:
     for node in recording.graph.nodes:
         if node.op == "placeholder" or not depends.isdisjoint(node.all_input_nodes):
             depends.add(node)
-        if node.target not in _VALUES or node not in depends:
-            continue
-        module = node.meta["module"]
-        skipped = [name for name in recording.unreached if not module or name.startswith(f"{module}.")]
-        if skipped:
+        if recording.unreached and node in depends and _reads_values(node):
+            skipped = ", ".join(map(repr, recording.unreached[:3]))
             raise TraceError(
-                f"the model reads values of its input, and {', '.join(repr(name) for name in skipped[:3])} did not run: on other "
+                f"the model reads values of its input, and {skipped} did not run: on other "
                 "inputs it may take another way, which would not fit the merged channels",
                 where=node.meta["source"],
                 hint="compute both ways and choose by torch.where, or remove what is never taken",

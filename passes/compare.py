@@ -23,6 +23,9 @@ from pdc_fx.trace import (
     way_out,
 )
 
+FILLER = 1e4
+"""How many times larger than all others a number is that only fills places."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -109,16 +112,24 @@ def random_inputs(example_inputs: Inputs, seed: int, *, positive: bool = False) 
 
 
 def lively(model: nn.Module, example_inputs: Inputs, seed: int) -> tuple[tuple[Any, ...], Any]:
-    """Random inputs on which the model gives finite numbers, and these: positive inputs, if others do not do (it takes a logarithm, say).
+    """Random inputs on which the model gives finite numbers that vary, and these: positive inputs, if others do not do (it takes a
+    logarithm, say), or the example (a detector finds nothing in noise). Where nothing varies, the first that are finite.
 
     Raises:
         TraceError: the model raises, or gives no finite numbers on the example either.
     """
-    tried = (random_inputs(example_inputs, seed, positive=positive) for positive in (False, True))
-    for inputs in (*tried, as_arguments(example_inputs)):
+    steady = None
+    for attempt in range(3):
+        inputs = as_arguments(example_inputs)
+        if attempt < 2:
+            inputs = random_inputs(example_inputs, seed, positive=attempt == 1)
         output = run(model, inputs)
-        if finite(output):
+        if finite(output) and varies(output):
             return inputs, output
+        if finite(output) and steady is None:
+            steady = inputs, output
+    if steady is not None:
+        return steady
     raise TraceError(
         f"an output of {type(model).__name__} holds no finite number, neither on the example inputs nor on random ones",
         hint="give example inputs as in use",
@@ -157,8 +168,9 @@ def larger_images(example_inputs: Inputs) -> tuple[Any, ...]:
 
 
 def varies(output: Any) -> bool:
-    """Whether any tensor of an output holds two different numbers."""
-    return any(bool((t != t.flatten()[0]).any()) for t in named_outputs(output).values() if t.numel())
+    """Whether any tensor of an output holds two different numbers, or one number alone that is not 0 (a regression of one image)."""
+    tensors = [tensor for tensor in named_outputs(output).values() if tensor.numel()]
+    return any(bool((t != t.flatten()[0]).any()) or (t.numel() == 1 and bool(t.any())) for t in tensors)
 
 
 def finite(output: Any) -> bool:
@@ -230,7 +242,19 @@ def _distance(want: Tensor, got: Tensor) -> tuple[float, float]:
     apart, same = want[~measured], got[~measured]
     if not bool(((apart == same) | (apart.isnan() & same.isnan())).all()):
         return float("inf"), 1.0
+    want, got = (precise(t if t.is_complex() else t.double(), torch.float64)[measured] for t in (want, got))
     if not want.numel():
         return 0.0, 1.0
-    want, got = (precise(t if t.is_complex() else t.double(), torch.float64)[measured] for t in (want, got))
-    return float((want - got).abs().max()), float(want.abs().max())
+    return float((want - got).abs().max()), _scale(want.abs(), want == got)
+
+
+def _scale(sizes: Tensor, same: Tensor) -> float:
+    """The largest magnitude, but for that of a filler: a number that both hold alike, and far beyond all others, like -1e9 of a mask.
+
+    >>> _scale(torch.tensor([1e9, 1e9, 2.0]), torch.tensor([True, True, False])), _scale(torch.tensor([3.0, 2.0]), torch.ones(2) > 0)
+    (2.0, 3.0)
+    """
+    largest = sizes.max()
+    rest = sizes[sizes < largest]
+    filler = rest.numel() and bool(same[sizes == largest].all()) and float(largest) > FILLER * float(rest.max()) > 0
+    return float(rest.max() if filler else largest)

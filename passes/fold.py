@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pdc_fx.errors import TraceError
 from pdc_fx.ir import ChannelGroups, ClusterPlan
 from pdc_fx.passes.allocation import PlanClusters
 from pdc_fx.passes.axes import merged_axes, named_tensors
@@ -88,7 +89,13 @@ def _repaired(model: nn.Module, plan: ClusterPlan) -> dict[str, Tensor]:
     tensors = named_tensors(model)
     device = next(iter(tensors.values())).device
     watch = Watch(model, 1)
-    run_watched(model, zeros_of(plan.groups.inputs, device), watch)
+    try:
+        run_watched(model, zeros_of(plan.groups.inputs, device), watch)
+    except Exception as error:
+        raise TraceError(
+            f"folding runs the model on its tensors alone, one after the other, which {type(model).__name__} does not take: {error}",
+            hint="wrap it in a module that takes tensors and calls it as it wants",
+        ) from error
     axes = {axis.tensor: axis for axis in merged_axes(plan) if axis.dim == 0 and axis.role != "consumer"}
     repaired = {}
     for name, weight in watch.normed.items():

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -20,6 +21,7 @@ from torch import Tensor, fx
 from pdc_fx.ir import Integers
 from pdc_fx.passes.dependency import spread
 from pdc_fx.rules import Flow
+from pdc_fx.rules.base import argument_of
 from pdc_fx.rules.registry import moves
 
 
@@ -35,13 +37,14 @@ class Gather:
 
 def moved_by(chain: list[fx.Node]) -> Gather | None:
     """The gather that a chain of recorded movements amounts to, or None: found by running it on the positions themselves."""
-    source = chain[0].args[0]
+    source = _source(chain[0])
     assert isinstance(source, fx.Node)
     shape = source.meta["shape"]
     before = torch.arange(prod(shape)).reshape(shape)
     after = before
     for node in chain:
-        rest, named = fx.node.map_arg((node.args[1:], node.kwargs), lambda n: n.meta.get("constant"))
+        kwargs = {name: value for name, value in node.kwargs.items() if value is not _source(node)}
+        rest, named = fx.node.map_arg((node.args[1:], kwargs), lambda n: n.meta.get("constant"))
         assert callable(node.target)
         after = node.target(after, *rest, **named)
     if after.dim() != before.dim() or not after.numel():
@@ -68,7 +71,7 @@ def gathers(
     ragged = {node for node, value in flow.values.items() if len(spread(value, unit))}
     fine: set[fx.Node] = set()
     for node in flow.recording.graph.nodes:  # from the entries on
-        source = node.args[0] if node.args else None
+        source = _source(node)
         if node in ragged and moves(node.target) and (source in fine or source not in ragged):
             fine.add(node)
     found: list[Gather] = []
@@ -85,10 +88,14 @@ def gathers(
     return frozenset(fine), [gather for gather in found if fine.issuperset(_chain(gather.node, ragged)[:-1])]
 
 
+def _source(node: fx.Node) -> Any:
+    return argument_of(node, 0, "input")
+
+
 def _chain(end: fx.Node, ragged: set[fx.Node]) -> list[fx.Node]:
     """The movements that lead to ``end``, from the last value whose channels lie along one axis."""
     chain = [end]
-    while (source := chain[0].args[0]) in ragged:
+    while (source := _source(chain[0])) in ragged:
         assert isinstance(source, fx.Node)
         chain.insert(0, source)
     return chain

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from pdc_fx.errors import ExactnessError, RewriteError
 from pdc_fx.ir import ClusterPlan
@@ -66,8 +67,8 @@ class ChannelAddition(Pass[nn.Module, nn.Module]):
         tied, inputs = in_precision(value, self.example_inputs)
         compact = merge_channels(tied, self.plan, inputs)
         self.comparison = compare(tied, compact, inputs, tolerance=TOLERANCE)
-        if isinstance(compact, fx.GraphModule) and self.comparison.passed:
-            _require_other_sizes(tied, compact, inputs)
+        if self.comparison.passed:
+            require_other_sizes(tied, compact, inputs, TOLERANCE)
         _take_types(compact, value)
         if isinstance(compact, fx.GraphModule):  # else it is a copy, each module in the mode of its original
             compact.train(value.training)
@@ -80,25 +81,32 @@ class ChannelAddition(Pass[nn.Module, nn.Module]):
                 where=self.comparison.first_difference or "output",
                 hint="this is a fault of pdc-fx or of a registered rule; freeze the module named here and report it",
             )
+        if self.comparison is not None and self.comparison.constant:
+            raise ExactnessError(
+                "nothing could be shown: the outputs do not vary, neither on random inputs nor on the example",
+                hint="load trained weights, or give an example as in use (a detector finds nothing in noise)",
+            )
 
 
-def _require_other_sizes(tied: nn.Module, compact: nn.Module, inputs: Inputs) -> None:
-    """Refuse an edited graph into which the example's batch was written, or that is silently wrong for images of another size."""
+def require_other_sizes(tied: nn.Module, compact: nn.Module, inputs: Inputs, tolerance: float) -> None:
+    """Refuse a graph into which the example's batch was written, and a network that takes another way for images of another size."""
     rows = [output.shape[:1] for output in named_outputs(attempted(tied, as_arguments(inputs))).values()]
     for changed, what in ((larger_batch(inputs), "batches"), (larger_images(inputs), "images")):
-        given = None if changed is None else random_inputs(changed, 0)
-        expected = None if given is None else attempted(tied, given)
-        if given is None or expected is None:
+        if changed is None or all(a is b for a, b in zip(tree_leaves(changed), tree_leaves(inputs), strict=True)):
+            continue
+        given = random_inputs(changed, 0)
+        expected = attempted(tied, given)
+        if expected is None:
             continue
         if what == "images" and [output.shape[:1] for output in named_outputs(expected).values()] != rows:
             continue  # a size that is written into a view turns larger images into more rows
         actual = attempted(compact, given)
         if what == "images" and actual is None:
             continue  # an assertion in the graph says so
-        if actual is None or not difference(expected, actual, TOLERANCE).passed:
+        if actual is None or not difference(expected, actual, tolerance).passed:
             raise RewriteError(
-                f"a size that the forward pass computes was written out, so that {what} of another size come out wrong",
-                hint="take each size from x.shape by itself, or freeze the module that uses it (frozen=)",
+                f"{what} of another size come out wrong: a size that the forward pass computes was written out, or it takes another way",
+                hint="take each size from x.shape by itself, choose no way by it, or freeze the module that does (frozen=)",
             )
 
 

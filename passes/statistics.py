@@ -148,7 +148,7 @@ class Watch(TorchFunctionMode):
         self.uses: Counter[str] = Counter()
         self.normed: dict[str, str] = {}
         self.groups: dict[str, int] = {}
-        self._last: tuple[str, Tensor, int] | None = None
+        self._last: tuple[str, Tensor, int, int] | None = None
         self._made = WeakIdKeyDictionary()  # output of a reader -> its weight
         self._looked_at: Counter[str] = Counter()  # how many functions made a tensor of the outputs of each weight
 
@@ -181,7 +181,7 @@ class Watch(TorchFunctionMode):
             self._looked_at.update({self._made[tensor] for tensor in _tensors((args, kwargs)) if tensor in self._made})
         if reader is not None:
             self.groups[reader.weight] = reader.groups
-            self._last = reader.weight, output, output._version
+            self._last = reader.weight, output, output._version, len(reader.parameter)
             self._made[output] = reader.weight
             self.after(reader, output)
         return output
@@ -189,9 +189,10 @@ class Watch(TorchFunctionMode):
     def _pair(self, norm: Norm) -> None:
         if self._last is None:
             return
-        weight, output, version = self._last
+        weight, output, version, filters = self._last
         unchanged = output._version == version  # nothing was done to it in place
-        if norm.values.data_ptr() == output.data_ptr() and unchanged:
+        whole = norm.values.numel() == output.numel() and len(norm.running_var) == filters  # no part, and not flattened
+        if norm.values.data_ptr() == output.data_ptr() and unchanged and whole:
             self.normed[norm.variance] = weight
 
     def _reader(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Reader | None:

@@ -309,7 +309,8 @@ def page(coverage: Coverage) -> str:
     lines = [
         f"# Which models of {family} can be merged exactly",
         "",
-        f"Written by `pdc-fx check --all {family}`; {DATA} holds the full certificates. {made_with}; seed {coverage.settings['seed']}.",
+        f"Written by `pdc-fx check --all {family}`, for all models or those of `--only`; {DATA} holds the full certificates. "
+        f"{made_with}; seed {coverage.settings['seed']}.",
         "",
         f"{len(coverage.models)} models: " + ", ".join(f"{number} {result}" for result, number in counts.items()) + ".",
         "",

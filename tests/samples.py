@@ -89,6 +89,10 @@ def two(parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     return first, second
 
 
+def normalized_by(x: Tensor, deviation: Tensor, mean: Tensor) -> Tensor:
+    return (x - mean) / deviation
+
+
 def joined_parts(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([a.relu(), b.sigmoid()], 1)
 
@@ -467,6 +471,8 @@ SAMPLES = (
     Sample("repeat", between(lambda m, x: x.repeat(1, 2, 1, 2), head=16), 8),
     Sample("repeat_residual", between(lambda m, x: x.repeat(1, 2, 1, 1) + m.a(x), a=conv(8, 16), head=16), 8),
     Sample("repeat_interleave", between(lambda m, x: x.repeat_interleave(2, 1) * m.a(x), a=conv(8, 16), head=16), 8),
+    unary("inverted_mask", lambda x: x.masked_fill(~(x > 0.3), 0.0)),
+    unary("cast_by_type", lambda x: x * (x > 0.1).type(x.dtype)),
     unary("repeat_interleave_over_space", lambda x: x.repeat_interleave(2, 3)),
     Sample("tiled_onto_interleaved", between(lambda m, x: x.tile(2, 1, 1) + x.repeat_interleave(2, 1), head=16), 0),
     Sample("broadcast_tensors", between(lambda m, x: gated(torch.broadcast_tensors(x, m.a(x))), a=conv(8, 1)), 8),
@@ -517,6 +523,18 @@ SAMPLES = (
     Sample("norm_over_space", between(lambda m, x: x / x.norm(2, 2, keepdim=True)), 8),
     Sample("norm_over_channels", between(lambda m, x: x / x.norm(2, 1, keepdim=True)), 0),
     Sample("variance_of_all", between(lambda m, x: x / x.var(False)), 0),
+    Sample("variance_of_channels", between(lambda m, x: x / x.var(1, keepdim=True).sqrt()), 0),
+    Sample("biased_variance_of_channels", between(lambda m, x: (x - x.mean(1, keepdim=True)) / x.var(1, False, keepdim=True).sqrt()), 8),
+    Sample("uncorrected_variance_of_channels", between(lambda m, x: x / torch.var(x, dim=1, correction=0, keepdim=True).sqrt()), 8),
+    Sample("deviation_and_mean_of_channels", between(lambda m, x: normalized_by(x, *torch.std_mean(x, 1, unbiased=False, keepdim=True))), 8),
+    Sample("normalized_by_rms", between(lambda m, x: torch.rms_norm(x.movedim(1, 3), (8,), m.w, 1e-6).movedim(3, 1), w=nn.Parameter(torch.rand(8))), 8),
+    # as NumPy calls them
+    Sample("chunks_by_axis", between(lambda m, x: gated(x.chunk(2, axis=1)), head=4), 4),
+    Sample("stacked_by_axis", between(lambda m, x: torch.stack([x, x.relu()], axis=1).flatten(1, 2), head=16), 8),
+    Sample("narrowed_by_axis", between(lambda m, x: x.narrow(axis=2, start=0, length=4)), 8),
+    Sample("sorted_by_axis", between(lambda m, x: x.sort(axis=1)[0]), 0),
+    Sample("softmax_by_axis", between(lambda m, x: x.softmax(axis=-1)), 8),
+    Sample("shuffled_by_name", between(lambda m, x: torch.flatten(input=x.view(2, 2, 4, 8, 8).transpose(1, 2), start_dim=1, end_dim=2)), 8),
     Sample("maximum", between(lambda m, x: torch.max(x, m.a(x)), a=conv(8, 8)), 8),
     Sample("clamped_by_tensor", between(lambda m, x: torch.clamp(x, min=m.a(x)), a=conv(8, 8)), 8),
     Sample("largest_three", between(lambda m, x: x.topk(3, 3)[0]), 8),

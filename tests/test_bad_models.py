@@ -259,13 +259,18 @@ def test_a_model_that_cannot_be_copied_is_named() -> None:
         pdc_fx.check(model, X)
 
 
+class Gate(nn.Module):
+    def forward(self, x: Tensor) -> bool:
+        return bool(x.mean() > -100)
+
+
 class Chooses(nn.Module):
     """Decides by what ``value`` makes of the image whether ``bright`` or ``dark`` runs."""
 
     def __init__(self, value: Callable[[nn.Module, Tensor], object], dark: nn.Module | None = None) -> None:
         super().__init__()
         self.stem, self.bright, self.head = conv(3, 8), conv(8, 8), conv(8, 4)
-        self.dark = dark or conv(8, 8)
+        self.dark, self.gate = dark or conv(8, 8), Gate()
         self.register_buffer("limit", torch.tensor(-100.0))
         self.value = value
 
@@ -276,7 +281,17 @@ class Chooses(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "value", [lambda _, x: x.mean() > -100, lambda _, x: x.mean().item() > -100, lambda _, x: int(x.sum()) > -1e6]
+    "value",
+    [
+        lambda _, x: x.mean() > -100,
+        lambda _, x: x.mean().item() > -100,
+        lambda _, x: int(x.sum()) > -1e6,
+        lambda self, x: self.gate(x),  # decided in another module than the one that acts on it
+        lambda _, x: len(torch.nonzero(x > -100)) > 0,  # by how many there are
+        lambda _, x: x[x > -100].numel() > 0,
+        lambda _, x: len(torch.where(x > -100)[0]) > 0,
+        lambda _, x: not torch.equal(x, x + 1),
+    ],
 )
 def test_a_model_that_chooses_by_values_is_refused(value: Callable[[nn.Module, Tensor], object]) -> None:
     with pytest.raises(TraceError, match=r"'dark' did not run") as caught:
@@ -288,6 +303,21 @@ def test_a_model_that_chooses_by_values_is_refused(value: Callable[[nn.Module, T
 @pytest.mark.parametrize("value", [lambda self, _: self.limit < 0, lambda *_: True])
 def test_parts_that_no_value_of_the_image_decides_about_are_only_named(value: Callable[..., object]) -> None:
     assert pdc_fx.analyze(Chooses(value), X).unreached == ("dark",)
+
+
+def test_a_parameter_of_the_forward_pass_is_named() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head, self.scale = conv(3, 8), conv(8, 4), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.scale is None:
+                self.scale = nn.Parameter(torch.ones(1, 8, 1, 1))
+            return self.head(self.stem(x) * self.scale)  # type: ignore[no-any-return]
+
+    with pytest.raises(TraceError, match="makes a parameter in its forward pass"):
+        pdc_fx.analyze(Late(), X)
 
 
 def test_an_early_exit_that_is_taken_is_refused() -> None:

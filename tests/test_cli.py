@@ -208,6 +208,26 @@ def test_a_factory_of_half_precision_is_taken_everywhere(folder: Path, tmp_path:
         assert result.exit_code == 0, result.stderr
 
 
+def test_the_keys_that_are_documented_are_those_that_are_printed(compressed: Path, spec: str, tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs" / "reference" / "json.md").read_text(encoding="utf-8")
+    sections = {part.partition("\n")[0]: part for part in text.split("\n## ")[1:]}
+    lines = {
+        "check": ["check", spec],
+        "verify": ["verify", compressed],
+        "export": ["export", compressed, "-o", tmp_path / "x.onnx"],
+        "bench": ["bench", compressed, "--runs", 1, "--warmup", 0, "-o", tmp_path / "b.json"],
+        "inspect": ["inspect", spec],
+    }
+    printed = {name: json.loads(run(*line, "--json").stdout) for name, line in lines.items()}
+    printed["compress"] = json.loads((compressed / CERTIFICATE).read_text())
+    for name, found in printed.items():
+        rows = re.findall(r"^\| (`.*?) \|", sections[name], flags=re.MULTILINE)
+        documented = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
+        assert documented == set(found), name
+    epoch = json.loads((compressed / "metrics.jsonl").read_text().splitlines()[-1])
+    assert set(epoch) <= {*re.findall(r"`(\w+)`", sections["metrics.jsonl"]), "kind"}
+
+
 def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"a": [float("inf"), 1.0], "b": {"c": float("nan")}})
     assert capsys.readouterr().out == '{"a": [null, 1.0], "b": {"c": null}}\n'

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import pdc_fx
-from pdc_fx.errors import InputError, PlanError
+from pdc_fx.errors import InputError, PlanError, TraceError
 from pdc_fx.passes.fold import folded_variance
+from pdc_fx.passes.statistics import Watch, run_watched
 from pdc_fx.passes.tie import residual
 
 
@@ -45,6 +46,50 @@ def test_a_norm_before_any_layer_keeps_its_statistics() -> None:
     assert plan.widths == {0: 8}
     assert residual(tied, plan).value == 0
     assert torch.equal(tied.get_buffer("0.running_var"), model[0].running_var)  # type: ignore[arg-type]
+
+
+class InPart(nn.Module):
+    """Normalises the first half of what a convolution makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(8), nn.Conv2d(16, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.conv(x).chunk(2, 1)
+        return self.head(torch.cat([self.norm(a), b], 1).relu())  # type: ignore[no-any-return]
+
+
+NOT_OF_ALL = {
+    "of places": nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.BatchNorm1d(800), nn.Linear(800, 4)),
+    "of a part": InPart(),
+    "behind a ReLU": nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3)),
+}
+
+
+@pytest.mark.parametrize("name", NOT_OF_ALL)
+def test_a_norm_that_is_not_of_all_filters_is_not_repaired_by_them(name: str) -> None:
+    model, images = NOT_OF_ALL[name], torch.randn(8, 3, 12, 12)
+    groups = pdc_fx.analyze(model.eval(), images[:1])
+    tied, plan = pdc_fx.fold(model, groups, flops_reduction=0.25)
+    assert residual(tied, plan).value == 0
+    watch = Watch(model, 1)
+    run_watched(model, images, watch)
+    assert watch.normed == {}
+
+
+def test_a_model_of_more_than_tensors_is_not_folded_without_images() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+
+        def forward(self, given: dict[str, Tensor]) -> Tensor:
+            return self.net(given["image"])  # type: ignore[no-any-return]
+
+    groups = pdc_fx.analyze(Named(), ({"image": torch.randn(1, 3, 12, 12)},))
+    with pytest.raises(TraceError, match="folding runs the model on its tensors alone"):
+        pdc_fx.fold(Named(), groups, flops_reduction=0.25)
 
 
 def test_variance_of_a_mean_of_filters() -> None:

@@ -33,6 +33,7 @@ import pdc_fx
 from pdc_fx.errors import ExactnessError, PdcError, RewriteError, TraceError
 from pdc_fx.passes import numbers, surgery
 from pdc_fx.passes.analysis import random_widths
+from pdc_fx.passes.compare import compare, difference
 from pdc_fx.trace import Inputs, as_arguments, fresh
 
 
@@ -296,6 +297,83 @@ def test_a_view_that_turns_larger_images_into_rows_is_no_reason_to_refuse() -> N
     tied, compact = compressed(model, X)
     assert len(tied(torch.zeros(1, 3, 40, 72))) > 1  # it runs on these, and gives what nobody wants
     torch.testing.assert_close(outputs(compact, X), outputs(tied, X), atol=1e-5, rtol=1e-4)
+
+
+class Filled(Net):
+    """Rules one class out by a number that is no infinity."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).masked_fill(torch.arange(5) == 2, self.filler)
+
+
+@pytest.mark.parametrize("filler", [torch.finfo(torch.float32).min, -1e9])
+def test_a_filler_hides_no_fault(filler: float) -> None:
+    """It is far larger than what matters, and the same in both networks."""
+    torch.manual_seed(0)
+    model = Filled()
+    model.filler = filler
+    tied, compact = compressed(model, X)
+    assert pdc_fx.check(model, X).passed
+    with torch.no_grad():
+        compact.f.weight[0] += 1e-3
+    assert not compare(
+        *(copy.deepcopy(network).double() for network in (tied, compact)), X.double(), tolerance=1e-9
+    ).passed
+    same = torch.full((4,), 3.0, dtype=torch.float64)
+    assert difference({"y": same}, {"y": same + 1e-3}, 1e-9).max_rel_error == pytest.approx(1e-3 / 3)
+
+
+def test_a_regression_of_one_number_is_checked() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Net(), nn.Linear(5, 1))
+    assert pdc_fx.check(model, torch.zeros(1, 3, 8, 8)).passed
+    tied, compact = compressed(model, torch.zeros(1, 3, 8, 8))
+    torch.testing.assert_close(outputs(compact, X), outputs(tied, X), atol=1e-5, rtol=1e-4)
+
+
+class Detector(Net):
+    """Gives what is beyond a threshold: nothing, in noise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.clamp(super().forward(x) - 1e3, min=0.0)
+
+
+@pytest.mark.parametrize("example", [X, torch.full((1, 3, 8, 8), 1e6)])
+def test_a_comparison_that_shows_nothing_is_none(example: Tensor) -> None:
+    """The example is tried where random numbers leave the outputs constant."""
+    torch.manual_seed(0)
+    if float(example.max()) > 1e3:
+        tied, compact = compressed(Detector(), example)
+        torch.testing.assert_close(outputs(compact, example), outputs(tied, example), rtol=1e-4, atol=1.0)
+        return
+    with pytest.raises(ExactnessError, match="nothing could be shown: the outputs do not vary"):
+        compressed(Detector(), example)
+
+
+def test_another_way_for_larger_images_is_refused() -> None:
+    """Over other channels it would be another softmax, and nothing of that shows at the size of the example."""
+    torch.manual_seed(0)
+    small = Net(lambda _, x: x.softmax(1) if x.shape[-1] > 16 else x)
+    for attempt in (compressed, pdc_fx.check):
+        with pytest.raises(RewriteError, match=r"images of another size come out wrong.*takes another way"):
+            attempt(small, X)
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_norm_with_a_forward_of_its_own_is_looked_into(written: bool) -> None:
+    """What a subclass writes out is not brought in line with the rest."""
+
+    class OverChannels(nn.LayerNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            shape = (16,) if written else self.normalized_shape
+            return layer_norm(x.movedim(1, 3), shape, self.weight, self.bias).movedim(3, 1)
+
+    torch.manual_seed(0)
+    model = Net(lambda net, x: net.norm(x))
+    model.norm = OverChannels(16)
+    tied, compact = compressed(model, X)
+    torch.testing.assert_close(outputs(compact, X), outputs(tied, X), atol=1e-5, rtol=1e-4)
+    assert isinstance(compact, fx.GraphModule) == written
 
 
 class Adapter(nn.Linear):

@@ -101,7 +101,8 @@ def compress(
         Provider,
         typer.Option(
             metavar="PROVIDER",
-            help="What the network will run on, for --latency-reduction and --round-to auto: cpu, cuda, tensorrt, or auto (the best here).",
+            help="What the network will run on, for --round-to auto: cpu, cuda, tensorrt, or auto (the best here). --latency-reduction "
+            "works for cpu alone.",
         ),
     ] = "cpu",
     latency_table: Annotated[
@@ -236,7 +237,8 @@ def compress(
     teacher_weights: Annotated[Path | None, typer.Option(help="Weights of --teacher-model.")] = None,
     seed: Seed = 0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run from its last checkpoint, bit for bit.")
+        bool,
+        typer.Option("--resume", help="Continue an interrupted run from its last checkpoint; on a CPU bit for bit."),
     ] = False,
     config: Config = None,
     overwrite: Overwrite = False,

@@ -355,9 +355,15 @@ class Declined(Exception):
 Rule = Callable[[Site], Value]
 
 
+_AS_IN_NUMPY = {"input": ("x", "a", "x1"), "other": ("x2",), "dim": ("axis",), "keepdim": ("keepdims",)}
+"""Names that PyTorch takes for its own."""
+
+
 def argument_of(node: Any, position: int, name: str, default: Any = None) -> Any:
-    """An argument of a call, of which ``args`` and ``kwargs`` are attributes, by position or name."""
-    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
+    """An argument of a call, of which ``args`` and ``kwargs`` are attributes, by position or by name, which may be NumPy's."""
+    if position < len(node.args):
+        return node.args[position]
+    return next((node.kwargs[known] for known in (name, *_AS_IN_NUMPY.get(name, ())) if known in node.kwargs), default)
 
 
 def apply_rule(site: Site, rule: Rule | None) -> Value:

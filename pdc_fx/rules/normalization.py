@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from pdc_fx.rules.base import Declined, Site, Value
 from pdc_fx.rules.channels import Channels, mix
 from pdc_fx.rules.literals import Edit, literal
-from pdc_fx.rules.registry import rule
+from pdc_fx.rules.registry import functions, rule
 
 
 def _per_channel(site: Site, entries: list[object]) -> Value:
@@ -84,7 +84,11 @@ def layer_norm(site: Site) -> Value:
     rank = len(x.shape)
     normalized = site.argument(1, "normalized_shape")
     dims = list(range(rank - (1 if isinstance(normalized, int) else len(normalized)), rank))
-    return _normalized(site, x, dims, [site.argument(2, "weight"), site.argument(3, "bias")])
+    bias = [site.argument(3, "bias")] if site.node.target in _SHIFTED else []  # rms_norm has an eps there
+    return _normalized(site, x, dims, [site.argument(2, "weight"), *bias])
+
+
+_SHIFTED = functions("layer_norm")
 
 
 @literal("layer_norm rms_norm")

@@ -124,5 +124,7 @@ def resize_bare(module: nn.Module, given: tuple[int, ...]) -> None:
 
 
 def follows(module: nn.Module) -> bool:
-    """Whether the sizes that ``module`` passes to its function are attributes that are brought in line."""
-    return any(isinstance(module, kind) for kind, _ in TABLE)
+    """Whether the sizes that ``module`` passes to its function are attributes that are brought in line: not in a forward of one's own."""
+    forward = type(module).forward
+    torchs = str(getattr(forward, "__module__", "")).startswith("torch.nn.")
+    return any(isinstance(module, kind) and (torchs or forward is kind.forward) for kind, _ in TABLE)

@@ -92,16 +92,23 @@ def reduction(site: Site) -> Value:
 
 
 _AVERAGES = functions("mean")
+_SPREADS = functions("var std var_mean std_mean")
 _EXTREMES = functions("amax amin max min any all")
 
 
 def _over_channels(site: Site, x: Channels, dims: tuple[int, ...]) -> Channels:
     """One value for all channels: a mean stays what it is if clusters are of one size, a maximum in any case."""
-    if site.node.target in _AVERAGES:
+    if site.node.target in _AVERAGES or (site.node.target in _SPREADS and _is_biased(site)):
         averaged(site, x, dims)
     elif x.varying and (site.node.target not in _EXTREMES or _place_is_used(site)):
         raise Declined("runs over all channels at once")
     return Channels.fixed(x.shape, x.same)
+
+
+def _is_biased(site: Site) -> bool:
+    """Whether a variance is the mean of squares, not divided by one less."""
+    unbiased = site.argument(2, "unbiased")
+    return not (site.node.kwargs.get("correction", 1) if unbiased is None else unbiased)
 
 
 def _place_is_used(site: Site) -> bool:

@@ -203,7 +203,14 @@ class Recorder(TorchFunctionMode):
     def unreached(self) -> tuple[str, ...]:
         found = []
         for name, module in self._model.named_modules():
-            own = [self._names[p] for p in module._parameters.values() if p is not None]
+            parameters = [p for p in module._parameters.values() if p is not None]
+            if any(p not in self._names for p in parameters):
+                raise TraceError(
+                    "the model makes a parameter in its forward pass",
+                    where=f"module '{name}'",
+                    hint="make it in __init__; what is computed from others is no parameter",
+                )
+            own = [self._names[p] for p in parameters]
             if own and not any(tensor in self._attributes for tensor in own):
                 found.append(name)
         return tuple(found)
@@ -212,7 +219,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._inside_leaf:
             return func(*args, **kwargs)
-        if func in _METADATA:
+        if func in _METADATA and not (func is Tensor.type and len(args) + len(kwargs) > 1):  # which asks, or converts
             if func in _SIZES and (node := self._nodes.get(args[0])) is not None:
                 dim = args[1] if len(args) > 1 else 0 if func is Tensor.__len__ else None
                 self.sized.add((node, dim if isinstance(dim, int) else None))
