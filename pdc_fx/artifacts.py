@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -33,7 +34,7 @@ from pdc_fx.directory import (
     VERSION_KEY,
     WEIGHTS,
 )
-from pdc_fx.errors import ArtifactError, InputError, VerificationError
+from pdc_fx.errors import ArtifactError, ExportError, InputError, VerificationError
 from pdc_fx.files import parse_json, replace_file, way_out
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.axes import named_tensors
@@ -188,6 +189,21 @@ def onnx_accuracy(data: ImageData, provider: str = "cpu") -> Callable[[Path], fl
     return lambda path: accuracy_onnx(
         path, ((x.numpy(), y.numpy()) for x, y in evaluation_batches(data.test, data)), provider=provider
     )
+
+
+def require_exportable(model: nn.Module, example_inputs: Inputs) -> None:
+    """Raise :class:`ExportError` where a network cannot become an ONNX file, before it is trained for one."""
+    from pdc_fx.export.onnx import export_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            export_onnx(model, example_inputs, Path(folder) / ONNX)
+        except ExportError as error:
+            raise ExportError(
+                f"training was not begun, since its result could not be delivered: {error.what}",
+                where=error.where,
+                hint="change the model; or train it in a loop of your own (pdc_fx.tie), which needs no ONNX file of any batch size",
+            ) from error
 
 
 def deliver(

@@ -101,6 +101,19 @@ class Draws(nn.Module):
 
 Draws.input_shape = (1, 1, 8, 8)
 
+class Untranslated(nn.Module):
+    # ONNX has no such function
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        noise = torch.special.bessel_j0(x.detach().mean((1, 2, 3)))
+        return self.head(self.stem(x).relu().mean((2, 3))) + noise[:, None]
+
+Untranslated.input_shape = (1, 1, 8, 8)
+
 def half():
     return net().half()
 
@@ -226,6 +239,15 @@ def test_the_keys_that_are_documented_are_those_that_are_printed(compressed: Pat
         assert documented == set(found), name
     epoch = json.loads((compressed / "metrics.jsonl").read_text().splitlines()[-1])
     assert set(epoch) <= {*re.findall(r"`(\w+)`", sections["metrics.jsonl"]), "kind"}
+
+
+@pytest.mark.parametrize("epochs", [1, 100])
+def test_what_cannot_be_exported_is_refused_before_a_long_training(epochs: int, folder: Path, tmp_path: Path) -> None:
+    result = run("compress", f"{folder / 'net.py'}:Untranslated", *options(tmp_path / "x", epochs=epochs))
+    assert result.exit_code == 2
+    assert ("training was not begun" in " ".join(result.stderr.split())) == (epochs == 100)
+    assert ("before training: held-out accuracy" in result.stderr) == (epochs == 1)
+    assert "bessel_j0" in result.stderr
 
 
 def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:

@@ -247,7 +247,7 @@ def compress(
 ) -> None:
     """Train the model tied under distillation (or fold or calibrate it), merge its channels exactly, export to ONNX and verify."""
     chosen = dict(locals())
-    from pdc_fx.artifacts import deliver, onnx_accuracy
+    from pdc_fx.artifacts import deliver, onnx_accuracy, require_exportable
     from pdc_fx.cli.config import effective, overruled
     from pdc_fx.cli.render import (
         TrainingProgress,
@@ -260,10 +260,11 @@ def compress(
         shown,
         warn_of_loss,
     )
-    from pdc_fx.data import open_data
+    from pdc_fx.data import batches_per_epoch, open_data
     from pdc_fx.distill import Processes
     from pdc_fx.files import replace_file
     from pdc_fx.models import build_model, renormalize
+    from pdc_fx.pipeline import SHORT
     from pdc_fx.pipeline import compress as run_compress
     from pdc_fx.staging import Staging
 
@@ -325,6 +326,8 @@ def compress(
             for note in (note for note, holds in notes.items() if holds):
                 err.print(f"note: {note}", soft_wrap=True, markup=False)
             replace_file(staging.path / CONFIG, effective(chosen).encode())
+            if epochs * batches_per_epoch(len(images.train), options.batch_size) >= SHORT:
+                require_exportable(loaded.model, example)
         compressed = run_compress(
             loaded.model,
             example,
