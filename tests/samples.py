@@ -90,7 +90,7 @@ def two(parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
 
 
 def normalized_by(x: Tensor, deviation: Tensor, mean: Tensor) -> Tensor:
-    return (x - mean) / deviation
+    return (x - mean) / (deviation + 0.1)
 
 
 def joined_parts(a: Tensor, b: Tensor) -> Tensor:
@@ -524,8 +524,8 @@ SAMPLES = (
     Sample("norm_over_channels", between(lambda m, x: x / x.norm(2, 1, keepdim=True)), 0),
     Sample("variance_of_all", between(lambda m, x: x / x.var(False)), 0),
     Sample("variance_of_channels", between(lambda m, x: x / x.var(1, keepdim=True).sqrt()), 0),
-    Sample("biased_variance_of_channels", between(lambda m, x: (x - x.mean(1, keepdim=True)) / x.var(1, False, keepdim=True).sqrt()), 8),
-    Sample("uncorrected_variance_of_channels", between(lambda m, x: x / torch.var(x, dim=1, correction=0, keepdim=True).sqrt()), 8),
+    Sample("biased_variance_of_channels", between(lambda m, x: (x - x.mean(1, keepdim=True)) / (x.var(1, False, keepdim=True) + 0.1).sqrt()), 8),
+    Sample("uncorrected_variance_of_channels", between(lambda m, x: x / (torch.var(x, dim=1, correction=0, keepdim=True) + 0.1).sqrt()), 8),
     Sample("deviation_and_mean_of_channels", between(lambda m, x: normalized_by(x, *torch.std_mean(x, 1, unbiased=False, keepdim=True))), 8),
     Sample("normalized_by_rms", between(lambda m, x: torch.rms_norm(x.movedim(1, 3), (8,), m.w, 1e-6).movedim(3, 1), w=nn.Parameter(torch.rand(8))), 8),
     # as NumPy calls them

@@ -144,8 +144,8 @@ def test_code_that_comes_with_a_directory_is_not_run(
 def test_code_is_run_where_the_user_names_it(tmp_path: Path) -> None:
     folder = directory(tmp_path, "torchvision:resnet18")
     with pytest.raises(ArtifactError, match="plan is malformed"):
-        open_recipe(folder, f"{folder / 'evil.py'}:net")
-    assert build_model(f"{folder / 'evil.py'}:net").input_shape == (1, 1, 8, 8)
+        open_recipe(folder, f"{folder / 'evil_net.py'}:net")
+    assert build_model(f"{folder / 'evil_net.py'}:net").input_shape == (1, 1, 8, 8)
     assert (tmp_path / "ran").exists()
 
 

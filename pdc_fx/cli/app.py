@@ -252,10 +252,10 @@ def compress(
     from pdc_fx.cli.render import (
         TrainingProgress,
         delivery_rows,
-        err,
         out,
         print_comparisons,
         print_json,
+        print_notes,
         result_table,
         shown,
         warn_of_loss,
@@ -310,21 +310,18 @@ def compress(
     }
     first = Processes.of_environment().first
     staging = Staging(output, overwrite=overwrite, resume=resume, write=first)
+    notes = []
+    if weights is None:
+        notes.append("no --weights, so the network is taken with those that its factory gives it")
+    if teacher_model is not None and teacher_weights is None:
+        notes.append("no --teacher-weights, so the teacher is taken with those that its factory gives it")
+    if resume and not (staging.path / CHECKPOINT).exists():
+        notes.append(f"no checkpoint of an interrupted run into '{output}', so the run begins")
     with (
         _kept_if_resumable(staging, first),
-        TrainingProgress(epochs) if first and epochs else nullcontext() as progress,
+        TrainingProgress(epochs, notes) if first and epochs else nullcontext() as progress,
     ):
         if first:
-            begins = resume and not (staging.path / CHECKPOINT).exists()
-            notes = {
-                "no --weights, so the network is taken with those that its factory gives it": weights is None,
-                "no --teacher-weights, so the teacher is taken with those that its factory gives it": teacher_model
-                is not None
-                and teacher_weights is None,
-                f"no checkpoint of an interrupted run into '{output}', so the run begins": begins,
-            }
-            for note in (note for note, holds in notes.items() if holds):
-                err.print(f"note: {note}", soft_wrap=True, markup=False)
             replace_file(staging.path / CONFIG, effective(chosen).encode())
             if epochs * batches_per_epoch(len(images.train), options.batch_size) >= SHORT:
                 require_exportable(loaded.model, example)
@@ -352,6 +349,8 @@ def compress(
         )
     if not first:  # every process has the result; one delivers it
         return
+    if not epochs:
+        print_notes(notes)
     warn_of_loss(compressed.metrics)
     with _kept_if_resumable(staging, first):
         certificate = deliver(compressed, staging.path, onnx_accuracy(images))

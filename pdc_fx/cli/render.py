@@ -50,6 +50,12 @@ def print_json(data: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def print_notes(notes: Sequence[str]) -> None:
+    """What may not be as it was meant, a line each."""
+    for note in notes:
+        err.print(f"note: {note}", soft_wrap=True, markup=False)
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
@@ -272,8 +278,8 @@ class TrainingProgress:
     Rich shows no bars where they cannot move, and leaves colours out where ``NO_COLOR`` is set.
     """
 
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
+    def __init__(self, epochs: int, notes: Sequence[str] = ()) -> None:
+        self.epochs, self._notes = epochs, notes
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=32),
@@ -303,6 +309,7 @@ class TrainingProgress:
             "features": "maps are not matched: {reason}",
             "network": "all filters are trained, tied, which takes longer than the small network: {reason}",
         }
+        print_notes(self._notes)
         for record in records:
             if record.get("reason"):
                 err.print(said[record["kind"]].format(**record), soft_wrap=True, markup=False)
