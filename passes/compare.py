@@ -245,13 +245,13 @@ def _distance(want: Tensor, got: Tensor) -> tuple[float, float]:
     want, got = (precise(t if t.is_complex() else t.double(), torch.float64)[measured] for t in (want, got))
     if not want.numel():
         return 0.0, 1.0
-    return float((want - got).abs().max()), _scale(want.abs(), want == got)
+    return float((want - got).abs().max()), scale_of(want.abs(), want == got)
 
 
-def _scale(sizes: Tensor, same: Tensor) -> float:
+def scale_of(sizes: Tensor, same: Tensor) -> float:
     """The largest magnitude, but for that of a filler: a number that both hold alike, and far beyond all others, like -1e9 of a mask.
 
-    >>> _scale(torch.tensor([1e9, 1e9, 2.0]), torch.tensor([True, True, False])), _scale(torch.tensor([3.0, 2.0]), torch.ones(2) > 0)
+    >>> scale_of(torch.tensor([1e9, 1e9, 2.0]), torch.tensor([True, True, False])), scale_of(torch.tensor([3.0, 2.0]), torch.ones(2) > 0)
     (2.0, 3.0)
     """
     largest = sizes.max()
