@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -118,11 +119,9 @@ def lively(model: nn.Module, example_inputs: Inputs, seed: int) -> tuple[tuple[A
     Raises:
         TraceError: the model raises, or gives no finite numbers on the example either.
     """
+    random = (random_inputs(example_inputs, seed, positive=positive) for positive in (False, True))
     steady = None
-    for attempt in range(3):
-        inputs = as_arguments(example_inputs)
-        if attempt < 2:
-            inputs = random_inputs(example_inputs, seed, positive=attempt == 1)
+    for inputs in chain(random, [as_arguments(example_inputs)]):
         output = run(model, inputs)
         if finite(output) and varies(output):
             return inputs, output
