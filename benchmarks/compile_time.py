@@ -43,7 +43,7 @@ from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies
 from pdc_fx.passes.check import random_halves
 from pdc_fx.passes.compare import compare
 from pdc_fx.passes.rewrite import merge_channels
-from pdc_fx.passes.tie import Tying
+from pdc_fx.passes.tied import tie_once
 from pdc_fx.trace import Recording, record
 
 MODELS = (
@@ -103,7 +103,8 @@ def ours(model: nn.Module, inputs: tuple[Any, ...], *, verify: bool = False) -> 
 def halved(model: nn.Module, plan: ClusterPlan) -> tuple[nn.Module, ClusterPlan]:
     """A copy that is tied by the plan."""
     tied = copy.deepcopy(model)
-    return tied, Tying(tied, plan, "hard").snap()
+    tie_once(tied, plan)
+    return tied, plan
 
 
 def total(seconds: Seconds) -> float:
@@ -277,7 +278,8 @@ def rewrite_alone(name: str) -> dict[str, Any]:
     loaded = build_model(f"torchvision:{name}")
     inputs = example_inputs(loaded)
     analysis = analysed(loaded.model, inputs, record(loaded.model, inputs))
-    plan = Tying(loaded.model, random_halves(analysis.groups, 0), "hard").snap()
+    plan = random_halves(analysis.groups, 0)
+    tie_once(loaded.model, plan)
     gc.collect()
     before = memory("VmRSS")
     reset = forget_peak()

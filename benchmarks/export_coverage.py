@@ -68,7 +68,7 @@ def compact_form(name: str, seed: int = 0) -> tuple[Any, Any]:
     from pdc_fx.passes.check import calibrate, random_halves, randomize_statistics
     from pdc_fx.passes.compare import in_precision, random_inputs, run, varies
     from pdc_fx.passes.rewrite import merge_channels
-    from pdc_fx.passes.tie import Tying
+    from pdc_fx.passes.tied import tie_once
 
     torch.manual_seed(seed)
     size = next(size for pattern, size in SIZES if re.fullmatch(pattern, name))
@@ -84,7 +84,7 @@ def compact_form(name: str, seed: int = 0) -> tuple[Any, Any]:
         calibrate(model, inputs, seed)
         analysis = AnalyzeDependencies(inputs)(model)
         plan = random_halves(analysis.groups, seed)
-        Tying(model, plan, "hard").snap()
+        tie_once(model, plan)
         compact = merge_channels(model, plan, inputs, analysis).float().eval()
         if varies(run(compact, random_inputs(example, seed))):
             return compact, example

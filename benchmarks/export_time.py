@@ -37,14 +37,14 @@ def measure(arm: str, name: str, size: int) -> dict[str, float]:
     from pdc_fx.passes.analysis import AnalyzeDependencies
     from pdc_fx.passes.check import random_halves
     from pdc_fx.passes.rewrite import merge_channels
-    from pdc_fx.passes.tie import Tying
+    from pdc_fx.passes.tied import tie_once
 
     torch.manual_seed(0)
     model = build_model(f"torchvision:{name}").model.requires_grad_(False)
     inputs = (torch.zeros(1, 3, size, size),)
     analysis = AnalyzeDependencies(inputs)(model)
     plan = random_halves(analysis.groups, 0)
-    Tying(model, plan, "hard").snap()
+    tie_once(model, plan)
     compact = merge_channels(model, plan, inputs, analysis).eval()
     import onnx  # noqa: F401  # both arms need these
     import onnxscript  # noqa: F401

@@ -438,8 +438,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "tying-forgets-running-variance",
         "passes/tie.py",
-        '        axes = [axis for axis in merged_axes(self.current) if axis.role != "consumer"]',
-        '        axes = [a for a in merged_axes(self.current) if a.role != "consumer" and not a.tensor.endswith("running_var")]',
+        "        axes = tied_axes(self.current)",
+        '        axes = [axis for axis in tied_axes(self.current) if not axis.tensor.endswith("running_var")]',
         "running variances are left as they are",
         tests("tie", "members_stay_identical_bit_for_bit"),
         "merge",
@@ -447,8 +447,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "tying-forgets-biases",
         "passes/tie.py",
-        '        axes = [axis for axis in merged_axes(self.current) if axis.role != "consumer"]',
-        '        axes = [axis for axis in merged_axes(self.current) if axis.role == "producer"]',
+        "        axes = tied_axes(self.current)",
+        '        axes = [axis for axis in tied_axes(self.current) if axis.role == "producer"]',
         "only filters are tied, not what rides on them",
         tests("tie", "members_stay_identical_bit_for_bit"),
         "merge",
@@ -472,7 +472,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "nearly-tied-accepted",
-        "passes/tie.py",
+        "passes/tied.py",
         "    if found.value != 0:",
         "    if found.value > 1e-3:",
         "a model whose filters are only nearly equal counts as tied",
@@ -531,8 +531,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "wrong-block-behind-a-flatten",
         "passes/axes.py",
-        "            stand_ins[key][member.positions] = member.positions[representative]",
-        "            stand_ins[key][member.positions] = member.positions[representative][:, ::-1]",
+        "            place[member.positions] = member.positions[channels]",
+        "            place[member.positions] = member.positions[channels][:, ::-1]",
         "the first place of a flattened channel is added to the last of its representative",
         rules("flatten"),
         "merge",
@@ -835,7 +835,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "nan-forgotten",
-        "passes/tie.py",
+        "passes/tied.py",
         "        if math.isnan(value):\n            break\n",
         "",
         "a network with NaN in its first layer passes for tied",
@@ -925,8 +925,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "failed-verification-published",
         "pdc_fx/artifacts.py",
-        '        if not certificate["passed"]:',
-        "        if not certificate:",
+        '    if not certificate["passed"]:',
+        "    if not certificate:",
         "a directory whose ONNX file is wrong gets its final name",
         tests("verified", "a_directory_that_fails_gets_no_name"),
     ),

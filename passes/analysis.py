@@ -30,7 +30,7 @@ from pdc_fx.passes.gathers import Gather, gathers
 from pdc_fx.passes.literals import Program, edited
 from pdc_fx.passes.prediction import Mismatch, Prediction, lie_alike, of_shape, takes_numbers
 from pdc_fx.passes.surgery import compacted
-from pdc_fx.passes.tie import Tying
+from pdc_fx.passes.tied import tie_once
 from pdc_fx.rules import Channels, Flow, Weight
 from pdc_fx.rules.channels import FIXED
 from pdc_fx.rules.indexing import is_mask
@@ -120,7 +120,7 @@ class AnalyzeDependencies(Pass[nn.Module, Analysis]):
         The reference is a tied copy, since a program that branches on the data must take the same way in both.
         """
         tied = copied(model).requires_grad_(False)
-        Tying(tied, random_widths(solution.groups, 0), "hard").snap()
+        tie_once(tied, random_widths(solution.groups, 0))
         flow = flow_of(record(tied, self.example_inputs))
 
         def analyzed(stuck: list[Stuck]) -> Analysis:

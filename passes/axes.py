@@ -6,7 +6,7 @@ Tying, rewriting and the residual all read the plan through this table, so they 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from pdc_fx.errors import InputError
-from pdc_fx.ir import ClusterPlan, Integers, Role
+from pdc_fx.ir import ChannelGroups, ClusterPlan, Integers, Role
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,24 @@ class MergedAxis:
 
 def merged_axes(plan: ClusterPlan) -> list[MergedAxis]:
     """Every axis on which at least two positions become one, in the order of tensors and axes."""
-    stand_ins: dict[tuple[str, int], Integers] = {}
     owner: dict[tuple[str, int], tuple[Role, str]] = {}
-    for group, representative in zip(plan.groups.groups, plan.representatives, strict=True):
+    for group in plan.groups.groups:
         for member in group.members:
-            key = member.tensor, member.dim
-            if key not in stand_ins:
-                stand_ins[key] = np.arange(plan.groups.shapes[member.tensor][member.dim])
-                owner[key] = member.role, group.name
-            stand_ins[key][member.positions] = member.positions[representative]
-    axes = [
-        MergedAxis(tensor, dim, *owner[tensor, dim], stand_in) for (tensor, dim), stand_in in sorted(stand_ins.items())
-    ]
+            owner.setdefault((member.tensor, member.dim), (member.role, group.name))
+    positions = stand_ins(plan.groups, plan.representatives)
+    axes = [MergedAxis(*place, *owner[place], positions[place]) for place in sorted(positions)]
     return [axis for axis in axes if len(axis.kept) < len(axis.stand_in)]
+
+
+def stand_ins(groups: ChannelGroups, chosen: Sequence[Integers]) -> dict[tuple[str, int], Integers]:
+    """(tensor, axis) -> the position that stands for each, where ``chosen[g][i]`` stands for channel ``i`` of group ``g``."""
+    table: dict[tuple[str, int], Integers] = {}
+    for group, channels in zip(groups.groups, chosen, strict=True):
+        for member in group.members:
+            size = groups.shapes[member.tensor][member.dim]
+            place = table.setdefault((member.tensor, member.dim), np.arange(size))
+            place[member.positions] = member.positions[channels]
+    return table
 
 
 def by_tensor(axes: list[MergedAxis]) -> dict[str, list[MergedAxis]]:

@@ -36,11 +36,11 @@ from torch import Tensor, nn
 from pdc_fx.errors import InputError
 from pdc_fx.ir import ChannelGroup, ChannelGroups, ClusterPlan, Integers, first_appearance
 from pdc_fx.passes.allocation import PlanClusters
-from pdc_fx.passes.axes import merged_axes, named_tensors
+from pdc_fx.passes.axes import merged_axes, named_tensors, stand_ins
 from pdc_fx.passes.base import Pass
 from pdc_fx.passes.cluster import Bloc, Floats
 from pdc_fx.passes.statistics import Norm, Reader, Watch, require_images, run_watched
-from pdc_fx.passes.tie import require_tied
+from pdc_fx.passes.tied import require_tied
 from pdc_fx.trace import copied, require_usable
 
 SAMPLES = 2**15
@@ -197,18 +197,13 @@ class Refit(Watch):
     """
 
     def __init__(
-        self, model: nn.Module, plan: ClusterPlan, stand_ins: list[Integers], dense: DenseStatistics, ridge: float
+        self, model: nn.Module, plan: ClusterPlan, chosen: list[Integers], dense: DenseStatistics, ridge: float
     ) -> None:
         super().__init__(model, dense.samples)
         self._tensors, self._dense, self._ridge = named_tensors(model), dense, ridge
         self._axes = {(axis.tensor, axis.dim): axis for axis in merged_axes(plan)}
         self._before = {name: self._tensors[name].detach().clone() for name in dense.outputs}
-        self.rows: dict[tuple[str, int], Integers] = {}
-        for group, stand_in in zip(plan.groups.groups, stand_ins, strict=True):
-            for member in group.members:
-                size = plan.groups.shapes[member.tensor][member.dim]
-                rows = self.rows.setdefault((member.tensor, member.dim), np.arange(size))
-                rows[member.positions] = member.positions[stand_in]
+        self.rows = stand_ins(plan.groups, chosen)
 
     def before(self, reader: Reader) -> None:
         name = reader.weight
@@ -243,10 +238,10 @@ class Refit(Watch):
 
 
 @torch.no_grad()
-def copy_filters(model: nn.Module, plan: ClusterPlan, stand_ins: Sequence[Integers]) -> None:
+def copy_filters(model: nn.Module, plan: ClusterPlan, chosen: Sequence[Integers]) -> None:
     """Give each channel the filters of the one that stands for it: the module is then tied."""
     tensors = named_tensors(model)
-    for group, stand_in in zip(plan.groups.groups, stand_ins, strict=True):
+    for group, stand_in in zip(plan.groups.groups, chosen, strict=True):
         for member in group.tied:
             tensor = tensors[member.tensor]
             to, source = (
@@ -283,12 +278,12 @@ class Calibrate(Pass[nn.Module, tuple[nn.Module, ClusterPlan]]):
         run_watched(tied, images, dense)
         found = [elimination(group, tensors, dense) for group in self.groups.groups]
         plan = self.planner.over(lambda blocs: [_eliminated(bloc, found) for bloc in blocs], CAPACITY)(self.groups)
-        stand_ins = [
+        chosen = [
             representative if order is None else order.stand_in(plan.widths[i])
             for i, (representative, order) in enumerate(zip(plan.representatives, found, strict=True))
         ]
-        refit = Refit(tied, plan, stand_ins, dense, self.ridge)
-        copy_filters(tied, plan, stand_ins)
+        refit = Refit(tied, plan, chosen, dense, self.ridge)
+        copy_filters(tied, plan, chosen)
         if merged_axes(plan):
             run_watched(tied, images, refit)
             copy_filters(tied, plan, plan.representatives)

@@ -23,7 +23,7 @@ from pdc_fx.passes.analysis import AnalyzeDependencies
 from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.compare import called, compare, in_precision, lively
 from pdc_fx.passes.rewrite import describe, merge_channels, require_other_sizes
-from pdc_fx.passes.tie import Tying
+from pdc_fx.passes.tied import tie_once
 from pdc_fx.trace import (
     Inputs,
     as_arguments,
@@ -174,7 +174,7 @@ def check(
         plan = random_halves(groups, seed)
         with _timed(seconds, "tie"):
             tied = copied(original)
-            Tying(tied, plan, "hard").snap()
+            tie_once(tied, plan)
         with _timed(seconds, "rewrite"):
             compact = merge_channels(tied, plan, inputs, analysis)
         with _timed(seconds, "compare"):

@@ -318,11 +318,13 @@ def _frozen_units(
     movable: frozenset[fx.Node],
 ) -> _Reasons:
     reasons = _Reasons(len(slots.starts) - 1)
-    for tensor, dim in flow.axes if names else ():
-        module = tensor.rpartition(".")[0]
-        if any(matches(module, name) for name in names):
-            flow.freeze(flow.axes[tensor, dim].label, "was frozen by request", module)
-    for labels, reason, module in (*flow.frozen, *(_labels_of(entry, flow) for entry in stuck)):
+    modules = [(axis.label, tensor.rpartition(".")[0]) for (tensor, _), axis in flow.axes.items()]
+    asked = [
+        (label[label != FIXED], "was frozen by request", module)
+        for label, module in modules
+        if any(matches(module, name) for name in names)
+    ]
+    for labels, reason, module in (*flow.frozen, *asked, *(_labels_of(entry, flow) for entry in stuck)):
         reasons.add(unit[labels.numpy()], f"{reason} (at '{module}')" if module else reason)
     twice = (np.diff(slots.unit) == 0) & (np.diff(slots.axis) == 0) & (np.diff(slots.path) == 0)
     reasons.add(slots.unit[1:][twice], "meets itself at another position, so that its places cannot be told apart")

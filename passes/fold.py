@@ -25,7 +25,7 @@ from pdc_fx.passes.allocation import PlanClusters
 from pdc_fx.passes.axes import merged_axes, named_tensors
 from pdc_fx.passes.base import Pass
 from pdc_fx.passes.statistics import ReestimateNorms, Watch, require_images, run_watched
-from pdc_fx.passes.tie import Tying, require_tied
+from pdc_fx.passes.tied import require_tied, tie_once
 from pdc_fx.trace import copied, require_usable, zeros_of
 
 
@@ -67,7 +67,7 @@ class Fold(Pass[nn.Module, tuple[nn.Module, ClusterPlan]]):
     def call(self, value: nn.Module) -> tuple[nn.Module, ClusterPlan]:
         tied, plan = copied(value), self.planner(self.groups)
         repaired = {} if self.images is not None else _repaired(tied, plan)
-        tying = Tying(tied, plan, "hard")
+        tie_once(tied, plan)
         tensors = named_tensors(tied)
         if self.images is not None:
             device = next(iter(tensors.values())).device
@@ -75,8 +75,7 @@ class Fold(Pass[nn.Module, tuple[nn.Module, ClusterPlan]]):
         with torch.no_grad():
             for name, variance in repaired.items():
                 tensors[name].copy_(variance)
-        plan = tying.snap()
-        tying.close()
+        tie_once(tied, plan)
         return tied, plan
 
     def ensures(self, value: nn.Module, result: tuple[nn.Module, ClusterPlan]) -> None:

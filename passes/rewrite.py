@@ -34,7 +34,7 @@ from pdc_fx.passes.dependency import flow_of, solve
 from pdc_fx.passes.literals import edited
 from pdc_fx.passes.prediction import Mismatch, Prediction
 from pdc_fx.passes.surgery import compacted
-from pdc_fx.passes.tie import require_tied
+from pdc_fx.passes.tied import require_tied
 from pdc_fx.trace import Inputs, as_arguments, named_outputs, record, require_usable
 
 TOLERANCE = 1e-9  # relative, in float64

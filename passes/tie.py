@@ -19,7 +19,6 @@ multiplied leave little of it.
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,77 +28,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pdc_fx.errors import ExactnessError, InputError
+from pdc_fx.errors import InputError
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.axes import merged_axes, named_tensors, tensor_of
 from pdc_fx.passes.base import Pass
 from pdc_fx.passes.cluster import recluster
 from pdc_fx.passes.means import ClusterMeans
 from pdc_fx.passes.methods import Method, method_of
-from pdc_fx.passes.methods.csgd import REST
+from pdc_fx.passes.tied import Residual, require_tied, residual, tied_axes
 from pdc_fx.trace import require_usable
-
-
-@dataclass(frozen=True)
-class Residual:
-    """The largest deviation inside any cluster: relative to the tensor's largest magnitude, and where it is."""
-
-    value: float
-    group: str = ""
-    tensor: str = ""
-    index: int = -1
-
-    def __str__(self) -> str:
-        return (
-            f"{self.value:.3g} at position {self.index} of '{self.tensor}' in group '{self.group}'"
-            if self.tensor
-            else "0"
-        )
-
-    def __float__(self) -> float:
-        return self.value
-
-
-def residual(model: nn.Module, plan: ClusterPlan) -> Residual:
-    """How far ``model`` is from being tied by ``plan``; exactly 0 where it is."""
-    tensors = named_tensors(model)
-    worst = Residual(0.0)
-    for axis in merged_axes(plan):
-        if axis.role == "consumer":
-            continue
-        tensor = tensor_of(tensors, axis).detach()
-        if not (tensor.is_floating_point() or tensor.is_complex()):
-            tensor = tensor.double()  # a mask, or counts
-        deviation = (tensor - tensor.index_select(axis.dim, _index(axis.stand_in, tensor))).abs()
-        scale = max(float(tensor.abs().max()), torch.finfo(tensor.dtype).tiny)
-        per_position = deviation.movedim(axis.dim, 0).reshape(len(axis.stand_in), -1).amax(1)
-        value = float(per_position.max()) / scale
-        if not value <= worst.value:
-            worst = Residual(value, axis.group, axis.tensor, int(per_position.argmax()))
-        if math.isnan(value):
-            break
-    return worst
-
-
-def require_tied(model: nn.Module, plan: ClusterPlan) -> None:
-    """Raise :class:`ExactnessError` unless the members of every cluster are identical, bit for bit."""
-    found = residual(model, plan)
-    if math.isnan(found.value):
-        raise ExactnessError(
-            "the weights hold NaN, of which none is equal to another",
-            where=f"'{found.tensor}', position {found.index}",
-            hint="take weights from before the training went wrong",
-        )
-    if found.value != 0:
-        raise ExactnessError(
-            f"the model is not tied: relative residual {found.value:.3g} in group '{found.group}'",
-            where=f"'{found.tensor}', position {found.index}",
-            hint="call tying.snap() before the rewrite, and change no weight in between",
-        )
-
-
-def _index(values: object, like: Tensor) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.int64, device=like.device)
 
 
 @dataclass(frozen=True)
@@ -260,7 +197,7 @@ class Tying:
     def _bind(self) -> None:
         """Take up the clusters of the last reconstruction."""
         tensors = named_tensors(self._model)
-        axes = [axis for axis in merged_axes(self.current) if axis.role != "consumer"]
+        axes = tied_axes(self.current)
         for axis in axes:
             tensor_of(tensors, axis)
         self._axes = axes
@@ -312,7 +249,9 @@ class Tying:
         """Add ``eps (F - mean F)`` to each gradient."""
         centroids = {name: tensor.clone() for name, tensor in tensors.items()}
         self._means.average(centroids)
-        strengths = [self.method.pull * (1.0 if self._roles[name] == "producer" else REST) for name in tensors]
+        strengths = [
+            self.method.pull * (1.0 if self._roles[name] == "producer" else self.method.rest) for name in tensors
+        ]
         deviations = torch._foreach_sub(list(tensors.values()), list(centroids.values()))
         torch._foreach_mul_(deviations, strengths)
         torch._foreach_add_([gradients[name] for name in tensors], deviations)

@@ -324,17 +324,17 @@ def save(compressed: Compressed, directory: str | os.PathLike[str], *, overwrite
             "the model is called with more than tensors, of which no recipe could make it again",
             hint="keep its state_dict() and the plan's to_json(), or wrap it in a module that takes tensors",
         )
-    staging = Staging(Path(directory), overwrite=overwrite)
-    try:
-        certificate = deliver(compressed, staging.path)
-        if not certificate["passed"]:
-            raise VerificationError(
-                "the verification failed", where=str(certificate["compact_vs_onnx"]["first_difference"])
-            )
-    except BaseException:
-        staging.discard()
-        raise
+    with Staging(Path(directory), overwrite=overwrite) as staging:
+        require_verified(deliver(compressed, staging.path))
     return staging.publish()
+
+
+def require_verified(certificate: Mapping[str, Any]) -> None:
+    """Raise :class:`VerificationError` unless all comparisons of a certificate passed."""
+    if not certificate["passed"]:
+        raise VerificationError(
+            "the verification failed", where=str(certificate["compact_vs_onnx"]["first_difference"])
+        )
 
 
 def read_json(directory: Path, name: str) -> dict[str, Any]:

@@ -89,13 +89,10 @@ def run(directory: Path | None, observer: Observer | None, *, overwrite: bool = 
     with tempfile.TemporaryDirectory() as scratch:
         staging = Staging(directory or Path(scratch) / "digits", overwrite=overwrite)
         try:
-            result = _run(data, staging, observer, seed, Path(scratch))
-        except Interrupted as error:  # whose hint speaks of a checkpoint, which goes as well
-            staging.discard()
+            with staging:
+                result = _run(data, staging, observer, seed, Path(scratch))
+        except Interrupted as error:  # whose hint speaks of a checkpoint, which is gone
             raise Interrupted(error.what, signal=error.exit_code - 128) from error
-        except BaseException:
-            staging.discard()
-            raise
         if result.certificate["passed"]:
             staging.publish()
         else:

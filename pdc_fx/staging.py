@@ -25,17 +25,28 @@ class LockWarning(UserWarning):
 class Staging:
     """A directory under construction: ``.NAME.partial`` beside the final place, renamed by :meth:`publish`.
 
+    Work on it inside of ``with staging:``, where an error removes it.
+
     Args:
         directory: the final place.
         overwrite: replace the directory that is there, if it is empty or one of ours.
         resume: go on in what an interrupted run left.
         write: whether this process makes and checks the place; others of the same run only know where it is.
+        keep_checkpoint: an error leaves a directory with a checkpoint in it, for a run that resumes.
 
     Raises:
         InputError: the place is taken, another process works on it, or it cannot be written.
     """
 
-    def __init__(self, directory: Path, *, overwrite: bool = False, resume: bool = False, write: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        write: bool = True,
+        keep_checkpoint: bool = False,
+    ) -> None:
         self.final, self._given = directory.absolute(), str(directory)
         if not self.final.name:
             raise InputError("this cannot be an output directory", where=str(directory), hint="give a name with -o")
@@ -48,7 +59,7 @@ class Staging:
                 hint="set PYTHONUTF8=1 where only the locale does not know the letters, or choose another with -o",
             ) from error
         self.path, self._old = (self.final.with_name(f".{self.final.name}.{kind}") for kind in ("partial", "old"))
-        self._overwrite = overwrite
+        self._overwrite, self._writes, self._keep_checkpoint = overwrite, write, keep_checkpoint
         self._lock: weakref.finalize[..., Any] | None = None  # called, it gives the lock back
         if not write:
             return
@@ -82,6 +93,17 @@ class Staging:
                 where=str(directory),
                 hint="choose another with -o",
             ) from error
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None or not self._writes:
+            return
+        if self._keep_checkpoint and (self.path / CHECKPOINT).exists():
+            self.release()
+        else:
+            self.discard()
 
     def publish(self) -> Path:
         """Rename to the final place; what stood there before goes only now, and the checkpoint last.

@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pdc_fx.passes.axes import merged_axes, named_tensors
 from pdc_fx.passes.check import random_halves
-from pdc_fx.passes.tie import Tying, residual
+from pdc_fx.passes.tie import Tying
+from pdc_fx.passes.tied import residual
 from pdc_fx.pipeline import analyze
 
 CASES: list[dict[str, Any]] = [

@@ -19,7 +19,7 @@ from pdc_fx.errors import InputError
 from pdc_fx.ir import ChannelGroups, Integers
 from pdc_fx.passes.calibrate import Elimination, eliminate, ridge_regression
 from pdc_fx.passes.statistics import Reader, Watch, run_watched
-from pdc_fx.passes.tie import residual
+from pdc_fx.passes.tied import residual
 
 IMAGES = (48, 3, 8, 8)
 

@@ -446,6 +446,23 @@ def test_no_room_from_the_start_leaves_nothing(spec: str, tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_cannot_be_renamed_is_kept(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody takes the place while the run is delivered: the message names where all of it lies."""
+    from pdc_fx import artifacts
+
+    made = artifacts.onnx_accuracy
+
+    def meanwhile(*given: Any) -> Any:
+        (tmp_path / "out" / "someone").mkdir(parents=True)
+        return made(*given)
+
+    monkeypatch.setattr(artifacts, "onnx_accuracy", meanwhile)
+    result = run("compress", spec, *options(tmp_path / "out", epochs=0, start="fold"))
+    assert result.exit_code == 2
+    assert "rename that" in " ".join(result.stderr.split())
+    assert (tmp_path / ".out.partial" / ONNX).exists()
+
+
 def test_files_of_another_model_are_refused(compressed: Path, spec: str, tmp_path: Path) -> None:
     """One ONNX file that computes something else and says of what recipe it is, one that says nothing, and weights."""
     other = tmp_path / "other"

@@ -12,7 +12,7 @@ import pdc_fx
 from pdc_fx.errors import InputError, PlanError, TraceError
 from pdc_fx.passes.fold import folded_variance
 from pdc_fx.passes.statistics import Watch, run_watched
-from pdc_fx.passes.tie import residual
+from pdc_fx.passes.tied import residual
 
 
 def net() -> nn.Sequential:

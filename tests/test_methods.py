@@ -16,8 +16,8 @@ from pdc_fx.errors import InputError
 from pdc_fx.options import Mode
 from pdc_fx.passes.axes import merged_axes, named_tensors
 from pdc_fx.passes.methods import METHODS, Method
-from pdc_fx.passes.methods.csgd import REST
-from pdc_fx.passes.tie import Tying, residual
+from pdc_fx.passes.tie import Tying
+from pdc_fx.passes.tied import residual
 from pdc_fx.pipeline import rewrite, tie
 
 
@@ -98,7 +98,7 @@ def test_csgd_is_the_equation_of_the_paper() -> None:
             expected = weight - rate * (gradient + decay * weight)
         else:
             assert axis.dim == 0
-            strength = method.pull * (1.0 if axis.role == "producer" else REST)
+            strength = method.pull * (1.0 if axis.role == "producer" else method.rest)
             expected = torch.empty_like(weight)
             for first in set(axis.stand_in.tolist()):
                 rows = torch.as_tensor(np.flatnonzero(axis.stand_in == first))

@@ -154,6 +154,24 @@ def test_a_replacement_that_was_killed_half_way_is_undone(tmp_path: Path, monkey
     assert names(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("checkpoint", [True, False])
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_error_leaves_only_what_can_be_resumed(checkpoint: bool, keep: bool, tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "out", keep_checkpoint=keep)
+    if checkpoint:
+        (staging.path / "checkpoint").mkdir()
+    with pytest.raises(KeyboardInterrupt), staging:
+        raise KeyboardInterrupt
+    assert names(tmp_path) == ([".out.partial"] if keep and checkpoint else [])
+
+
+def test_an_error_in_another_process_leaves_all(tmp_path: Path) -> None:
+    filled(tmp_path / "out", "first")
+    with pytest.raises(KeyboardInterrupt), Staging(tmp_path / "out", write=False):
+        raise KeyboardInterrupt
+    assert names(tmp_path) == [".out.partial"]
+
+
 def test_what_cannot_be_renamed_stays_and_is_named(tmp_path: Path) -> None:
     staging = filled(tmp_path / "out", "new")
     (tmp_path / "out").mkdir()

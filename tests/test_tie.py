@@ -26,7 +26,8 @@ from pdc_fx.passes import means
 from pdc_fx.passes.axes import MergedAxis, merged_axes, named_tensors
 from pdc_fx.passes.check import random_halves
 from pdc_fx.passes.means import ClusterMeans
-from pdc_fx.passes.tie import Tying, residual
+from pdc_fx.passes.tie import Tying
+from pdc_fx.passes.tied import residual
 from pdc_fx.pipeline import analyze, rewrite, tie
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)

@@ -14,7 +14,7 @@ from torch import nn
 import pdc_fx
 from pdc_fx.data import open_data
 from pdc_fx.distill import Processes, TrainOptions
-from pdc_fx.passes.tie import residual
+from pdc_fx.passes.tied import residual
 
 
 def main(directory: str, mode: str, start: str) -> None:

@@ -18,6 +18,7 @@ class Method:
         held: members stay identical between rounds: gradients are averaged inside clusters, weights projected after each step. After
             the last round they always are.
         pull: strength with which members that are not held are drawn to their centroid.
+        rest: share of that strength for what rides on a channel.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Method:
     settled: float = 0.0
     held: bool = True
     pull: float = 0.0
+    rest: float = 1.0
 
     def __post_init__(self) -> None:
         if self.rounds < 0 or not 0 <= self.settled <= 1 or not 0 <= self.pull < float("inf"):

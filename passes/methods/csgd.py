@@ -15,6 +15,4 @@ default here is made for runs of some thousand steps.
 
 from pdc_fx.passes.methods.base import Method
 
-CSGD = Method("csgd", held=False, pull=0.05)
-REST = 0.1
-"""Of the strength, for what rides on a channel."""
+CSGD = Method("csgd", held=False, pull=0.05, rest=0.1)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -37,7 +36,7 @@ from pdc_fx.cli.options import (
 )
 from pdc_fx.cli.panels import GroupedCommand
 from pdc_fx.directory import CHECKPOINT, CONFIG
-from pdc_fx.errors import InputError, VerificationError
+from pdc_fx.errors import InputError
 from pdc_fx.options import MIXED_FROM, Amp, Distill, Features, Mode, Opt, Start, TrainOptions
 
 DEFAULT = TrainOptions()
@@ -247,7 +246,7 @@ def compress(
 ) -> None:
     """Train the model tied under distillation (or fold or calibrate it), merge its channels exactly, export to ONNX and verify."""
     chosen = dict(locals())
-    from pdc_fx.artifacts import deliver, onnx_accuracy, require_exportable
+    from pdc_fx.artifacts import deliver, onnx_accuracy, require_exportable, require_verified
     from pdc_fx.cli.config import effective, overruled
     from pdc_fx.cli.render import (
         TrainingProgress,
@@ -309,7 +308,7 @@ def compress(
         "classes": list(images.classes),
     }
     first = Processes.of_environment().first
-    staging = Staging(output, overwrite=overwrite, resume=resume, write=first)
+    staging = Staging(output, overwrite=overwrite, resume=resume, write=first, keep_checkpoint=True)
     notes = []
     if weights is None:
         notes.append("no --weights, so the network is taken with those that its factory gives it")
@@ -318,7 +317,7 @@ def compress(
     if resume and not (staging.path / CHECKPOINT).exists():
         notes.append(f"no checkpoint of an interrupted run into '{output}', so the run begins")
     with (
-        _kept_if_resumable(staging, first),
+        staging,
         TrainingProgress(epochs, notes) if first and epochs else nullcontext() as progress,
     ):
         if first:
@@ -352,33 +351,17 @@ def compress(
     if not epochs:
         print_notes(notes)
     warn_of_loss(compressed.metrics)
-    with _kept_if_resumable(staging, first):
+    with staging:
         certificate = deliver(compressed, staging.path, onnx_accuracy(images))
-        if not certificate["passed"]:
-            if json:
-                print_json({"directory": None, **certificate})
-            raise VerificationError(
-                "the verification failed", where=str(certificate["compact_vs_onnx"]["first_difference"])
-            )
-        staging.publish()
+        if json and not certificate["passed"]:
+            print_json({"directory": None, **certificate})
+        require_verified(certificate)
+    staging.publish()
     if json:
         print_json({"directory": str(output), **certificate})
         return
     out.print(result_table(delivery_rows(certificate), shown(f"{model} -> {output}")))
     print_comparisons(certificate)
-
-
-@contextmanager
-def _kept_if_resumable(staging: Any, first: bool) -> Iterator[None]:
-    """After an error keep the directory only if a checkpoint is in it: what was trained is not lost to a disk that is full."""
-    try:
-        yield
-    except BaseException:
-        if first and (staging.path / CHECKPOINT).exists():
-            staging.release()
-        elif first:
-            staging.discard()
-        raise
 
 
 def _normalization(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

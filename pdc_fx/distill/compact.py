@@ -29,7 +29,7 @@ from pdc_fx.passes.dependency import flow_of, solve
 from pdc_fx.passes.prediction import Prediction
 from pdc_fx.passes.rewrite import ChannelAddition
 from pdc_fx.passes.surgery import expand
-from pdc_fx.passes.tie import Tying
+from pdc_fx.passes.tied import tie_once
 from pdc_fx.rules import Channels
 from pdc_fx.trace import evaluating
 
@@ -100,9 +100,7 @@ def compact_for_training(model: nn.Module, plan: ClusterPlan, images: Tensor, co
     """
     if plan.groups.unreached:
         raise Untrainable("parts of the model run in training only", where=", ".join(plan.groups.unreached[:3]))
-    tying = Tying(model, plan, "hard")
-    tying.snap()
-    tying.close()
+    tie_once(model, plan)
     small = ChannelAddition(plan, images)(model)
     expand(small, model, plan)  # the same weights now in any precision
     (twin, example), (small_twin, _) = in_precision(model, images), in_precision(small, images)
