@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from pdc_fx.directory import DENSE_MACS_KEY, MACS_KEY
 from pdc_fx.errors import InputError
 from pdc_fx.export.memory import peak_memory
-from pdc_fx.export.profiling import WIDTH, explain, placement, profile, uneven_share
+from pdc_fx.export.profiling import explain, placement, profile, uneven_share
 from pdc_fx.export.session import bind, choose_provider, default_threads, make_session, random_feed
 from pdc_fx.export.store import bytes_of
 from pdc_fx.export.timing import BatchTiming, processor_name, require_counts, time_batch
+from pdc_fx.passes.budget import BLOCKS
 
 ENOUGH = 0.95
 """Efficiency below which a report says where the time goes."""
@@ -153,6 +154,7 @@ def _detailed(
     memory: list[int | None] = [None, None]
     if provider == "cpu":  # the memory of a GPU is not that of the process
         memory = [peak_memory(path, timing.batch, threads=threads) for path in paths]
+    block = BLOCKS[provider]
     low = timing.efficiency is not None and timing.efficiency < ENOUGH
     reasons: tuple[str, ...] = ()
     if low or places is None:
@@ -163,8 +165,8 @@ def _detailed(
                 explain(dense, compact, (macs[0] * timing.batch, macs[1] * timing.batch))
                 if provider == "cpu"
                 else (
-                    f"{uneven_share(compact, 'macs'):.0%} of the MACs at widths no multiple of {WIDTH} "
-                    f"(dense: {uneven_share(dense, 'macs'):.0%})",
+                    f"{uneven_share(compact, 'macs', block):.0%} of the MACs at widths no multiple of {block} "
+                    f"(dense: {uneven_share(dense, 'macs', block):.0%})",
                 )
             )
     detailed = dataclasses.replace(timing, dense_memory=memory[0], compact_memory=memory[1], reasons=reasons)

@@ -18,6 +18,7 @@ from typing import Any
 from pdc_fx.errors import PdcError
 from pdc_fx.export.session import bind, make_session, random_feed
 from pdc_fx.files import scratch_folder
+from pdc_fx.passes.budget import BLOCKS
 
 PRODUCTS = frozenset(
     {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
@@ -26,9 +27,6 @@ PRODUCTS = frozenset(
 
 LAYOUT = frozenset({"ReorderInput", "ReorderOutput", "Transpose"})
 """Operators that only move values; the first two lead into and out of blocks of channels on a CPU."""
-
-WIDTH = 16
-"""Channels in a block on a CPU with AVX-512. A width that is no multiple of it is padded, or computed without blocks."""
 
 _WARMUP = 2
 _KERNEL = "_kernel_time"
@@ -66,10 +64,9 @@ class NodeTime:
             return "layout"
         return _BETWEEN if self.operator == _BETWEEN else "others"
 
-    @property
-    def uneven(self) -> bool:
-        """Whether a width is no multiple of :data:`WIDTH`."""
-        return any(width % WIDTH for width in self.widths)
+    def uneven(self, block: int) -> bool:
+        """Whether a width is no multiple of ``block``: it is padded, or computed without blocks."""
+        return any(width % block for width in self.widths)
 
 
 def profile(
@@ -186,7 +183,7 @@ def explain(dense: Sequence[NodeTime], compact: Sequence[NodeTime], macs: tuple[
     2.00 ms over dense/2.00: convolutions +1.00, others +1.00
     widths not multiples of 16: 100% of products' time, dense 0%; MACs +20%
     """
-    ratio = macs[0] / macs[1]
+    ratio, block = macs[0] / macs[1], BLOCKS["cpu"]
     total = sum(node.ms for node in compact) - sum(node.ms for node in dense) / ratio
     if total <= 0:
         return ("the profile shows no such loss: it is within what the times vary by",)
@@ -195,11 +192,11 @@ def explain(dense: Sequence[NodeTime], compact: Sequence[NodeTime], macs: tuple[
     largest = sorted(excess.items(), key=lambda item: -item[1])[:2]
     parts = ", ".join(f"{kind} {ms:+.2f}" for kind, ms in largest if ms > total / 10)
     lines = [f"{total:.2f} ms over dense/{ratio:.2f}: {parts}"]
-    shares = [uneven_share(nodes, "ms") for nodes in (dense, compact)]
+    shares = [uneven_share(nodes, "ms", block) for nodes in (dense, compact)]
     added = [sum(node.macs for node in nodes) / own - 1 for nodes, own in zip((dense, compact), macs, strict=True)]
     if shares[1] > shares[0] + 0.01 or added[1] > added[0] + 0.01:
         lines.append(
-            f"widths not multiples of {WIDTH}: {shares[1]:.0%} of products' time, dense {shares[0]:.0%}; "
+            f"widths not multiples of {block}: {shares[1]:.0%} of products' time, dense {shares[0]:.0%}; "
             f"MACs {added[1]:+.0%}"
         )
     return tuple(lines)
@@ -209,8 +206,8 @@ def _time(nodes: Sequence[NodeTime], kind: str) -> float:
     return sum(node.ms for node in nodes if node.kind == kind)
 
 
-def uneven_share(nodes: Sequence[NodeTime], of: str) -> float:
-    """Share of the products' time (``ms``) or multiply-accumulates (``macs``) in nodes with a width that fills no block."""
-    values = [(float(getattr(node, of)), node.uneven) for node in nodes if node.operator in PRODUCTS]
+def uneven_share(nodes: Sequence[NodeTime], of: str, block: int) -> float:
+    """Share of the products' time (``ms``) or multiply-accumulates (``macs``) in nodes with a width that fills no blocks of ``block``."""
+    values = [(float(getattr(node, of)), node.uneven(block)) for node in nodes if node.operator in PRODUCTS]
     whole = sum(value for value, _ in values)
     return sum(value for value, uneven in values if uneven) / whole if whole else 0.0

@@ -2,7 +2,7 @@
 
 Which providers work is asked by trying: ``onnxruntime-gpu`` lists its CUDA provider on machines without a driver, too,
 and where it does not load, a session silently gets the CPU instead. Here a provider that was named is used or is an
-error. A new target is one more entry in :data:`PROVIDERS`.
+error. A new target is an entry in :data:`PROVIDERS` and in :data:`~pdc_fx.passes.budget.BLOCKS`, and a name for the command line.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from pdc_fx.passes.convolution import layer_call, window
 from pdc_fx.trace import Recording
 
 Shape = tuple[int, ...]
-_GRID = Rounding(16, shrinks=True)
+_GRID = Rounding.of("auto")
 _SHARES = (0.25, 0.5, 0.75)
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -23,6 +23,7 @@ from typer.testing import CliRunner, Result
 import pdc_fx
 from pdc_fx.artifacts import Compressed, save
 from pdc_fx.cli import app
+from pdc_fx.cli.options import Provider
 from pdc_fx.directory import BENCHMARK, DENSE_MACS_KEY, MACS_KEY, ONNX, RECIPE, REPORT
 from pdc_fx.errors import ArtifactError, InputError, PdcError
 from pdc_fx.export import session as sessions
@@ -35,6 +36,7 @@ from pdc_fx.export.session import choose_provider, make_session
 from pdc_fx.export.speed import BEGIN, END
 from pdc_fx.export.timing import BatchTiming, Timing, time_batch
 from pdc_fx.files import replace_file
+from pdc_fx.passes.budget import BLOCKS
 from pdc_fx.passes.rewrite import ChannelAddition
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -221,8 +223,15 @@ def test_a_node_as_recorded(name: str) -> None:
     operator, image, weight, result, macs, kind, uneven = PRODUCTS[name]
     events = [event("model_run", 0, 100), event("n_kernel_time", 10, 60, operator, image, weight, result)]
     node, between = node_times(events)
-    assert (node.name, node.ms, node.macs, node.kind, node.uneven) == ("n", 0.06, macs, kind, uneven)
+    assert (node.name, node.ms, node.macs, node.kind, node.uneven(16)) == ("n", 0.06, macs, kind, uneven)
     assert (between.kind, between.ms) == ("between nodes", pytest.approx(0.04))
+
+
+def test_each_provider_has_blocks_and_a_name() -> None:
+    """What ``--round-to auto`` plans for a provider fills the blocks that ``bench`` asks for there."""
+    assert set(BLOCKS) == set(sessions.PROVIDERS) == set(get_args(Provider)) - {"auto"}
+    made = NodeTime("c", "Conv", CPU, 1.0, 1, (64 + BLOCKS["cuda"],))
+    assert (made.uneven(BLOCKS["cuda"]), made.uneven(BLOCKS["cpu"])) == (False, True)
 
 
 def test_the_middle_runs_count_and_add_up() -> None:
