@@ -742,9 +742,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "certificate-tolerance",
-        "passes/rewrite.py",
-        "TOLERANCE = 1e-9  # relative, in float64",
-        "TOLERANCE = 1e-1  # relative, in float64",
+        "passes/compare.py",
+        "EXACT = 1e-9",
+        "EXACT = 1e-1",
         "a compact network that is a tenth off is certified",
         tests("verified", "a_wrong_merge_is_refused_by_default"),
     ),

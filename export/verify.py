@@ -117,7 +117,7 @@ def verify_onnx(
     Args:
         model: the PyTorch model; it runs in eval mode and is left as it was.
         path: the ONNX file, its inputs and outputs named as :func:`~pdc_fx.export.onnx.export_onnx` names them.
-        example_inputs: as for the export. Floating-point values are replaced by standard normal numbers.
+        example_inputs: as for the export. Floating-point values are replaced by random ones (:func:`~pdc_fx.passes.compare.random_inputs`).
         batch_sizes: sizes of the batches to run; for a file with a fixed batch size give that one alone. Images in a list
             are as many as in ``example_inputs``.
         rounds: batches of each size. Where the file takes images of any size, every second is of larger images.

@@ -21,7 +21,7 @@ from pdc_fx.errors import ExactnessError, InputError, NothingToMergeError
 from pdc_fx.ir import Certificate, ChannelGroups, ClusterPlan, Integers, first_appearance
 from pdc_fx.passes.analysis import AnalyzeDependencies
 from pdc_fx.passes.axes import named_tensors
-from pdc_fx.passes.compare import called, compare, in_precision, lively
+from pdc_fx.passes.compare import EXACT, called, compare, in_precision, lively
 from pdc_fx.passes.rewrite import describe, merge_channels, require_other_sizes
 from pdc_fx.passes.tied import tie_once
 from pdc_fx.trace import (
@@ -39,7 +39,7 @@ from pdc_fx.trace import (
 GAINS = (1.0, 10.0, 100.0, 1000.0)
 """How much the layers whose channels are frozen are amplified until the outputs vary: an untrained detector finds nothing."""
 
-TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
+TOLERANCES = {"float64": EXACT, "float32": 1e-4}
 
 
 def random_halves(groups: ChannelGroups, seed: int) -> ClusterPlan:

@@ -24,6 +24,9 @@ from pdc_fx.trace import (
     way_out,
 )
 
+EXACT = 1e-9
+"""Largest relative error, in float64, of networks that are the same function but for the order of their sums."""
+
 FILLER = 1e4
 """How many times larger than all others a number is that only fills places."""
 

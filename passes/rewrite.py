@@ -20,6 +20,7 @@ from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies, follows_sizes,
 from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.base import Pass
 from pdc_fx.passes.compare import (
+    EXACT,
     Comparison,
     attempted,
     compare,
@@ -36,8 +37,6 @@ from pdc_fx.passes.prediction import Mismatch, Prediction
 from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tied import require_tied
 from pdc_fx.trace import Inputs, as_arguments, named_outputs, record, require_usable
-
-TOLERANCE = 1e-9  # relative, in float64
 
 
 @dataclass
@@ -66,9 +65,9 @@ class ChannelAddition(Pass[nn.Module, nn.Module]):
         # proved in float64; the compact module then takes the dtypes of the one that came in, one rounding per entry
         tied, inputs = in_precision(value, self.example_inputs)
         compact = merge_channels(tied, self.plan, inputs)
-        self.comparison = compare(tied, compact, inputs, tolerance=TOLERANCE)
+        self.comparison = compare(tied, compact, inputs, tolerance=EXACT)
         if self.comparison.passed:
-            require_other_sizes(tied, compact, inputs, TOLERANCE)
+            require_other_sizes(tied, compact, inputs, EXACT)
         _take_types(compact, value)
         if isinstance(compact, fx.GraphModule):  # else it is a copy, each module in the mode of its original
             compact.train(value.training)
@@ -77,7 +76,7 @@ class ChannelAddition(Pass[nn.Module, nn.Module]):
     def ensures(self, value: nn.Module, result: nn.Module) -> None:
         if self.comparison is not None and not self.comparison.passed:
             raise ExactnessError(
-                f"the compact model is not the tied one: relative error {self.comparison.max_rel_error:.3g}, allowed {TOLERANCE:g}",
+                f"the compact model is not the tied one: relative error {self.comparison.max_rel_error:.3g}, allowed {EXACT:g}",
                 where=self.comparison.first_difference or "output",
                 hint="this is a fault of pdc-fx or of a registered rule; freeze the module named here and report it",
             )

@@ -64,7 +64,7 @@ class Compressed:
         example_inputs: what both were run on.
         exactness: tied against compact in float64, as :func:`pdc_fx.compress` measured it; :func:`save` measures it where it is None.
         accuracy: top-1, 0 to 1, by name (``teacher``, ``tied``, ``compact``; ``onnx`` in a certificate); empty without data.
-        metrics: one record per epoch, below those of kind ``features`` (maps that were compared) and ``network`` (what was trained).
+        metrics: one record per epoch, among others of what was trained, and how; :data:`pdc_fx.directory.METRICS` has the kinds.
         source: the model spec, the number of classes, the data and the command line, as far as known.
         original: the network before compression, whose filters the report compares; None where it is not at hand.
     """
@@ -267,8 +267,7 @@ def deliver(
     write_text(directory / REPORT, page)
     if timing is not None:
         write_benchmark(directory, {**benchmark_record(timing, "exported from the teacher"), "compact": ONNX})
-    if not (directory / METRICS).exists():
-        write_text(directory / METRICS, "".join(json.dumps(m) + "\n" for m in compressed.metrics))
+    write_text(directory / METRICS, "".join(json.dumps(m) + "\n" for m in compressed.metrics))
     return certificate
 
 

@@ -4,7 +4,7 @@ model.safetensors   weights of the compact model
 recipe.json         how to rebuild its shapes: model spec, inputs, cluster plan
 model.onnx          for deployment
 certificate.json    what was measured, and the SHA-256 of the files
-metrics.jsonl       one line per epoch, below what was trained and whose maps were compared
+metrics.jsonl       one line per epoch, below what was trained and how
 report.html         all of it for people
 benchmark.json      what was timed last, by ``pdc-fx bench`` or the demonstration; the page shows it, too
 config.yaml         the options of the run, where it was ``pdc-fx compress``
@@ -19,6 +19,8 @@ RECIPE = "recipe.json"
 ONNX = "model.onnx"
 CERTIFICATE = "certificate.json"
 METRICS = "metrics.jsonl"
+"""Records by their ``kind``: ``features`` (maps that were compared), ``images`` (mixed or not), ``layout`` (of memory), ``network`` (which
+one was trained), ``start`` (accuracy before training), ``epoch``, and ``untrained`` (accuracy that a short run is compared with)."""
 REPORT = "report.html"
 BENCHMARK = "benchmark.json"
 CONFIG = "config.yaml"

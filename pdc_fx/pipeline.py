@@ -423,17 +423,13 @@ def compress(
         count = calibration_images or min(default_calibration_images(data.image_shape), len(data.train))
         return sample_images(data, count)
 
-    def begin() -> ClusterPlan:
-        nonlocal tied
-        groups = analyze(tied, inputs, frozen=frozen)
+    def begun(network: nn.Module) -> tuple[nn.Module, ClusterPlan]:
+        groups = analyze(network, inputs, frozen=frozen)
         if start == "model":
-            return plan(tied, groups, **budget)
+            return network, plan(network, groups, **budget)
         if start == "fold":
-            tied, clusters = fold(tied, groups, **budget)
-        else:
-            ridge = UNFITTED if options.epochs else RIDGE
-            tied, clusters = calibrate(tied, groups, samples(), **budget, ridge=ridge)
-        return clusters
+            return fold(network, groups, **budget)
+        return calibrate(network, groups, samples(), **budget, ridge=UNFITTED if options.epochs else RIDGE)
 
     def tested(network: nn.Module) -> float:
         right = accuracy(network.to(processes.device), data.test, data, processes=processes)
@@ -441,7 +437,9 @@ def compress(
         return right
 
     origin = {"start": start, "calibration images": calibration_images, "weights": weights_digest(model.state_dict())}
-    clusters = agreed_plan(begin)
+    if processes.first:
+        tied, made = begun(tied)
+    clusters = agreed_plan(lambda: made)
     if start != "model":
         processes.share_weights(tied)
     final, metrics = clusters, list[dict[str, Any]]()

@@ -25,7 +25,7 @@ from pdc_fx.artifacts import load, sha256
 from pdc_fx.cli import app, main
 from pdc_fx.cli.render import print_json, warn_of_loss
 from pdc_fx.data import open_data
-from pdc_fx.directory import CERTIFICATE, CONFIG, ONNX, RECIPE, REPORT, WEIGHTS
+from pdc_fx.directory import CERTIFICATE, CONFIG, METRICS, ONNX, RECIPE, REPORT, WEIGHTS
 from pdc_fx.distill import accuracy
 from pdc_fx.errors import ArtifactError, Interrupted
 from pdc_fx.export import store
@@ -237,8 +237,10 @@ def test_the_keys_that_are_documented_are_those_that_are_printed(compressed: Pat
         rows = re.findall(r"^\| (`.*?) \|", sections[name], flags=re.MULTILINE)
         documented = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
         assert documented == set(found), name
-    epoch = json.loads((compressed / "metrics.jsonl").read_text().splitlines()[-1])
-    assert set(epoch) <= {*re.findall(r"`(\w+)`", sections["metrics.jsonl"]), "kind"}
+    words = {*re.findall(r"`(\w+)`", sections["metrics.jsonl"])}
+    records = [json.loads(line) for line in (compressed / METRICS).read_text().splitlines()]
+    assert {"epoch", "start", "network", "untrained"} <= {record["kind"] for record in records} <= words
+    assert all(set(record) <= words for record in records if record["kind"] == "epoch")
 
 
 @pytest.mark.parametrize("epochs", [1, 100])

@@ -24,7 +24,7 @@ from pdc_fx.distill.loss import logits_of
 from pdc_fx.errors import InputError
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.analysis import AnalyzeDependencies
-from pdc_fx.passes.compare import in_precision, random_inputs
+from pdc_fx.passes.compare import EXACT, difference, in_precision, random_inputs
 from pdc_fx.passes.dependency import flow_of, solve
 from pdc_fx.passes.prediction import Prediction
 from pdc_fx.passes.rewrite import ChannelAddition
@@ -32,8 +32,6 @@ from pdc_fx.passes.surgery import expand
 from pdc_fx.passes.tied import tie_once
 from pdc_fx.rules import Channels
 from pdc_fx.trace import evaluating
-
-TOLERANCE = 1e-9  # relative, in float64
 
 
 class Untrainable(InputError):
@@ -136,9 +134,10 @@ def _require_same_in_training(tied: nn.Module, compact: nn.Module, example: Tens
                 found.append(logits_of(network(images)))
             except RuntimeError as problem:
                 raise Untrainable(f"the small network does not run in training mode: {problem}") from problem
-    error = float((found[0] - found[1]).abs().max()) / max(float(found[0].abs().max()), 1e-30)
-    if not error <= TOLERANCE:
-        raise Untrainable(f"in training mode the small network is another function (relative difference {error:.2g})")
+    apart = difference(found[0], found[1], EXACT)
+    if not apart.passed:
+        error = f"relative difference {apart.max_rel_error:.2g}"
+        raise Untrainable(f"in training mode the small network is another function ({error})")
 
 
 @contextmanager
@@ -204,6 +203,5 @@ def _same(small: Tensor, whole: Tensor, spread: Spread) -> bool:
     """Whether a value is a map; one that does not vary tells nothing."""
     if small.dim() != whole.dim() or small.shape[spread.dim] != int(spread.index.max()) + 1:
         return False
-    values = spread(small)
-    scale = float(whole.abs().max())
-    return values.shape == whole.shape and scale > 0 and float((values - whole).abs().max()) <= TOLERANCE * scale
+    apart = difference(whole, spread(small), EXACT)
+    return apart.passed and not apart.constant
