@@ -3,7 +3,7 @@
     python benchmarks/one_shot.py --weights DIR --data DIR          all of it, into benchmarks/results/one-shot.json
 
 DIR of the weights holds ``resnet20-cifar10.safetensors`` and ``resnet56-cifar10.safetensors``, that of the data CIFAR-10's two
-parquet files. All arms get the same unlabelled images, the first of the training set. Multiply-accumulates are counted by one
+parquet files. All arms get the same unlabelled images, 512 training images of all classes. Multiply-accumulates are counted by one
 function on the small model.
 
 Torch-Pruning (``pip install torch-pruning``) runs with its defaults, uniform and global, with L1 and with group-norm importance

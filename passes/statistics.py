@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -31,7 +32,7 @@ from pdc_fx.errors import InputError
 from pdc_fx.ir import ChannelGroups
 from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.convolution import Window, layer_call, window
-from pdc_fx.trace import Inputs, as_arguments, evaluating, fresh
+from pdc_fx.trace import Inputs, as_arguments, evaluating, fresh, in_mode
 
 _NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 
@@ -116,7 +117,10 @@ class Reader:
 
 @dataclass(frozen=True)
 class Norm:
-    """One call of a batch norm with running statistics; ``variance`` names these. ``values``: shape ``(N, C, ..)``, what it normalises."""
+    """One call of a batch norm with running statistics that move in training; ``variance`` names these.
+
+    ``values``: shape ``(N, C, ..)``, what it normalises.
+    """
 
     variance: str
     running_mean: Tensor
@@ -151,6 +155,8 @@ class Watch(TorchFunctionMode):
         self._last: tuple[str, Tensor, int, int] | None = None
         self._made = WeakIdKeyDictionary()  # output of a reader -> its weight
         self._looked_at: Counter[str] = Counter()  # how many functions made a tensor of the outputs of each weight
+        steady = {m for m in model.modules() if isinstance(m, _BatchNorm)} - set(moving_norms(model))
+        self._steady = {id(norm.running_var) for norm in steady}
 
     @property
     def scale_free(self) -> set[str]:
@@ -212,9 +218,15 @@ class Watch(TorchFunctionMode):
     def _norm(self, args: Any, kwargs: Mapping[str, Any]) -> Norm | None:
         given = {**dict(zip(_NORM_ARGUMENTS, args, strict=False)), **kwargs}
         name = self._names.get(id(given.get("running_var")))
-        if name is None or given.get("training"):
+        if name is None or given.get("training") or id(given["running_var"]) in self._steady:
             return None
         return Norm(name, given["running_mean"], given["running_var"], given["input"].detach())
+
+
+def moving_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Batch norms whose statistics move while the model trains: its own ``train`` may keep some in eval mode."""
+    with in_mode(model, training=True):
+        return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
 
 
 def _tensors(values: Any) -> list[Tensor]:

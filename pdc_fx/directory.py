@@ -20,7 +20,8 @@ ONNX = "model.onnx"
 CERTIFICATE = "certificate.json"
 METRICS = "metrics.jsonl"
 """Records by their ``kind``: ``features`` (maps that were compared), ``images`` (mixed or not), ``layout`` (of memory), ``network`` (which
-one was trained), ``start`` (accuracy before training), ``epoch``, and ``untrained`` (accuracy that a short run is compared with)."""
+one was trained), ``start`` (accuracy before training), ``epoch``, ``final`` (accuracy of what is delivered) and ``untrained`` (that which a
+short run is compared with)."""
 REPORT = "report.html"
 BENCHMARK = "benchmark.json"
 CONFIG = "config.yaml"

@@ -24,7 +24,7 @@ from pdc_fx.trace import (
     as_arguments,
     copied,
     fresh,
-    in_eval_mode,
+    in_mode,
     keeping_buffers,
     leaf_class,
     own_precision,
@@ -53,7 +53,7 @@ def symbolic_trace(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
     args = fresh(as_arguments(example_inputs))
     tracer = _Tracer(args)
     tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-    with in_eval_mode(model), torch.no_grad():
+    with in_mode(model, training=False), torch.no_grad():
         # a forward pass may leave values, here proxies, on the module: a copy that has the same tensors
         twin = copied(model, {id(tensor): tensor for tensor in tensors})
         with keeping_buffers(twin) as changed, tracer.welcomed(twin):

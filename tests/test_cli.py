@@ -287,6 +287,13 @@ def test_training_that_ends_below_its_start_is_noted(capsys: pytest.CaptureFixtu
     assert said(None, 0.0, 0.7) == ""
 
 
+@pytest.mark.parametrize("final", [0.5, 0.695, 0.8])
+def test_statistics_that_cost_accuracy_are_noted(final: float, capsys: pytest.CaptureFixture[str]) -> None:
+    warn_of_loss([{"kind": "epoch", "accuracy": 0.7}, {"kind": "final", "accuracy": final}])
+    said = capsys.readouterr().err
+    assert ("held-out accuracy is 50.00%, and it was 70.00% before" in said) == (final == 0.5)
+
+
 def test_verify_reads_everything_again(compressed: Path) -> None:
     result = run("verify", compressed)
     assert result.exit_code == 0, result.stderr

@@ -467,7 +467,14 @@ def uneven(counts: list[int]) -> ImageData:
 
 @pytest.mark.parametrize(
     ("counts", "n", "shares"),
-    [([10, 10], 5, [3, 2]), ([1, 99], 10, [0, 10]), ([10, 20, 30], 59, [10, 20, 29]), ([7, 0, 7], 2, [1, 0, 1])],
+    [
+        ([10, 10], 5, [3, 2]),
+        ([1, 99], 10, [0, 10]),
+        ([10, 20, 30], 59, [10, 20, 29]),
+        ([7, 0, 7], 2, [1, 0, 1]),
+        ([2] * 6, 3, [1, 0, 1, 0, 1, 0]),  # fewer than classes: from all over the list
+        ([2, 2, 3, 2, 2], 2, [1, 0, 1, 0, 0]),
+    ],
 )
 def test_hold_out(counts: list[int], n: int, shares: list[int]) -> None:
     data = uneven(counts)

@@ -56,6 +56,14 @@ def test_steps_are_those_of_the_formula(groups: int, weights: int) -> None:
             torch.testing.assert_close(weight.detach(), value)
 
 
+def test_a_weight_without_a_gradient_stays_finite() -> None:
+    """Behind a batch norm whose gamma is 0, say: at a high rate 0 would be multiplied by infinity."""
+    weight = nn.Parameter(torch.full((64, 64), 3.0))
+    weight.grad = torch.zeros_like(weight)
+    Muon([{"params": [weight], "blocks": [1]}], lr=1.0, momentum=0.9).step()
+    assert torch.equal(weight, torch.full((64, 64), 3.0))
+
+
 def test_the_others_take_sgd() -> None:
     torch.manual_seed(0)
     ours = nn.Linear(5, 3)

@@ -30,7 +30,9 @@ from pdc_fx.directory import WEIGHTS
 from pdc_fx.distill import Checkpoints, CheckpointWarning, Processes, TiedTraining, TrainOptions
 from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
 from pdc_fx.errors import ArtifactError, InputError, Interrupted, PdcError
+from pdc_fx.export.charts import epochs_of
 from pdc_fx.ir import ClusterPlan, first_appearance
+from pdc_fx.options import Mode, Start
 from pdc_fx.pipeline import analyze, compress, plan, tie
 
 FACTORY = """
@@ -113,6 +115,47 @@ def training(directory: Path | None, model: nn.Module | None = None, **options: 
     clusters = plan(net, analyze(net, torch.zeros(1, 1, 8, 8)), flops_reduction=0.375)
     chosen = TrainOptions(**{"epochs": 2, "batch_size": 32, "amp": "no", "checkpoint_every": 3, **options})
     return TiedTraining(net, copy.deepcopy(net), clusters, data, None, chosen, "hard", directory, processes=Processes())
+
+
+class Steady(nn.Sequential):
+    """Keeps its batch norm in eval mode, as fine-tuned backbones do, with statistics that are not those of the images."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10)
+        )
+
+    def train(self, mode: bool = True) -> Steady:
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+@pytest.mark.parametrize(
+    ("start", "mode"), [("model", "hard"), ("model", "pdc"), ("calibrate", "hard"), ("fold", "hard")]
+)
+def test_statistics_that_do_not_move_in_training_stay(start: Start, mode: Mode) -> None:
+    torch.manual_seed(0)
+    net = Steady()
+    found = compress(
+        net,
+        torch.zeros(1, 1, 8, 8),
+        open_data("digits"),
+        flops_reduction=0.375,
+        mode=mode,
+        start=start,
+        options=TrainOptions(epochs=1, batch_size=64, amp="no", opt="muon"),
+    )
+    norm = found.tied[1]  # type: ignore[index]
+    assert (norm.running_mean.unique().tolist(), norm.running_var.unique().tolist()) == ([0.0], [1.0])
+    assert all(module.training for module in net)
+
+
+def test_the_last_record_is_of_what_is_delivered() -> None:
+    run = training(None)
+    run.held_out = run.data.test
+    _, metrics = run.run()
+    assert metrics[-1] == {"kind": "final", "accuracy": accuracy(run.model, run.data.test, run.data)}
 
 
 class Later:
@@ -283,7 +326,7 @@ def test_what_is_recorded_is_the_network_that_is_handed_on() -> None:
     run = training(None, net, model_ema=True, model_ema_decay=0.9, lr=0.3, epochs=3)
     run.held_out = run.data.test
     _, metrics = run.run()
-    assert metrics[-1]["accuracy"] == accuracy(run.model, run.data.test, run.data)
+    assert epochs_of(metrics)[-1]["accuracy"] == accuracy(run.model, run.data.test, run.data)
 
 
 def test_an_average_leaves_tables_of_positions_alone() -> None:
@@ -333,7 +376,7 @@ def test_the_accuracy_on_mixed_images_is_that_of_their_classes(monkeypatch: pyte
         lambda images, labels, *_: Mixed(images, labels, torch.zeros_like(labels), 0.0),
     )
     _, metrics = training(None, alpha=0.0, epochs=2).run()
-    assert metrics[-1]["train_accuracy"] > 0.9
+    assert epochs_of(metrics)[-1]["train_accuracy"] > 0.9
 
 
 def test_measuring_leaves_every_module_in_its_mode() -> None:
@@ -419,7 +462,7 @@ def test_outside_of_the_main_thread_signals_are_left_alone() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with ThreadPoolExecutor(1) as pool:
         _, metrics = pool.submit(training(None, epochs=1).run).result()
-    assert metrics[-1]["epoch"] == 1
+    assert epochs_of(metrics)[-1]["epoch"] == 1
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -484,7 +527,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint(tmp_path: Path, monk
         training(tmp_path).run()
     monkeypatch.undo()
     assert sorted(p.name for p in (tmp_path / "checkpoint").iterdir()) == ["step-000000003.pt", "step-000000006.pt"]
-    assert training(tmp_path).run(resume=True)[1][-1]["epoch"] == 2
+    assert epochs_of(training(tmp_path).run(resume=True)[1])[-1]["epoch"] == 2
 
 
 def pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ImageData:
@@ -572,7 +615,7 @@ def test_options_train_and_end_tied(options: dict[str, Any]) -> None:
     run = training(None, **options)
     before = run.model[0].weight.detach().clone()  # type: ignore[index, operator]
     _, metrics = run.run()
-    assert metrics[-1]["residual"] == 0
+    assert epochs_of(metrics)[-1]["residual"] == 0
     assert not torch.equal(before, run.model[0].weight)  # type: ignore[index]
 
 

@@ -356,7 +356,14 @@ def warn_of_loss(metrics: Iterable[Mapping[str, Any]]) -> None:
     measured = {
         record["kind"]: record for record in metrics if record.get("accuracy") is not None
     }  # of the epochs the last
-    before, after = measured.get("start"), measured.get("epoch")
+    before, trained = measured.get("start"), measured.get("epoch")
+    after = measured.get("final", trained)
+    if trained and after and after["accuracy"] < trained["accuracy"] - REESTIMATED:
+        err.print(
+            f"note: with batch-norm statistics estimated anew at the end, held-out accuracy is {percent(after['accuracy'])}, and it was "
+            f"{percent(trained['accuracy'])} before: are the images prepared as it wants (--mean, --std, --augment)?",
+            soft_wrap=True,
+        )
     if before and after and before["residual"] < TIED and after["accuracy"] < before["accuracy"]:
         err.print(
             f"note: training ended at a held-out accuracy of {percent(after['accuracy'])}, below the {percent(before['accuracy'])} that it "
@@ -371,6 +378,9 @@ def warn_of_loss(metrics: Iterable[Mapping[str, Any]]) -> None:
             soft_wrap=True,
         )
 
+
+REESTIMATED = 0.01
+"""How much accuracy new statistics may cost; they are those of the last weights, and mostly gain some."""
 
 TIED = 1e-4
 """The residual, relative, up to which a network counts as tied."""

@@ -190,10 +190,15 @@ class ImageData:
 
 
 def _proportional_shares(counts: list[int], n: int) -> list[int]:
-    """Split ``n`` in proportion to ``counts`` by largest remainders (ties go to the smaller index)."""
+    """Split ``n`` in proportion to ``counts`` by largest remainders; of equal ones those that lie evenly over the list."""
     total = sum(counts)
     shares = [n * count // total for count in counts]
-    by_remainder = sorted(range(len(counts)), key=lambda i: (-(n * counts[i] % total), i))
-    for i in by_remainder[: n - sum(shares)]:
-        shares[i] += 1
+    remainders = [n * count % total for count in counts]
+    left = n - sum(shares)
+    for remainder in sorted(set(remainders), reverse=True):
+        alike = [i for i, own in enumerate(remainders) if own == remainder]
+        taken = min(left, len(alike))
+        for j in range(taken):
+            shares[alike[j * len(alike) // taken]] += 1
+        left -= taken
     return shares

@@ -31,7 +31,7 @@ from pdc_fx.passes.rewrite import ChannelAddition
 from pdc_fx.passes.surgery import expand
 from pdc_fx.passes.tied import tie_once
 from pdc_fx.rules import Channels
-from pdc_fx.trace import evaluating
+from pdc_fx.trace import evaluating, in_mode
 
 
 class Untrainable(InputError):
@@ -142,16 +142,11 @@ def _require_same_in_training(tied: nn.Module, compact: nn.Module, example: Tens
 
 @contextmanager
 def _training_without_dropout(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    network.train()
-    for module, _ in modes:
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
-    try:
+    with in_mode(network, training=True):
+        for module in network.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.eval()
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _spreads(model: nn.Module, plan: ClusterPlan, images: Tensor, names: list[str]) -> dict[str, Spread]:

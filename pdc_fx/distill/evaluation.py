@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from pdc_fx.data import ImageData, ImageSet, evaluation_batches
 from pdc_fx.distill.loss import logits_of
 from pdc_fx.distill.processes import Processes
+from pdc_fx.passes.statistics import moving_norms
 from pdc_fx.trace import evaluating
 
 
@@ -29,8 +29,8 @@ def accuracy(model: nn.Module, images: ImageSet, data: ImageData, *, processes: 
 
 @torch.no_grad()
 def reestimate_batch_norm(model: nn.Module, inputs: Iterator[Tensor]) -> None:
-    """Set running means and variances to the plain average over ``inputs`` (float batches); nothing else is in training mode."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    """Set running means and variances that move in training to the plain average over ``inputs`` (float batches)."""
+    norms = moving_norms(model)
     if not norms:
         return
     before = [(norm, norm.momentum, norm.training) for norm in norms]

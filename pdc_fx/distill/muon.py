@@ -102,5 +102,5 @@ def _move(weight: Tensor, change: Tensor, rate: float) -> None:
     """By ``rate`` of its norm, which stays."""
     tiny = torch.finfo(weight.dtype).tiny
     norm = weight.norm()
-    weight.sub_(change.reshape(weight.shape) * (rate * norm / change.norm().clamp_min(tiny)))
+    weight.sub_(change.reshape(weight.shape) / change.norm().clamp_min(tiny) * (rate * norm))
     weight.mul_(norm / weight.norm().clamp_min(tiny))

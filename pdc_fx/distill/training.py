@@ -216,6 +216,7 @@ class _Run:
         self.processes.share_buffers(self.model)
         reestimate_batch_norm(self.model, self._calibration())
         plan = self.tying.snap()
+        self.position.metrics.append({"kind": "final", "accuracy": self._accuracy(self.model)})
         return (plan if self.compact is None else self.compact.expand()), self.position.metrics
 
     def _final(self) -> bool:
@@ -259,14 +260,18 @@ class _Run:
         if self.checkpoints is not None and self.processes.first:
             self.checkpoints.clear()  # of another run, which this one must not go on from
         self.position.metrics.append(
-            {"kind": "start", "accuracy": self._accuracy(), "residual": float(self.tying.residual())}
+            {"kind": "start", "accuracy": self._accuracy(self._averaged), "residual": float(self.tying.residual())}
         )
 
-    def _accuracy(self) -> float | None:
+    def _accuracy(self, model: nn.Module) -> float | None:
         """On the images that were held out; None where none were."""
         held_out = self.setting.held_out
-        model = self.model if self.ema is None else self.ema.module
         return None if held_out is None else accuracy(model, held_out, self.data, processes=self.processes)
+
+    @property
+    def _averaged(self) -> nn.Module:
+        """What is to be delivered: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema.module
 
     def _epoch(self, interruption: Interruption, board: Any) -> None:
         options, position = self.options, self.position
@@ -414,7 +419,7 @@ class _Run:
             "epoch": position.epoch + 1,
             "loss": position.loss / position.seen,
             "train_accuracy": position.right / position.seen,
-            "accuracy": self._accuracy(),
+            "accuracy": self._accuracy(self._averaged),
             "residual": float(self.tying.residual()),
             "lr": position.rate,
             "macs": self.tying.current.macs_after,

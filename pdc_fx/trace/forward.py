@@ -87,32 +87,34 @@ def own_precision(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module of ``model`` in eval mode, and back as it was afterwards.
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put ``model`` in eval mode, or in that of training, and each module back as it was afterwards.
 
-    A module may do more there than to note its mode (merge an adapter into its weight, say): its own ``train`` is called both ways.
+    A module may do more there than to note its mode (merge an adapter into its weight, say), or less (a batch norm that stays in eval
+    mode): its own ``train`` is called both ways.
 
     Raises:
-        TraceError: it cannot be put in eval mode.
+        TraceError: it cannot be put in that mode.
     """
+    wanted = "training" if training else "eval"
     modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
+        model.train(training)
     except Exception as error:  # a module may do there what it likes
-        for module, training in modes:
-            module.training = training
+        for module, before in modes:
+            module.training = before
         raise TraceError(
-            f"{type(model).__name__} raised {type(error).__name__} when it was put in eval mode: {error}",
+            f"{type(model).__name__} raised {type(error).__name__} when it was put in {wanted} mode: {error}",
             hint="merge adapters into the weights first, for good",
         ) from error
     try:
         yield
     finally:
-        for module, training in modes:  # parents come first
-            if module.training != training and type(module).train is not nn.Module.train:
-                module.train(training)
-        for module, training in modes:
-            module.training = training
+        for module, before in modes:  # parents come first
+            if module.training != before and type(module).train is not nn.Module.train:
+                module.train(before)
+        for module, before in modes:
+            module.training = before
 
 
 @contextmanager
@@ -123,7 +125,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         TraceError: it cannot be put in eval mode.
     """
     kinds = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
-    with in_eval_mode(model), torch.no_grad(), own_precision(model), _eagerly(), ExitStack() as stack:
+    with in_mode(model, training=False), torch.no_grad(), own_precision(model), _eagerly(), ExitStack() as stack:
         for kind in filter(torch.amp.is_autocast_available, kinds):
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from pdc_fx.errors import ArtifactError, TraceError
-from pdc_fx.trace.forward import Inputs, as_arguments, described, in_eval_mode, looking_at, way_out
+from pdc_fx.trace.forward import Inputs, as_arguments, described, in_mode, looking_at, way_out
 from pdc_fx.trace.preconditions import require_usable, require_values
 from pdc_fx.trace.recorder import Recorder
 from pdc_fx.trace.storage import overlapping, unequal
@@ -96,7 +96,7 @@ def _require_same_weights(model: nn.Module) -> None:
     ]
     if not before:
         return
-    with in_eval_mode(model):
+    with in_mode(model, training=False):
         changed = [(m, name) for m, name, tensor, old in before if not torch.equal(tensor, old)]
     if changed:
         raise TraceError(
