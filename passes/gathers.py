@@ -10,7 +10,7 @@ and that can be written for any subset of the channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, fx
 
 from pdc_fx.ir import Integers
 from pdc_fx.passes.dependency import spread
-from pdc_fx.rules import Flow
+from pdc_fx.rules import Channels, Flow
 from pdc_fx.rules.base import argument_of
 from pdc_fx.rules.registry import moves
 
@@ -35,8 +35,11 @@ class Gather:
     index: Tensor
 
 
-def moved_by(chain: list[fx.Node]) -> Gather | None:
-    """The gather that a chain of recorded movements amounts to, or None: found by running it on the positions themselves."""
+def moved_by(chain: list[fx.Node], varying: Collection[int]) -> Gather | None:
+    """The gather that a chain of recorded movements amounts to, or None: found by running it on the positions themselves.
+
+    A chain that ends where it began is one along any axis: along one of ``varying`` then, where the channels lie.
+    """
     source = _source(chain[0])
     assert isinstance(source, fx.Node)
     shape = source.meta["shape"]
@@ -49,7 +52,7 @@ def moved_by(chain: list[fx.Node]) -> Gather | None:
         after = node.target(after, *rest, **named)
     if after.dim() != before.dim() or not after.numel():
         return None
-    for dim in range(before.dim()):
+    for dim in sorted(range(before.dim()), key=lambda d: d not in varying):
         others = [size for d, size in enumerate(after.shape) if d != dim]
         if others != [size for d, size in enumerate(shape) if d != dim]:
             continue
@@ -79,13 +82,19 @@ def gathers(
         if node not in fine:
             continue
         ends = [user for user in users[node] if user not in ragged]
-        chains = [gather for end in ends if moves(end.target) and (gather := moved_by(_chain(end, ragged))) is not None]
+        chains = [gather for end in ends if moves(end.target) and (gather := _gather(flow, end, ragged)) is not None]
         if len(chains) < len(ends) or not all(user in fine for user in users[node] if user in ragged):
             fine.discard(node)
             continue
         found.extend(chains)
     # behind a node that is not fine all channels stay, and so do the movements as they are written
     return frozenset(fine), [gather for gather in found if fine.issuperset(_chain(gather.node, ragged)[:-1])]
+
+
+def _gather(flow: Flow, end: fx.Node, ragged: set[fx.Node]) -> Gather | None:
+    chain = _chain(end, ragged)
+    source = flow.values[_source(chain[0])]
+    return moved_by(chain, source.varying) if isinstance(source, Channels) else None
 
 
 def _source(node: fx.Node) -> Any:

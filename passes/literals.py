@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -73,11 +74,11 @@ def edited(
         if gather is None and written and written.edit is None and prediction.shrinks(source):
             if lie_alike(prediction.solution.flow.values[call], source):
                 continue
-            gather = moved_by([call])
+            gather = moved_by([call], source.varying) if isinstance(source, Channels) else None
             if gather is None:
                 return Mismatch(call, "cannot be written as a gather")
         if gather is not None:
-            name = f"gather_{len(indices)}"
+            name = _free(f"gather_{len(indices)}", compact, indices)
             indices[name] = _remaining(gather, prediction)
             # what follows starts from the gather: it may be the source of another chain
             copies[node] = made_by[call] = _replace(copies[node], made_by[gather.source], gather.dim, name)
@@ -144,15 +145,28 @@ def _replace(node: fx.Node, source: fx.Node, dim: int, name: str) -> fx.Node:
 def _module(compact: nn.Module, graph: fx.Graph, program: Program, indices: dict[str, Tensor]) -> fx.GraphModule:
     device = next((tensor.device for tensor in named_tensors(compact).values()), None)
     indices = {name: index.to(device) for name, index in indices.items()}
-    for name, tensor in {**program.constants, **indices}.items():
+    constants: dict[
+        str, Tensor
+    ] = {}  # under names of their own: a tensor that is a plain attribute has that name in the network, too
+    for name, tensor in program.constants.items():
+        constants[free := _free(name.replace(".", "_"), compact, {**constants, **indices})] = tensor
+        for node in graph.find_nodes(op="get_attr", target=name):
+            node.target = free
+    for name, tensor in {**constants, **indices}.items():
         compact.register_buffer(name, tensor, persistent=name not in indices)
     module = fx.GraphModule(compact, graph, type(compact).__name__)
     for name, tensor in indices.items():  # fx makes all buffers part of the state dict
         delattr(module, name)
         module.register_buffer(name, tensor, persistent=False)
-    for name in program.constants:  # which stay constants: they are no buffers of the network that was analysed
+    for name in constants:  # which stay constants: they are no buffers of the network that was analysed
         delattr(compact, name)
     return module
+
+
+def _free(name: str, model: nn.Module, taken: Mapping[str, Tensor]) -> str:
+    """``name``, with a number behind it if the model has it already."""
+    candidates = (name if n == 0 else f"{name}_{n}" for n in count())
+    return next(free for free in candidates if free not in taken and not hasattr(model, free))
 
 
 def _drop_unused(module: fx.GraphModule) -> None:

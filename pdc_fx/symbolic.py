@@ -28,6 +28,7 @@ from pdc_fx.trace import (
     keeping_buffers,
     leaf_class,
     own_precision,
+    plain,
     user_frame,
 )
 
@@ -115,6 +116,9 @@ class _Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> _Value:
         return _Value(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        return super().create_arg(plain(a))
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
         proxy: Any = super().create_proxy(kind, target, args, kwargs, *rest, **named)

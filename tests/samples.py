@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -20,7 +21,7 @@ Forward = Callable[["Net", Tensor], Tensor]
 class Net(nn.Module):
     """Copies of named layers, and a forward function: what ties one network of a sample leaves the next as it was."""
 
-    def __init__(self, forward: Forward, **layers: nn.Module | nn.Parameter) -> None:
+    def __init__(self, forward: Forward, **layers: nn.Module | Tensor) -> None:
         super().__init__()
         for name, layer in copy.deepcopy(layers).items():
             setattr(self, name, layer)
@@ -215,6 +216,13 @@ def largest_and_where(x: Tensor) -> Tensor:
     """For half of the channels the largest value of a row, for the others where it is: these are not alike."""
     largest, where = x.max(3, keepdim=True)
     return x + torch.cat([largest[:, :4], where[:, 4:]], 1)
+
+
+def filled(x: Tensor, change: Callable[[Tensor], object]) -> Tensor:
+    """Zeros, one for each channel, of which some have changed."""
+    zeros = x.new_zeros(1, x.shape[1], 1, 1)
+    change(zeros)
+    return zeros
 
 
 def by_hand(m: Net, x: Tensor) -> Tensor:
@@ -549,5 +557,24 @@ SAMPLES = (
     Sample("roi_pool", network(lambda m, x: m.head(regions(torchvision.ops.roi_pool, m.stem(x)).flatten(1).relu()), stem=conv(3, 8), head=nn.Linear(32, 4)), 8),
     Sample("roi_align_by_position", network(lambda m, x: m.head(regions(torchvision.ops.ps_roi_align, m.stem(x))), stem=conv(3, 8), head=conv(2, 4)), 0),
     Sample("response_norm", between(lambda m, x: F.local_response_norm(x, 2)), 0),
+    # numbers of NumPy
+    Sample("numpy_sizes", lambda: Net(lambda m, x: m.head(m.stem(x).view(-1, np.prod((8, 8, 8)))), stem=conv(3, 8), head=nn.Linear(512, 4)), 8),
+    Sample("numpy_groups", between(lambda m, x: m.a(x), a=conv(8, 8, groups=np.int64(4))), 4),
+    Sample("numpy_slices", between(lambda m, x: torch.cat([x[:, np.int64(4):], x[:, : np.int64(4)]], np.int64(1))), 8),
+    Sample("numpy_axes", between(lambda m, x: F.pad(x.flip(np.int64(2)).roll(np.int64(1), np.int64(3)).narrow(np.int64(2), np.int64(0), np.int64(4)), (np.int64(1), 1))), 8),
+    Sample("numpy_choice", between(lambda m, x: x[:, np.arange(8)[::-1].copy()]), 8),
+    Sample("numpy_sums", between(lambda m, x: x.sum(np.int64(2), keepdim=True) + x.softmax(np.int64(3))), 8),
+    # constants that change through a view
+    Sample("half_of_zeros_filled", between(lambda m, x: x * filled(x, lambda z: z[:, :4].fill_(1.0))), 0),
+    Sample("chunk_of_zeros_raised", between(lambda m, x: x * filled(x, lambda z: z.chunk(2, 1)[1].add_(1.0))), 0),
+    Sample("zeros_in_other_shape_set", between(lambda m, x: x * filled(x, lambda z: z.view(-1)[3:].fill_(1.0))), 0),
+    Sample("all_zeros_filled", between(lambda m, x: x * filled(x, lambda z: z.view(-1).fill_(1.0))), 0),
+    # names that are taken
+    Sample("plain_attribute", lambda: Net(lambda m, x: m.head(m.stem(x - m.mean).view(-1, 512)), mean=torch.rand(1, 3, 1, 1), stem=conv(3, 8), head=nn.Linear(512, 4)), 8),
+    Sample("plain_attribute_inside", lambda: nn.Sequential(Net(lambda m, x: m.stem(x - m.mean).view(-1, 512), mean=torch.rand(1, 3, 1, 1), stem=conv(3, 8)), nn.Linear(512, 4)), 8),
+    Sample("name_of_a_gather", between(lambda m, x: shuffled(x, 2) * m.gather_0, gather_0=nn.Parameter(torch.rand(1))), 8),
+    # movements that end where they began
+    Sample("split_and_joined", between(lambda m, x: x.unflatten(1, (2, 4)).flatten(1, 2)), 8),
+    Sample("flipped_twice", between(lambda m, x: x.view(len(x), 2, 4, 8, 8).flip(1).flip(1).view(len(x), 8, 8, 8)), 8),
     Sample("output_is_stem", lambda: nn.Sequential(conv(3, 8), nn.ReLU()), 0),
 )  # fmt: skip

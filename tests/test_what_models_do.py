@@ -10,6 +10,7 @@ import math
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from pdc_fx.errors import ExactnessError, PdcError, RewriteError, TraceError
 from pdc_fx.passes import numbers, surgery
 from pdc_fx.passes.analysis import random_widths
 from pdc_fx.passes.compare import compare, difference
-from pdc_fx.trace import Inputs, as_arguments, fresh
+from pdc_fx.trace import Inputs, as_arguments, fresh, named_outputs
 
 
 class Net(nn.Module):
@@ -554,3 +555,60 @@ def test_a_view_of_a_weight_that_is_kept_is_told() -> None:
     model.scale = model.gain.view(1, -1, 1, 1)
     with pytest.raises(TraceError, match="keeps a view of a parameter"):
         compressed(model, X)
+
+
+class Attributes(dict[str, Any]):
+    __getattr__ = dict.__getitem__
+
+
+@dataclass
+class Holder:
+    logits: Tensor
+    extra: Any
+
+
+@dataclass(slots=True)
+class Slots:
+    logits: Tensor
+    extra: Any
+
+
+PACKED: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "tuple": lambda a, b: (a, b),
+    "object in an object": lambda a, b: Holder(a, Holder(b, None)),
+    "dict of a class of its own": lambda a, b: Attributes(logits=a, boxes=b),
+    "in a tuple": lambda a, b: (a, Attributes(boxes=b)),
+    "slots": Slots,
+    "list in slots in a dict": lambda a, b: {"all": Slots(a, [b])},
+    "set": lambda a, b: (a, {b}),
+}
+
+
+class Packed(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.a, self.one, self.two, self.pack = nn.Conv2d(3, 16, 3), nn.Linear(16, 6), nn.Linear(16, 4), PACKED[name]
+
+    def forward(self, x: Tensor) -> Any:
+        x = relu(self.a(x)).mean((2, 3))
+        return self.pack(self.one(x), self.two(x))
+
+
+class Once(Net):
+    def forward(self, x: Tensor) -> Any:
+        return (part for part in super().forward(x).chunk(2, 1))
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_outputs_keep_their_shapes_however_they_are_packed(name: str) -> None:
+    model = Packed(name)
+    assert pdc_fx.analyze(model, X).mergeable_channels == 16
+    _, compact = compressed(model, X)
+    assert compact.a.out_channels < 16
+    shapes = [[tuple(t.shape) for t in named_outputs(network(X)).values()] for network in (model, compact)]
+    assert shapes[0] == shapes[1] == [(len(X), 6), (len(X), 4)]
+
+
+def test_an_output_that_can_be_read_once_is_refused() -> None:
+    with pytest.raises(TraceError, match=r"returns a generator, which can be read once only.*return a list"):
+        pdc_fx.analyze(Once(), X)

@@ -390,6 +390,9 @@ def apply_rule(site: Site, rule: Rule | None) -> Value:
         text = f"{name} {reason} ({where})"
         site.freeze([list(site.node.args), dict(site.node.kwargs), site.node.meta.get("aliased", []), own], text)
         site.freeze_value(value, text)
+        for alias in site.node.meta.get("aliased", ()):  # what held one value all along may do so no longer
+            if isinstance(known := site.flow.values.get(alias), Channels):
+                site.flow.values[alias] = replace(known, same=frozenset())
         return fixed_result(site.node)
 
 

@@ -14,8 +14,9 @@ from pdc_fx.trace.forward import (
     way_out,
 )
 from pdc_fx.trace.frames import user_frame
+from pdc_fx.trace.outputs import named_outputs
 from pdc_fx.trace.preconditions import require_usable, require_values
-from pdc_fx.trace.recorder import Recorder, named_outputs
+from pdc_fx.trace.recorder import Recorder, plain
 from pdc_fx.trace.recording import Recording, record, record_graph_module, zeros_of
 from pdc_fx.trace.storage import overlapping
 from pdc_fx.trace.targets import LEAVES, function_name, leaf_class
@@ -37,6 +38,7 @@ __all__ = [
     "named_outputs",
     "overlapping",
     "own_precision",
+    "plain",
     "record",
     "record_graph_module",
     "require_usable",

@@ -30,16 +30,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten_with_path, tree_leaves
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pdc_fx.errors import TraceError
 from pdc_fx.trace.frames import user_frame
 from pdc_fx.trace.guard import Guard
+from pdc_fx.trace.outputs import named_outputs
 from pdc_fx.trace.storage import pointer_of
 from pdc_fx.trace.targets import leaf_class, memory_of
 
@@ -365,6 +367,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, Tensor):
             tensors.append(value)
             return self.node_of(value)
+        value = plain(value)
         if isinstance(value, torch.Size):
             return tuple(value)
         if isinstance(value, (tuple, list)):
@@ -377,17 +380,18 @@ class Recorder(TorchFunctionMode):
         return value if isinstance(value, _PLAIN) else repr(value)
 
 
-def named_outputs(output: Any) -> dict[str, Tensor]:
-    """The tensors in an output by their place in it, also in objects that hold them as attributes."""
-    leaves: dict[str, Any] = {}
-    for path, leaf in tree_flatten_with_path(output)[0]:
-        name = "output" + "".join(map(str, path))
-        if isinstance(leaf, Tensor) or not hasattr(leaf, "__dict__"):
-            leaves[name] = leaf
-        else:
-            inside, _ = tree_flatten_with_path(vars(leaf))
-            leaves |= {name + "".join(map(str, inner)): part for inner, part in inside}
-    return {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
+def plain(value: Any) -> Any:
+    """Numbers, arrays and ranges as Python's own, which a graph can hold; anything else as it is.
+
+    >>> plain(np.int64(4)), plain(np.arange(2)), plain(range(2)), plain(True)
+    (4, [0, 1], [0, 1], True)
+    """
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, range):
+        return list(value)
+    whole = hasattr(type(value), "__index__") and not isinstance(value, (int, Tensor, fx.Proxy))
+    return operator.index(value) if whole else value
 
 
 def _version(tensor: Tensor) -> int:
