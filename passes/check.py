@@ -137,7 +137,7 @@ def check(
         InputError: ``frozen`` meets no module, or ``dtype`` is neither float64 nor float32.
         NothingToMergeError: no two channels may be merged.
         ExactnessError: the outputs do not depend on what was merged, so that nothing could be shown.
-        RewriteError: a size is written out where it cannot be edited, or images of another size come out wrong.
+        RewriteError: a size is written out where it cannot be edited, or inputs of another size come out wrong.
 
     >>> from torch import nn
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))

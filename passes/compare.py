@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from itertools import chain
@@ -158,15 +159,44 @@ def larger_images(example_inputs: Inputs) -> tuple[Any, ...]:
     torch.Size([2, 3, 64, 96])
     """
 
-    def larger(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or leaf.dim() < 4 or not leaf.numel():
-            return leaf
-        rows, columns = (
-            torch.arange(n + m, device=leaf.device) % n for n, m in zip(leaf.shape[-2:], (32, 64), strict=True)
-        )
-        return leaf.index_select(-2, rows).index_select(-1, columns)
+    return _grown(example_inputs, lambda shape: [shape[-2] + 32, shape[-1] + 64] if len(shape) > 3 else [])
 
-    return tuple(tree_map(larger, as_arguments(example_inputs)))
+
+def other_sizes(example_inputs: Inputs) -> Iterator[tuple[Any, ...]]:
+    """The inputs with sounds, images or videos of other sizes, or sequences of another length, repeating those there are.
+
+    The first that a model takes tells most: sides in another ratio, then all twice as large, then what lies along the axis of channels.
+
+    >>> [tuple(image.shape) for (image,) in other_sizes(torch.zeros(2, 3, 8, 8))]
+    [(2, 3, 40, 72), (2, 3, 16, 16)]
+    >>> [tuple(tokens.shape) for (tokens,) in other_sizes(torch.zeros(2, 5, 16))]
+    [(2, 5, 48), (2, 5, 32), (2, 10, 16)]
+    """
+    steps = {1: (32,), 2: (32, 64), 3: (8, 16, 32)}
+    ways: list[Callable[[tuple[int, ...]], list[int]]] = [
+        lambda shape: [n + step for n, step in zip(shape[2:], steps.get(len(shape) - 2, ()), strict=False)],
+        lambda shape: [2 * n for n in shape[2:]],
+        lambda shape: [2 * shape[1], *shape[2:]] if 2 <= len(shape) <= 3 else [],
+    ]
+    for way in ways:
+        changed = _grown(example_inputs, way)
+        if any(a is not b for a, b in zip(tree_leaves(changed), tree_leaves(example_inputs), strict=True)):
+            yield changed
+
+
+def _grown(example_inputs: Inputs, sizes: Callable[[tuple[int, ...]], Sequence[int]]) -> tuple[Any, ...]:
+    """The inputs with the last axes of each tensor of the sizes that its shape is to have, repeating what there is."""
+
+    def grown(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.numel():
+            return leaf
+        new = sizes(tuple(leaf.shape))
+        for axis, size in zip(range(leaf.dim() - len(new), leaf.dim()), new, strict=True):
+            if size != leaf.shape[axis]:
+                leaf = leaf.index_select(axis, torch.arange(size, device=leaf.device) % leaf.shape[axis])
+        return leaf
+
+    return tuple(tree_map(grown, as_arguments(example_inputs)))
 
 
 def varies(output: Any) -> bool:

@@ -7,6 +7,7 @@ every number that is computed from a size which changes is computed from what th
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -24,6 +25,7 @@ from pdc_fx.passes.prediction import Mismatch, Prediction, lie_alike
 from pdc_fx.rules import Channels, Weight
 from pdc_fx.rules.literals import Edit, Written, literal_of
 from pdc_fx.rules.registry import has_trait
+from pdc_fx.symbolic import settled_at
 from pdc_fx.trace import Inputs, as_arguments, evaluating, record_graph_module
 
 
@@ -88,7 +90,7 @@ def edited(
     by_name = {copies[node].name: call for node, call in program.calls.items() if node in copies}
     try:
         _drop_unused(module)  # the calls that gathers stand for
-        _drop_outdated_assertions(module, example_inputs)
+        _renew_assertions(module, example_inputs)
         _drop_unused(module)
         recording, calls = record_graph_module(module, example_inputs, compact)
     except TraceError as error:
@@ -176,21 +178,29 @@ def _drop_unused(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def _drop_outdated_assertions(module: fx.GraphModule, example_inputs: Inputs) -> None:
-    """Remove the assertions that fail on the example inputs, and so speak of numbers of channels, which have changed."""
+def _renew_assertions(module: fx.GraphModule, example_inputs: Inputs) -> None:
+    """Let assertions that fail, and so speak of numbers of channels, say what these are now; they fail where other sizes are others.
+
+    One that is no comparison for equality goes.
+    """
+    outdated: list[fx.Node] = []
+    now: dict[fx.Node, Any] = {}
 
     class Lenient(fx.Interpreter):
         running = ""
 
         def run_node(self, n: fx.Node) -> Any:
             self.running = n.name
+            if n in compared:
+                now[n] = self.fetch_args_kwargs_from_env(n)[0][0]
             if n.target is torch._assert and not self.fetch_args_kwargs_from_env(n)[0][0]:
                 outdated.append(n)
                 return None
             return super().run_node(n)
 
-    outdated: list[fx.Node] = []
-    if not any(n.target is torch._assert for n in module.graph.nodes):
+    assertions = [node for node in module.graph.nodes if node.target is torch._assert]
+    compared = {node.args[0] for node in assertions if getattr(node.args[0], "target", None) is operator.eq}
+    if not assertions:
         return
     interpreter = Lenient(module)
     try:
@@ -199,4 +209,9 @@ def _drop_outdated_assertions(module: fx.GraphModule, example_inputs: Inputs) ->
     except Exception as error:  # whatever torch or the model raises where sizes do not fit
         raise TraceError(str(error), node=interpreter.running) from error
     for node in outdated:
-        module.graph.erase_node(node)
+        comparison = node.args[0]
+        if isinstance(comparison, fx.Node) and isinstance(now.get(comparison), (int, float, tuple)):
+            comparison.args = (comparison.args[0], now[comparison])
+            node.args = (comparison, settled_at(now[comparison]))
+        else:
+            module.graph.erase_node(node)

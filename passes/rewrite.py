@@ -9,10 +9,10 @@ copy: the channels must lie at every recorded call where the plan foretells them
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_leaves
 
 from pdc_fx.errors import ExactnessError, RewriteError
 from pdc_fx.ir import ClusterPlan
@@ -27,7 +27,7 @@ from pdc_fx.passes.compare import (
     difference,
     in_precision,
     larger_batch,
-    larger_images,
+    other_sizes,
     precise,
     random_inputs,
 )
@@ -88,25 +88,34 @@ class ChannelAddition(Pass[nn.Module, nn.Module]):
 
 
 def require_other_sizes(tied: nn.Module, compact: nn.Module, inputs: Inputs, tolerance: float) -> None:
-    """Refuse a graph into which the example's batch was written, and a network that takes another way for images of another size."""
-    rows = [output.shape[:1] for output in named_outputs(attempted(tied, as_arguments(inputs))).values()]
-    for changed, what in ((larger_batch(inputs), "batches"), (larger_images(inputs), "images")):
-        if changed is None or all(a is b for a, b in zip(tree_leaves(changed), tree_leaves(inputs), strict=True)):
-            continue
+    """Refuse a graph into which the example's batch was written, and a network that takes another way for inputs of another size."""
+    rows = _rows(attempted(tied, as_arguments(inputs)))
+
+    def taken(changed: tuple[Any, ...], what: str) -> bool:
+        """Whether the tied network takes these inputs; both then give the same."""
         given = random_inputs(changed, 0)
         expected = attempted(tied, given)
         if expected is None:
-            continue
-        if what == "images" and [output.shape[:1] for output in named_outputs(expected).values()] != rows:
-            continue  # a size that is written into a view turns larger images into more rows
+            return False
+        if what == "inputs" and _rows(expected) != rows:
+            return False  # a size that is written into a view turns larger images into more rows
         actual = attempted(compact, given)
-        if what == "images" and actual is None:
-            continue  # an assertion in the graph says so
+        if what == "inputs" and actual is None:
+            return True  # an assertion in the graph says so
         if actual is None or not difference(expected, actual, tolerance).passed:
             raise RewriteError(
                 f"{what} of another size come out wrong: a size that the forward pass computes was written out, or it takes another way",
                 hint="take each size from x.shape by itself, choose no way by it, or freeze the module that does (frozen=)",
             )
+        return True
+
+    if (larger := larger_batch(inputs)) is not None:
+        taken(larger, "batches")
+    any(taken(changed, "inputs") for changed in other_sizes(inputs))
+
+
+def _rows(output: Any) -> list[torch.Size]:
+    return [tensor.shape[:1] for tensor in named_outputs(output).values()]
 
 
 def _take_types(compact: nn.Module, value: nn.Module) -> None:

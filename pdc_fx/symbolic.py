@@ -69,6 +69,11 @@ def symbolic_trace(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
         return fx.GraphModule(twin, graph, type(model).__name__)
 
 
+def settled_at(value: Any) -> str:
+    """What the assertion in a graph says where a number is another one."""
+    return f"traced where a size is {value}, and fit for no other"
+
+
 class _Value(fx.Proxy):
     """A proxy that knows its value on the example inputs."""
 
@@ -210,7 +215,7 @@ class _Tracer(fx.Tracer):
         self.create_proxy(
             "call_function",
             torch._assert,
-            (proxy == value, f"traced where a size is {value}, and fit for no other"),
+            (proxy == value, settled_at(value)),
             {},
         )
         return value

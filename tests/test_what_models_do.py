@@ -356,8 +356,45 @@ def test_another_way_for_larger_images_is_refused() -> None:
     torch.manual_seed(0)
     small = Net(lambda _, x: x.softmax(1) if x.shape[-1] > 16 else x)
     for attempt in (compressed, pdc_fx.check):
-        with pytest.raises(RewriteError, match=r"images of another size come out wrong.*takes another way"):
+        with pytest.raises(RewriteError, match=r"inputs of another size come out wrong.*takes another way"):
             attempt(small, X)
+
+
+class Average(nn.Sequential):
+    """A mean by hand, with a product of sizes as a number of Python's own, which no graph can follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = relu(self[1](relu(self[0](x))))
+        return self[2](x.flatten(2).sum(2) / float(x.shape[1] * x.shape[2]))
+
+
+class AnotherWay(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        x = relu(self[0](x))
+        return self[1](x.softmax(1) if x.shape[-1] > 16 and x.shape[1] == 16 else x)
+
+
+LAYERS = {1: nn.Conv1d, 3: nn.Conv3d}
+
+
+@pytest.mark.parametrize("axes", LAYERS)
+def test_a_number_of_the_example_is_not_taken_for_that_of_others(axes: int) -> None:
+    torch.manual_seed(0)
+    conv = LAYERS[axes]
+    model = Average(conv(2, 16, 3, padding=1), conv(16, 16, 3, padding=1), nn.Linear(16, 5))
+    example = torch.randn(2, 2, *[8] * axes)
+    tied, compact = compressed(model, example)
+    torch.testing.assert_close(outputs(compact, example), outputs(tied, example), atol=1e-6, rtol=1e-4)
+    with pytest.raises(AssertionError, match="fit for no other"):
+        compact(torch.randn(2, 2, *[16] * axes))
+
+
+@pytest.mark.parametrize("axes", LAYERS)
+def test_another_way_for_longer_sounds_and_videos_is_refused(axes: int) -> None:
+    torch.manual_seed(0)
+    model = AnotherWay(LAYERS[axes](2, 16, 3, padding=1), LAYERS[axes](16, 5, 3, padding=1))
+    with pytest.raises(RewriteError, match="inputs of another size come out wrong"):
+        compressed(model, torch.randn(2, 2, *[8] * axes))
 
 
 @pytest.mark.parametrize("written", [True, False])
