@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -151,7 +152,9 @@ def verify_onnx(
         )
     example = on_device_of(model, call_arguments(example_inputs))
     session = make_session(path, provider=provider)
-    precision = session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY, "float32")
+    halved = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+    own = "float16" if halved else "float32"
+    precision = session.get_modelmeta().custom_metadata_map.get(PRECISION_KEY, own)
     allowed = TOLERANCES.get(precision, TOLERANCES["float32"]) if tolerance is None else tolerance
     pair = _Pair(model, session, input_names, output_names)
     results: list[OutputComparison] = []

@@ -90,7 +90,7 @@ def _shared_memory(model: nn.Module, dtype: torch.dtype) -> dict[int, Any]:
 
 
 def random_inputs(example_inputs: Inputs, seed: int, *, positive: bool = False) -> tuple[Any, ...]:
-    """Random numbers in place of the floating inputs, such as the model may take; all else as given.
+    """Random numbers in place of the floating inputs and of images of bytes, such as the model may take; all else as given.
 
     An input that holds one number alone says nothing of that: it becomes standard normal, or lies between 0 and 1 (``positive``). Others
     lie between the smallest and the largest finite number of the example, and are not finite where that is not (a mask that is added).
@@ -101,6 +101,9 @@ def random_inputs(example_inputs: Inputs, seed: int, *, positive: bool = False) 
     alone = sum(isinstance(leaf, Tensor) for leaf in tree_leaves(args)) == 1
 
     def drawn(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.dtype == torch.uint8 and leaf.dim() > 2:
+            low, high = (int(leaf.min()), int(leaf.max())) if varies(leaf) else (0, 255)
+            return torch.randint(low, high + 1, leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
         if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
             return leaf
         known = leaf.isfinite()

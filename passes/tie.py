@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pdc_fx.errors import InputError
+from pdc_fx.errors import InputError, PdcError
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.axes import merged_axes, named_tensors, tensor_of
 from pdc_fx.passes.base import Pass
@@ -289,10 +289,23 @@ def after_backward(work: Callable[[], None]) -> None:
 
 
 def agreed_plan(make: Callable[[], ClusterPlan]) -> ClusterPlan:
-    """The plan that ``make`` gives in the first process, in all that train together (``torch.distributed``)."""
+    """The plan that ``make`` gives in the first process, in all that train together (``torch.distributed``).
+
+    Raises:
+        PdcError: ``make`` raised in the first process; the others, which wait for its plan, say so.
+    """
     group = torch.distributed
     if not (group.is_available() and group.is_initialized() and group.get_world_size() > 1):
         return make()
-    shared = [make().to_json() if group.get_rank() == 0 else ""]
-    group.broadcast_object_list(shared, src=0)
+    shared = ["", ""]
+    try:
+        if group.get_rank() == 0:
+            shared = [make().to_json(), ""]
+    except Exception as error:
+        shared = ["", f"{error}"]
+        raise
+    finally:
+        group.broadcast_object_list(shared, src=0)
+    if shared[1]:
+        raise PdcError(f"the first process ended with an error: {shared[1]}")
     return ClusterPlan.from_json(shared[0])

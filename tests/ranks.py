@@ -11,9 +11,11 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pdc_fx.errors import PdcError, PlanError
+from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.axes import merged_axes, named_tensors
 from pdc_fx.passes.check import random_halves
-from pdc_fx.passes.tie import Tying
+from pdc_fx.passes.tie import Tying, agreed_plan
 from pdc_fx.passes.tied import residual
 from pdc_fx.pipeline import analyze
 
@@ -63,7 +65,21 @@ def train(rank: int, options: dict[str, Any]) -> dict[str, Any]:
         "untied_by_the_optimizer": [name for name in before_projection if name],
         "residuals": after,
         "equal_across_ranks": torch.equal(*both),
+        "refused": refused(),
     }
+
+
+def refused() -> str:
+    """What is said where the first process alone cannot plan."""
+
+    def fail() -> ClusterPlan:
+        raise PlanError("no such widths")
+
+    try:
+        agreed_plan(fail)
+    except PdcError as error:
+        return str(error)
+    return ""
 
 
 def work(rank: int, directory: str) -> None:

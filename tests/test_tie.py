@@ -465,6 +465,8 @@ def test_two_processes_under_data_parallelism() -> None:
         assert case["untied_by_the_optimizer"] == [], case
         assert case["residuals"] == [0.0, 0.0, 0.0], case
         assert case["equal_across_ranks"], case
+        other = "the first process ended with an error: " if case["rank"] else ""
+        assert case["refused"] == f"{other}no such widths", case
 
 
 def test_hard_tying_is_gradient_averaging() -> None:

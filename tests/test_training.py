@@ -18,6 +18,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from data_files import different_sizes
@@ -149,6 +150,33 @@ def test_statistics_that_do_not_move_in_training_stay(start: Start, mode: Mode) 
     norm = found.tied[1]  # type: ignore[index]
     assert (norm.running_mean.unique().tolist(), norm.running_var.unique().tolist()) == ([0.0], [1.0])
     assert all(module.training for module in net)
+
+
+class Deep(nn.Module):
+    """Leaves a block out by chance, of NumPy's or Python's numbers, or torch's."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1)
+        self.head, self.draw = nn.Linear(8, 10), draw
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        x = x if self.training and self.draw() < 0.5 else x + self.b(self.a(x).relu())
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("draw", [lambda: np.random.rand(), lambda: random.random(), lambda: float(torch.rand(()))])
+def test_a_seed_holds_for_all_that_draws(draw: Callable[[], float]) -> None:
+    found = []
+    for before in (1, 2):  # what was drawn earlier changes nothing
+        random.seed(before)
+        np.random.seed(before)
+        torch.manual_seed(0)
+        run = training(None, Deep(draw), epochs=1)
+        _, metrics = run.run()
+        found.append((metrics[0], epochs_of(metrics)[-1]["loss"]))
+    assert found[0] == found[1]
 
 
 def test_the_last_record_is_of_what_is_delivered() -> None:

@@ -293,6 +293,32 @@ def test_what_was_saved_is_loaded(result: Compressed, written: Path) -> None:
         assert torch.equal(loaded(images), result.model.eval()(images))
 
 
+class Views(nn.Module):
+    """Buffers that are parts of larger ones, repeat a number, or are one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+        whole = torch.rand(6, 1, 1)
+        self.register_buffer("first", whole[:3])
+        self.register_buffer("last", whole[3:])
+        self.register_buffer("repeated", torch.rand(1, 1, 1).expand(3, 1, 1))
+        self.register_buffer("again", self.first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a((x - self.first) * self.last + self.repeated * self.again).relu())  # type: ignore[no-any-return]
+
+
+def test_buffers_that_are_views_are_loaded(tmp_path: Path) -> None:
+    example = torch.randn(1, 3, 8, 8)
+    model, plan = tied(Views().eval(), example)
+    compact = pdc_fx.rewrite(model, plan, example).eval()
+    out = save(Compressed(compact, model, plan, example), tmp_path / "out")
+    loaded = load(Views, out)
+    with torch.no_grad():
+        assert torch.equal(loaded(example), compact(example))
+
+
 def test_a_flipped_byte_is_refused(copied: Path) -> None:
     data = bytearray((copied / WEIGHTS).read_bytes())
     data[-1] ^= 1
@@ -371,6 +397,34 @@ def test_an_upsampling_in_half_precision(tmp_path: Path) -> None:
     info = pdc_fx.export_onnx(model, example, tmp_path / "model.onnx", fp16=True)
     assert "Resize" in info.nodes
     assert pdc_fx.verify_onnx(model, info.path, example).passed
+
+
+class Bytes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x.float() / 255).relu())  # type: ignore[no-any-return]
+
+
+def test_images_of_bytes_are_no_longer_all_zeros_where_they_are_compared(tmp_path: Path) -> None:
+    """On zeros a convolution shows its bias alone."""
+    model, example = Bytes().eval(), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    path = pdc_fx.export_onnx(model, example, tmp_path / "m.onnx").path
+    assert pdc_fx.verify_onnx(model, path, example).passed
+    with torch.no_grad():
+        model.a.weight.mul_(-3)
+    assert not pdc_fx.verify_onnx(model, path, example).passed
+
+
+def test_a_network_in_half_precision_is_compared_as_one(tmp_path: Path) -> None:
+    model, example = network().eval().half(), torch.randn(2, 3, 8, 8).half()
+    path = pdc_fx.export_onnx(model, example, tmp_path / "m.onnx").path
+    assert pdc_fx.verify_onnx(model, path, example).passed
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.2)
+    assert not pdc_fx.verify_onnx(model, path, example).passed
 
 
 def test_a_node_that_is_only_written_in_another_way_is_not_blamed(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import pdc_fx
 from pdc_fx.data import open_data
@@ -17,13 +17,24 @@ from pdc_fx.distill import Processes, TrainOptions
 from pdc_fx.passes.tied import residual
 
 
+class Embedding(nn.Module):
+    """Logits, and beside them an embedding, whose parameters get no gradient."""
+
+    def __init__(self, logits: nn.Module) -> None:
+        super().__init__()
+        self.logits, self.side = logits, nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.logits(x), self.side(x.flatten(1))
+
+
 def main(directory: str, mode: str, start: str) -> None:
     torch.manual_seed(0)
     data = open_data("digits")
-    model = nn.Sequential(
+    model = Embedding(nn.Sequential(
         nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 10),
-    )  # fmt: skip
+    ))  # fmt: skip
     options = TrainOptions(epochs=6, batch_size=64, amp="no", alpha=0.0, lr=0.1)
     made = pdc_fx.compress(
         model,

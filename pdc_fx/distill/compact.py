@@ -31,7 +31,7 @@ from pdc_fx.passes.rewrite import ChannelAddition
 from pdc_fx.passes.surgery import expand
 from pdc_fx.passes.tied import tie_once
 from pdc_fx.rules import Channels
-from pdc_fx.trace import evaluating, in_mode
+from pdc_fx.trace import evaluating, in_mode, with_same_draws
 
 
 class Untrainable(InputError):
@@ -128,8 +128,7 @@ def _require_same_in_training(tied: nn.Module, compact: nn.Module, example: Tens
     (images,) = random_inputs(example.repeat(4, *[1] * (example.dim() - 1)), 0)
     found = []
     for network in (tied, compact):
-        with torch.random.fork_rng(), _training_without_dropout(network), torch.no_grad():
-            torch.manual_seed(0)
+        with with_same_draws(network, (images,)), _training_without_dropout(network), torch.no_grad():
             try:
                 found.append(logits_of(network(images)))
             except RuntimeError as problem:

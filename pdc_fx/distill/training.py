@@ -13,6 +13,7 @@ import importlib
 import io
 import json
 import math
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -45,7 +47,7 @@ from pdc_fx.ir import ClusterPlan
 from pdc_fx.options import MIXED_FROM, TrainOptions
 from pdc_fx.passes.methods import Method, method_of
 from pdc_fx.passes.tie import Tying
-from pdc_fx.trace import evaluating
+from pdc_fx.trace import evaluating, looking_at
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,8 @@ class _Run:
         self.pairs = [(*pair, as_it_is) for pair in self.maps.modules] if self.compact is None else self.compact.maps
         self.layout = self._layout(example)
         self.tying = Tying(self.model, plan, setting.mode, total_steps=self.steps * options.epochs)
-        self.student = self.processes.distributed(self.model, unused=bool(setting.plan.groups.unreached))
+        unused = self.processes.count > 1 and _some_lead_nowhere(self.model, laid_out(example, self.layout))
+        self.student = self.processes.distributed(self.model, unused=unused)
         if options.compile:
             self.student, self.teacher = (
                 cast("nn.Module", torch.compile(network)) for network in (self.student, self.teacher)
@@ -345,7 +348,7 @@ class _Run:
     def _descend(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the optimizer, and of all that goes with it; how many images were right before it, and the loss."""
         options, position = self.options, self.position
-        torch.manual_seed(seed_of(options.seed, position.epoch, position.step, self.processes.rank))
+        _seed_all(seed_of(options.seed, position.epoch, position.step, self.processes.rank))
         batch = mixed(images, labels, options.mixup_alpha, options.cutmix_alpha or 0.0, options.mixup_prob)
         images = laid_out(batch.images, self.layout)
         with (
@@ -463,6 +466,7 @@ class _Run:
             "normalisation": [self.data.mean, self.data.std],
             "augmentation": self.data.augmentation,
             "teacher": self.teacher_digest,
+            "network that is trained": "tied" if self.compact is None else "compact",
             **self.options.decides(),
         }
         return {name: json.dumps(value, sort_keys=True) for name, value in {**self.setting.origin, **parts}.items()}
@@ -511,6 +515,21 @@ class _Run:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.position = _Position(**{**state["position"], "metrics": json.loads(state["position"]["metrics"])})
+
+
+def _seed_all(seed: int) -> None:
+    """Of torch, and of NumPy and Python, from which a forward pass may draw as well."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def _some_lead_nowhere(model: nn.Module, example: Tensor) -> bool:
+    """Whether the logits do not depend on some parameter that is trained (that of an auxiliary head, say)."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with looking_at(model, example) as args, torch.enable_grad():
+        logits = logits_of(model(*args))
+    return any(g is None for g in torch.autograd.grad(logits.sum(), trained, allow_unused=True))
 
 
 def require_board(options: TrainOptions) -> None:

@@ -12,6 +12,7 @@ from pdc_fx.trace.forward import (
     looking_at,
     own_precision,
     way_out,
+    with_same_draws,
 )
 from pdc_fx.trace.frames import user_frame
 from pdc_fx.trace.outputs import named_outputs
@@ -45,5 +46,6 @@ __all__ = [
     "require_values",
     "user_frame",
     "way_out",
+    "with_same_draws",
     "zeros_of",
 ]

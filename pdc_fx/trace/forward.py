@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -137,7 +139,7 @@ def looking_at(model: nn.Module, *args: Any) -> Iterator[tuple[Any, ...]]:
 
     Buffers are as they were afterwards: a forward pass may keep a running mean.
     """
-    with keeping_buffers(model), _with_same_draws(model, args), evaluating(model):
+    with keeping_buffers(model), with_same_draws(model, args), evaluating(model):
         yield fresh(args)
 
 
@@ -167,14 +169,21 @@ def keeping_buffers(model: nn.Module) -> Iterator[set[str]]:
 
 
 @contextmanager
-def _with_same_draws(model: nn.Module, args: tuple[Any, ...]) -> Iterator[None]:
-    """Random numbers begin with the same one each time: models that draw some in eval mode can be compared."""
+def with_same_draws(model: nn.Module, args: tuple[Any, ...]) -> Iterator[None]:
+    """Random numbers of torch, NumPy and Python begin with the same one each time: models that draw some can be compared."""
     tensors = [t for t in (*model.parameters(), *model.buffers(), *tree_leaves(args)) if isinstance(t, Tensor)]
     devices = sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
+    numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices):
+        np.random.seed(0)
+        random.seed(0)
         for generator in (torch.default_generator, *(torch.cuda.default_generators[device] for device in devices)):
             generator.manual_seed(0)  # torch.manual_seed would seed devices, too, on which nothing runs
-        yield
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
 
 
 @contextmanager
