@@ -51,7 +51,7 @@ def _item(parameter: Any) -> str:
     """One option: its names, what it takes, what it is for, its default."""
     value = _value(parameter)
     names = [f"`{name}{f' {value}' if value else ''}`" for name in (*parameter.opts, *parameter.secondary_opts)]
-    said = re.sub(r"\.?\s*\[default: (.+)\]$", r". Default: `\1`", parameter.help or "").rstrip(".")
+    said = re.sub(r"\.?\s*\\?\[default: (.+)\]$", r". Default: `\1`", parameter.help or "").rstrip(".")
     return f"- {', '.join(names)}: {said + '.' if said else ''}{_default(parameter)}"
 
 

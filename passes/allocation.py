@@ -95,8 +95,15 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
                 "no two channels of this model may be merged", hint="'pdc-fx inspect' lists the reasons"
             )
         tensors = named_tensors(self.model)
-        for name in {member.tensor for group in value.groups for member in group.members}:
-            if name in tensors and not bool(tensors[name].detach().isfinite().all()):
+        for name in dict.fromkeys(member.tensor for group in value.groups for member in group.members):
+            found = tuple(tensors[name].shape) if name in tensors else None
+            if found != value.shapes[name]:
+                here = "has none" if found is None else f"has {'x'.join(map(str, found))}"
+                raise InputError(
+                    f"the groups belong to another model: '{name}' is {'x'.join(map(str, value.shapes[name]))} there, and this one {here}",
+                    hint="analyze the model that is planned for",
+                )
+            if not bool(tensors[name].detach().isfinite().all()):
                 raise InputError(
                     "the weights hold values that are not finite, so that filters cannot be compared",
                     where=f"'{name}'",
@@ -106,12 +113,6 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
     def call(self, value: ChannelGroups) -> ClusterPlan:
         measure = self._measure(value)
         tensors = named_tensors(self.model)
-        absent = [m.tensor for group in value.groups for m in group.members if m.tensor not in tensors]
-        if absent:
-            raise InputError(
-                f"the groups belong to another model: this one has no {absent[0]!r}",
-                hint="analyze the model that is planned for",
-            )
         found = self._choices(blocs(value, tensors))
         choices = {r: [rounded(bloc, r, self.min_channels) for bloc in found] for r in self.rounding.finer()}
         finest = list(choices.values())[-1]

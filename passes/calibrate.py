@@ -267,6 +267,7 @@ class Calibrate(Pass[nn.Module, tuple[nn.Module, ClusterPlan]]):
     def requires(self, value: nn.Module) -> None:
         require_usable(value)
         require_images(self.images, self.groups)
+        self.planner.requires(self.groups)
         if not self.ridge > 0:
             raise InputError(f"ridge must be positive, not {self.ridge}")
 
@@ -276,6 +277,13 @@ class Calibrate(Pass[nn.Module, tuple[nn.Module, ClusterPlan]]):
         images = self.images.to(next(iter(tensors.values())).device)
         dense = DenseStatistics(tied)
         run_watched(tied, images, dense)
+        for name, output in dense.outputs.items():
+            if not bool(output.isfinite().all()):
+                raise InputError(
+                    "what the network computes on the calibration images is not finite",
+                    where=f"'{name}'",
+                    hint="look at its weights, at its running variances (below 0?) and at how the images are prepared",
+                )
         found = [elimination(group, tensors, dense) for group in self.groups.groups]
         plan = self.planner.over(lambda blocs: [_eliminated(bloc, found) for bloc in blocs], CAPACITY)(self.groups)
         chosen = [

@@ -253,7 +253,7 @@ def called(model: nn.Module, args: tuple[Any, ...]) -> Any:
     """The output; :class:`TraceError` if the model raises."""
     try:
         return model(*args)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TraceError(
             f"{type(model).__name__} raised {type(error).__name__} in its forward pass: {error}",
             hint=way_out(error),

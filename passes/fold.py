@@ -61,6 +61,7 @@ class Fold(Pass[nn.Module, tuple[nn.Module, ClusterPlan]]):
 
     def requires(self, value: nn.Module) -> None:
         require_usable(value)
+        self.planner.requires(self.groups)
         if self.images is not None:
             require_images(self.images, self.groups)
 

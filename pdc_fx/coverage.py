@@ -134,7 +134,7 @@ def cover(
             replace_file(output / DATA, coverage.to_json().encode())
             return coverage
 
-        open_specs = [spec for spec in wanted if spec not in known]
+        open_specs = [spec for spec in wanted if spec not in known or known[spec].result == "timeout"]
         done = len(wanted) - len(open_specs)
         for checked in _run_all(open_specs, timeout, workers, seed):
             known[checked.model] = checked

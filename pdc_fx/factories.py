@@ -81,10 +81,11 @@ def _guarded(spec: str, create: Callable[[], object], file: Path | None = None) 
                 model = create()
         except InputError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             line = None if file is None else _line(error, file)
             where = spec if line is None else f"{spec}, line {line}"
-            raise InputError(f"the factory raised {type(error).__name__}: {error}", where=where) from error
+            hint = "it must neither end the program nor read its command line" if isinstance(error, SystemExit) else ""
+            raise InputError(f"the factory raised {type(error).__name__}: {error}", where=where, hint=hint) from error
         if not isinstance(model, nn.Module):
             raise InputError(
                 f"the factory gave a {type(model).__name__} instead of a torch.nn.Module",
@@ -182,8 +183,20 @@ def _from_file(path: Path) -> Any:
         sys.modules.pop(module_name, None)
         line = _line(error, path)
         where = str(path) if line is None else f"{path}:{line}"
-        raise InputError(f"the file raised {type(error).__name__} when it was run: {error}", where=where) from error
+        hint = _as_module(path) if isinstance(error, ImportError) else ""
+        raise InputError(
+            f"the file raised {type(error).__name__} when it was run: {error}", where=where, hint=hint
+        ) from error
     return module
+
+
+def _as_module(path: Path) -> str:
+    """How to name a file of a package, whose relative imports need that; nothing for any other file."""
+    parts, folder = [path.stem], path.resolve().parent
+    while (folder / "__init__.py").is_file():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    return f"it is part of a package: write {'.'.join(parts)}:FACTORY, with PYTHONPATH={folder}" if parts[1:] else ""
 
 
 def lies_in(spec: str, folder: Path) -> bool:
@@ -216,8 +229,13 @@ def _from_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
+        here = Path(*name.split("."))
+        found = here.is_dir() or here.with_suffix(".py").is_file()
+        hint = f"write {FORMS}"
+        if isinstance(error, ModuleNotFoundError) and found:
+            hint = "it lies here, where Python does not look: set PYTHONPATH=. before the command"
         raise InputError(
-            f"the module cannot be imported: {type(error).__name__}: {error}", where=name, hint=f"write {FORMS}"
+            f"the module cannot be imported: {type(error).__name__}: {error}", where=name, hint=hint
         ) from error
 
 

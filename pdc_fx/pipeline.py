@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_map
 
 from pdc_fx.artifacts import Compressed
 from pdc_fx.data import ImageData, batches_per_epoch, sample_images
+from pdc_fx.directory import CHECKPOINT
 from pdc_fx.distill import Observer, Processes, TiedTraining, TrainOptions, accuracy, logits_of, require_board
-from pdc_fx.distill.checkpoints import weights_digest
+from pdc_fx.distill.checkpoints import Checkpoints, weights_digest
 from pdc_fx.errors import InputError, TraceError
 from pdc_fx.export.model_graph import ModelGraph, model_graph
 from pdc_fx.ir import ChannelGroups, ClusterPlan
@@ -398,6 +399,12 @@ def compress(
     if calibration_images is not None and start != "calibrate":
         raise InputError(
             f"calibration_images are for start 'calibrate', and this is '{start}'", hint="leave one of them out"
+        )
+    if resume and not options.epochs and directory is not None and Checkpoints(directory / CHECKPOINT).files():
+        raise InputError(
+            "an interrupted training lies here, and without epochs it would be thrown away",
+            where=str(directory / CHECKPOINT),
+            hint="resume it with the epochs it was begun with, or begin anew (--overwrite)",
         )
     require_board(options)
     require_classes(model, as_arguments(example_inputs), train_data)

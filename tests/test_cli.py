@@ -101,6 +101,25 @@ class Draws(nn.Module):
 
 Draws.input_shape = (1, 1, 8, 8)
 
+def leaves():
+    raise SystemExit(0)
+
+class Leaving(OwnGrid):
+    def forward(self, x):
+        raise SystemExit(0)
+
+class Talking(OwnGrid):
+    def forward(self, x):
+        print("here I am")
+        return super().forward(x)
+
+def negative():
+    model = net()
+    model[1].running_var[3] = -1
+    return model
+
+negative.input_shape = (1, 1, 8, 8)
+
 class Untranslated(nn.Module):
     # ONNX has no such function
 
@@ -470,6 +489,47 @@ def test_what_cannot_be_renamed_is_kept(spec: str, tmp_path: Path, monkeypatch: 
     assert result.exit_code == 2
     assert "rename that" in " ".join(result.stderr.split())
     assert (tmp_path / ".out.partial" / ONNX).exists()
+
+
+@pytest.mark.parametrize("name", ["leaves", "Leaving"])
+def test_a_model_that_ends_the_program_is_an_error(name: str, folder: Path) -> None:
+    result = run("check", f"{folder / 'net.py'}:{name}", "--input", "1x1x8x8")
+    assert result.exit_code == 2
+    assert "raised SystemExit" in result.stderr
+
+
+@pytest.mark.parametrize("line", [["check", "--json"], ["inspect", "--json"], ["inspect", "--dot"]])
+def test_what_a_model_prints_does_not_go_where_programs_read(line: list[str], folder: Path) -> None:
+    result = run(line[0], f"{folder / 'net.py'}:Talking", "--input", "1x1x8x8", *line[1:])
+    assert result.exit_code == 0, result.stderr
+    assert "here I am" not in result.stdout
+    assert "here I am" in result.stderr
+    assert result.stdout.startswith("{" if "--json" in line else "digraph")
+
+
+def test_values_that_are_not_finite_are_refused_before_channels_are_chosen(folder: Path, tmp_path: Path) -> None:
+    result = run("compress", f"{folder / 'net.py'}:negative", *options(tmp_path / "out", epochs=0))
+    assert result.exit_code == 2
+    assert "computes on the calibration images is not finite" in " ".join(result.stderr.split())
+
+
+def test_an_interrupted_training_is_not_thrown_away_by_a_run_without_epochs(spec: str, tmp_path: Path) -> None:
+    partial = tmp_path / ".out.partial"
+    (partial / "checkpoint").mkdir(parents=True)
+    (partial / CONFIG).write_text("lr: 0.01\n")
+    (partial / "checkpoint" / "step-000000003.pt").touch()
+    result = run("compress", spec, *options(tmp_path / "out", epochs=0), "--resume")
+    assert result.exit_code == 2
+    assert "without epochs it would be thrown away" in " ".join(result.stderr.split())
+    assert (partial / "checkpoint" / "step-000000003.pt").exists()
+    assert (partial / CONFIG).read_text() == "lr: 0.01\n"  # the options that it was begun with
+
+
+@pytest.mark.parametrize(
+    ("command", "said"), [("check", "default: 600"), ("export", "default: 18"), ("bench", "default: 1, 8,")]
+)
+def test_help_says_defaults(command: str, said: str) -> None:
+    assert said in run(command, "--help").stdout
 
 
 def test_files_of_another_model_are_refused(compressed: Path, spec: str, tmp_path: Path) -> None:

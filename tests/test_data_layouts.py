@@ -106,6 +106,16 @@ def test_images_without_class_folders(flat: str, tmp_path: Path) -> None:
         open_data(spec, input_shape=SHAPE)
 
 
+def test_one_class_is_none(tmp_path: Path) -> None:
+    """Folders of classes that lie one level too deep."""
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / part / "images" / name).mkdir(parents=True)
+    words = r"there is one class, 'images'.*it holds the folders cat, dog: move them up"
+    with pytest.raises(InputError, match=words):
+        open_data(f"folder:{tmp_path}")
+
+
 def test_names_of_a_folder_take_little_memory() -> None:
     names = [f"n{c:08}/n{c:08}_{i}.JPEG" for c in range(100) for i in range(100)]
     source = FileSource(Path("train"), names)

@@ -557,3 +557,16 @@ def test_parse_normalization(text: str, expected: tuple[tuple[float, ...], ...] 
         return
     with pytest.raises(InputError, match=re.escape(f"normalisation {text!r} is not understood")):
         parse_normalization(text, path)
+
+
+def test_a_file_of_a_package_is_told_how_to_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = tmp_path / "nets" / "small"
+    inner.mkdir(parents=True)
+    for folder in (inner.parent, inner):
+        (folder / "__init__.py").touch()
+    (inner / "net.py").write_text("from . import other\n")
+    with pytest.raises(InputError, match=rf"write nets\.small\.net:FACTORY, with PYTHONPATH={tmp_path}"):
+        build_model(f"{inner / 'net.py'}:net")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"set PYTHONPATH=\. before the command"):
+        build_model("nets.small:net")

@@ -321,7 +321,10 @@ def compress(
         TrainingProgress(epochs, notes) if first and epochs else nullcontext() as progress,
     ):
         if first:
-            replace_file(staging.path / CONFIG, effective(chosen).encode())
+            if not (
+                staging.path / CHECKPOINT
+            ).exists():  # or it may turn out that these are not the options to go on with
+                replace_file(staging.path / CONFIG, effective(chosen).encode())
             if epochs * batches_per_epoch(len(images.train), options.batch_size) >= SHORT:
                 require_exportable(loaded.model, example)
         compressed = run_compress(
@@ -352,6 +355,7 @@ def compress(
         print_notes(notes)
     warn_of_loss(compressed.metrics)
     with staging:
+        replace_file(staging.path / CONFIG, effective(chosen).encode())
         certificate = deliver(compressed, staging.path, onnx_accuracy(images))
         if json and not certificate["passed"]:
             print_json({"directory": None, **certificate})

@@ -30,7 +30,7 @@ def bench(
     model: ModelAgain = None,
     provider: ProviderOption = "auto",
     batch_size: Annotated[
-        list[int] | None, typer.Option("-b", "--batch-size", min=1, help="May be repeated.  [default: 1, 8, 32]")
+        list[int] | None, typer.Option("-b", "--batch-size", min=1, help="May be repeated.  \\[default: 1, 8, 32]")
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Timed calls of each model and batch size.")] = 30,
     warmup: Annotated[int, typer.Option(min=0, help="Calls before those.")] = 5,

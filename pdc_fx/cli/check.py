@@ -39,12 +39,12 @@ def check(
         str | None,
         typer.Option("--only", metavar="GLOB,GLOB", help="With --all: names to check, such as 'resnet*,vgg11'."),
     ] = None,
-    timeout: Annotated[float | None, typer.Option(help="With --all: seconds per model.  [default: 600]")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="With --all: processes at a time.  [default: 1]")] = None,
+    timeout: Annotated[float | None, typer.Option(help="With --all: seconds per model.  \\[default: 600]")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="With --all: processes at a time.  \\[default: 1]")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="With --all: check again what was checked before.")] = False,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="With --all: where coverage.json and coverage.md go.  [default: docs]"),
+        typer.Option("-o", "--output", help="With --all: where coverage.json and coverage.md go.  \\[default: docs]"),
     ] = None,
 ) -> None:
     """Can this model be merged exactly? Ties and merges a random half of its channels and measures what that changes.
@@ -151,5 +151,5 @@ def _check_all(
         summary = ", ".join(f"{number} {result}" for result, number in counts.items())
         out.print(f"models: {summary}")
         out.print(f"see {escape(str(output / PAGE))}")
-    if counts["failed"]:
+    if counts["failed"] or counts["timeout"]:
         raise typer.Exit(1)

@@ -37,7 +37,9 @@ def export(
     num_classes: Classes = None,
     input: Shapes = None,
     model: ModelAgain = None,
-    opset: Annotated[int | None, typer.Option(help="Version of ONNX's operator set, 18 to 25.  [default: 18]")] = None,
+    opset: Annotated[
+        int | None, typer.Option(help="Version of ONNX's operator set, 18 to 25.  \\[default: 18]")
+    ] = None,
     static: Annotated[bool, typer.Option("--static", help="Fix the batch size.")] = False,
     dynamic_size: Annotated[
         bool, typer.Option("--dynamic-size", help="Let height and width vary, where the model allows it.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as jsonlib
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,7 +55,7 @@ def inspect(
         raise InputError(f"only one of {' and '.join('--' + name for name in printed)} can be printed")
     if output is not None:
         require_writable(output, overwrite)
-    from pdc_fx.cli.render import err, print_graph
+    from pdc_fx.cli.render import err, print_graph, print_text
     from pdc_fx.files import replace_file
     from pdc_fx.pipeline import inspect as run_inspect
 
@@ -67,7 +66,7 @@ def inspect(
         replace_file(output, text.encode())
         err.print(f"wrote {output} ({len(text.encode()) / 1000:,.0f} kB)", markup=False, soft_wrap=True)
     if printed:
-        sys.stdout.write(written(graph, printed[0], plain(model), "") + "\n")
+        print_text(written(graph, printed[0], plain(model), ""))
     elif output is None:
         print_graph(model, graph, everything=everything)
 

@@ -6,7 +6,8 @@ import errno
 import logging
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -92,7 +93,8 @@ def reported(command: Function) -> Function:
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with _quiet_stdout(kwargs):
+                command(*args, **kwargs)
         except PdcError as error:
             from pdc_fx.cli.render import print_error
 
@@ -112,6 +114,15 @@ def reported(command: Function) -> Function:
             raise typer.Exit(130) from None
 
     return run  # type: ignore[return-value]
+
+
+def _quiet_stdout(options: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Where a program is to read what a command prints, nothing but that is printed there."""
+    if not any(options.get(name) for name in ("json", "dot", "graphml")):
+        return nullcontext()
+    from pdc_fx.cli.render import alone_on_stdout
+
+    return alone_on_stdout()
 
 
 def command_line() -> str:

@@ -7,8 +7,9 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -44,10 +45,31 @@ out = _Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
+_ALONE: list[TextIO] = []
+"""Standard output, while what others print goes elsewhere."""
+
+
+@contextmanager
+def alone_on_stdout() -> Iterator[None]:
+    """Leave standard output to :func:`print_text`: what the user's model prints goes to standard error."""
+    _ALONE.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _ALONE.pop()
+
+
+def print_text(text: str) -> None:
+    """What a program reads, on standard output."""
+    stream = _ALONE[-1] if _ALONE else sys.stdout
+    stream.write(text + "\n")
+    stream.flush()
+
+
 def print_json(data: Mapping[str, Any]) -> None:
-    """One JSON object on standard output, and nothing else there. JSON has no infinity: such a number becomes null."""
-    sys.stdout.write(json.dumps(_finite(data), default=str, allow_nan=False) + "\n")
-    sys.stdout.flush()
+    """One JSON object on standard output. JSON has no infinity: such a number becomes null."""
+    print_text(json.dumps(_finite(data), default=str, allow_nan=False))
 
 
 def print_notes(notes: Sequence[str]) -> None:

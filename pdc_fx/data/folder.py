@@ -34,6 +34,7 @@ def open_folder(spec: str, directory: Path, input_shape: Shape | None, download:
     test_directory = next((d for d in test_directories if any(_folders(d))), test_directories[-1])
     classes, test_classes = (_class_folders(d) for d in (train_directory, test_directory))
     check_same_classes(spec, classes, test_classes)
+    _require_several(classes, train_directory)
     train, test = (_read_folder(d, classes, input_shape) for d in (train_directory, test_directory))
     return image_data(spec, train, test, classes)
 
@@ -55,6 +56,18 @@ def _class_folders(directory: Path) -> list[str]:
             hint=f"{found}put the images of each class in a folder of its own, named as in train/",
         )
     return classes
+
+
+def _require_several(classes: list[str], directory: Path) -> None:
+    if len(classes) > 1:
+        return
+    inside = sorted(_folders(directory / classes[0]))
+    found = f"it holds the folders {', '.join(inside[:4])}: move them up" if inside else ""
+    raise InputError(
+        f"there is one class, '{classes[0]}', where at least two are told apart",
+        where=str(directory),
+        hint=found or f"each folder in {directory.name}/ is a class",
+    )
 
 
 def _read_folder(directory: Path, classes: list[str], input_shape: Shape | None) -> ImageSet:

@@ -197,7 +197,7 @@ def _eagerly() -> Iterator[None]:
         yield
 
 
-def way_out(error: Exception) -> str:
+def way_out(error: BaseException) -> str:
     """What to look at where a forward pass raised ``error``."""
     if isinstance(error, TypeError) and "argument" in str(error):
         return "example_inputs is one tensor, or a tuple with every argument of forward()"

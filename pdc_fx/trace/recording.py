@@ -159,7 +159,7 @@ def _record(
             mapped = recorder.placeholders(args)
         try:
             output = call(*args)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TraceError(
                 f"the model raised {type(error).__name__} in its forward pass: {error}",
                 where=described(args),
