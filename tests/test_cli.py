@@ -532,6 +532,26 @@ def test_help_says_defaults(command: str, said: str) -> None:
     assert said in run(command, "--help").stdout
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_data_that_moved_are_compared_with_what_was_certified(
+    known: bool, compressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = damaged(compressed, tmp_path)
+    recipe, certificate = (json.loads((copy / name).read_text()) for name in (RECIPE, CERTIFICATE))
+    recipe["data"] = "parquet:somewhere-else"
+    if not known:
+        recipe["test_labels"] = "others"
+    (copy / RECIPE).write_text(json.dumps(recipe))
+    certificate["accuracy"]["onnx"] = 0.5
+    certificate["files"][RECIPE] = sha256(copy / RECIPE)
+    (copy / CERTIFICATE).write_text(json.dumps(certificate))
+    result = run("verify", copy, "--data", "digits")
+    assert result.exit_code == (1 if known else 0), result.stderr
+    said = " ".join(result.stderr.split())
+    assert ("the accuracy is not the certified one: onnx" in said) == known
+    assert ("accuracies are not compared" in said) != known
+
+
 def test_files_of_another_model_are_refused(compressed: Path, spec: str, tmp_path: Path) -> None:
     """One ONNX file that computes something else and says of what recipe it is, one that says nothing, and weights."""
     other = tmp_path / "other"

@@ -306,6 +306,7 @@ def compress(
         "mean": list(images.mean),
         "std": list(images.std),
         "classes": list(images.classes),
+        "test_labels": images.test.labels_digest,
     }
     first = Processes.of_environment().first
     staging = Staging(output, overwrite=overwrite, resume=resume, write=first, keep_checkpoint=True)

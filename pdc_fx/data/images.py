@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -73,6 +74,11 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]]):
     def in_memory(self) -> bool:
         """Whether the images are decoded already."""
         return isinstance(self._store, InMemoryStore)
+
+    @property
+    def labels_digest(self) -> str:
+        """The SHA-256 of the labels, in their order: what tells one set from another without reading its images."""
+        return hashlib.sha256(self.labels.cpu().to(torch.int64).numpy().tobytes()).hexdigest()
 
     def decodes(self, augmentation: str = "none") -> bool:
         """Whether images are decoded when they are fetched for this augmentation: work that other processes can do."""

@@ -462,7 +462,7 @@ class _Run:
             "clusters": hashlib.sha256(b"".join(c.astype("<i8").tobytes() for c in plan.clusters)).hexdigest(),
             "method": asdict(method_of(self.setting.mode)),
             "training images": len(self.data.train),
-            "labels": hashlib.sha256(self.data.train.labels.cpu().numpy().tobytes()).hexdigest(),
+            "labels": self.data.train.labels_digest,
             "normalisation": [self.data.mean, self.data.std],
             "augmentation": self.data.augmentation,
             "teacher": self.teacher_digest,
