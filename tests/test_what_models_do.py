@@ -360,6 +360,35 @@ def test_another_way_for_larger_images_is_refused() -> None:
             attempt(small, X)
 
 
+class Caching(nn.Module):
+    """Computes where anchors lie once for each size of images, as detectors do, and masks once for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 6, 1)
+        self.shape: Any = None
+        self.mask: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = relu(self.a(x)).chunk(2, 1)
+        y = relu(self.b(one * two))
+        if self.shape != x.shape:
+            self.shape, self.anchors = x.shape, torch.arange(x.shape[-1], dtype=x.dtype) + 0.5
+        if self.mask is None:
+            self.mask = torch.ones_like(y) * 0.5
+        return self.o(y * self.mask) + self.anchors
+
+
+def test_what_a_forward_pass_caches_is_forgotten() -> None:
+    torch.manual_seed(0)
+    model = Caching().eval()
+    assert pdc_fx.analyze(model, X).mergeable_channels == 24
+    assert model.shape is None
+    assert not hasattr(model, "anchors")
+    tied, compact = compressed(model, X)
+    torch.testing.assert_close(outputs(compact, X), outputs(tied, X), atol=1e-5, rtol=1e-4)
+
+
 class Average(nn.Sequential):
     """A mean by hand, with a product of sizes as a number of Python's own, which no graph can follow."""
 

@@ -137,9 +137,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def looking_at(model: nn.Module, *args: Any) -> Iterator[tuple[Any, ...]]:
     """Run ``model`` so that nothing of it shows afterwards: in eval mode, on copies of ``args``, with the same random numbers each time.
 
-    Buffers are as they were afterwards: a forward pass may keep a running mean.
+    Buffers and attributes are as they were afterwards: a forward pass may keep a running mean, or what it computed for images of one size.
     """
-    with keeping_buffers(model), with_same_draws(model, args), evaluating(model):
+    with keeping_buffers(model), _keeping_attributes(model), with_same_draws(model, args), evaluating(model):
         yield fresh(args)
 
 
@@ -166,6 +166,23 @@ def keeping_buffers(model: nn.Module) -> Iterator[set[str]]:
                 if module._buffers.get(own, changed) is not buffer:
                     changed.add(name)
                 module._buffers[own] = buffer
+
+
+@contextmanager
+def _keeping_attributes(model: nn.Module) -> Iterator[None]:
+    """Put back all attributes of the modules of ``model`` that are set or replaced, but those computed from weights anew each time."""
+
+    def stays(value: Any) -> bool:
+        return not isinstance(value, Tensor) or value.is_leaf
+
+    kept = [(own := vars(module), set(own), {k: v for k, v in own.items() if stays(v)}) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for now, names, before in kept:
+            for name in [name for name in now if name not in names]:
+                del now[name]
+            now.update(before)
 
 
 @contextmanager
