@@ -32,6 +32,7 @@ from pdc_fx.passes.prediction import Mismatch, Prediction, lie_alike, of_shape, 
 from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tied import tie_once
 from pdc_fx.rules import Channels, Flow, Weight
+from pdc_fx.rules.base import argument_of
 from pdc_fx.rules.channels import FIXED
 from pdc_fx.rules.indexing import is_mask
 from pdc_fx.rules.literals import literal_of
@@ -205,12 +206,25 @@ def follows_sizes(model: nn.Module, prediction: Prediction) -> bool:
         for n, v in solution.flow.values.items()
     ):
         return True  # a leaf module, of which nobody knows what it does inside
+    if any(
+        _meets_constant(value, _sources(node, solution), prediction) for node, value in solution.flow.values.items()
+    ):
+        return True
     return any(
         (literal_of(node) or takes_numbers(node))
         and prediction.shrinks([value, *_sources(node, solution)])
         and (takes_numbers(node) or _unfit(node, prediction, model))
         for node, value in solution.flow.values.items()
     )
+
+
+def _meets_constant(value: object, sources: list[object], prediction: Prediction) -> bool:
+    """Whether channels that go meet a constant with one place for each of them: its size may be written out (``zeros(1, 16, 1, 1)``)."""
+    if not isinstance(value, Channels) or not prediction.shrinks(value):
+        return False
+    constants = [s for s in sources if isinstance(s, Channels) and s.same and len(s.shape) <= len(value.shape)]
+    axes = {d + len(value.shape) - len(s.shape) for s in constants for d in s.same if s.shape[d] > 1}
+    return not axes.isdisjoint(value.varying)
 
 
 def _ordered(prediction: Prediction) -> Mismatch | None:
@@ -231,9 +245,8 @@ def _sources(node: fx.Node, solution: Solution) -> list[object]:
 
 def _unfit(node: fx.Node, prediction: Prediction, model: nn.Module) -> bool:
     """Whether a call, with its arguments as they were, does not give the labels foretold when it is run on those foretold."""
-    values = prediction.solution.flow.values
-    value, source = values[node], node.args[0] if node.args else None
-    argument = values.get(source) if isinstance(source, fx.Node) else None
+    flow = prediction.solution.flow
+    value, argument = flow.values[node], flow.first(node)
     if not isinstance(argument, Channels):
         return True
     given, inside = prediction.block(argument), model.get_submodule(node.meta["module"])
@@ -262,7 +275,9 @@ def _shaped(result: Any, value: object, prediction: Prediction) -> bool:
 
 def _run(node: fx.Node, argument: Tensor) -> Any:
     """A recorded call on another first argument, and without tensors beside it; None where sizes do not fit."""
-    rest, named = fx.node.map_arg((node.args[1:], node.kwargs), lambda _: None)
+    first = argument_of(node, 0, "input")
+    named = {name: value for name, value in node.kwargs.items() if value is not first}
+    rest, named = fx.node.map_arg((node.args[1:], named), lambda _: None)
     assert callable(node.target)
     try:
         return node.target(argument, *rest, **named)

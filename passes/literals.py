@@ -72,7 +72,7 @@ def edited(
             numbers.write_out(copies[node])
         if node.op == "call_module":
             continue
-        gather, written, source = chains.get(call), literal_of(call), _argument(call, prediction)
+        gather, written, source = chains.get(call), literal_of(call), prediction.solution.flow.first(call)
         if gather is None and written and written.edit is None and prediction.shrinks(source):
             if lie_alike(prediction.solution.flow.values[call], source):
                 continue
@@ -101,13 +101,8 @@ def edited(
     return prediction.difference(pairs, flow_of(recording)) or module
 
 
-def _argument(call: fx.Node, prediction: Prediction) -> object:
-    source = call.args[0] if call.args else None
-    return prediction.solution.flow.values.get(source) if isinstance(source, fx.Node) else None
-
-
 def _edit(node: fx.Node, call: fx.Node, prediction: Prediction, written_as: Written) -> None:
-    written, argument = literal_of(call), _argument(call, prediction)
+    written, argument = literal_of(call), prediction.solution.flow.first(call)
     value = prediction.solution.flow.values[call]
     if written is None or written.edit is None or not prediction.shrinks([value, argument]):
         return

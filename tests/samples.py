@@ -564,6 +564,15 @@ SAMPLES = (
     Sample("numpy_axes", between(lambda m, x: F.pad(x.flip(np.int64(2)).roll(np.int64(1), np.int64(3)).narrow(np.int64(2), np.int64(0), np.int64(4)), (np.int64(1), 1))), 8),
     Sample("numpy_choice", between(lambda m, x: x[:, np.arange(8)[::-1].copy()]), 8),
     Sample("numpy_sums", between(lambda m, x: x.sum(np.int64(2), keepdim=True) + x.softmax(np.int64(3))), 8),
+    # constants with a size that is written out
+    Sample("zeros_of_a_written_size", between(lambda m, x: x + torch.zeros(1, 8, 8, 8, dtype=x.dtype)), 0),
+    Sample("ones_of_a_written_size", between(lambda m, x: torch.maximum(x, torch.ones(8, 1, 1, dtype=x.dtype))), 0),
+    Sample("zeros_of_one_size", between(lambda m, x: x + torch.zeros(1, 1, 8, 8, dtype=x.dtype)), 8),
+    # arguments by name, parts of parts, other names
+    Sample("reshaped_by_name", between(lambda m, x: torch.reshape(input=x, shape=(-1, 512)).view(-1, 8, 8, 8)), 8),
+    Sample("split_by_name", between(lambda m, x: torch.cat(torch.split(tensor=x, split_size_or_sections=4, dim=1)[::-1], 1)), 8),
+    Sample("some_of_the_parts", between(lambda m, x: torch.cat([(p := x.split(2, 1))[0], *[t * 2 for t in p[1:]]], 1)), 8),
+    Sample("other_names", between(lambda m, x: torch.multiply(torch.absolute(x), 2.0).negative().subtract(1).divide(3)), 8),
     # constants that change through a view
     Sample("half_of_zeros_filled", between(lambda m, x: x * filled(x, lambda z: z[:, :4].fill_(1.0))), 0),
     Sample("chunk_of_zeros_raised", between(lambda m, x: x * filled(x, lambda z: z.chunk(2, 1)[1].add_(1.0))), 0),

@@ -77,6 +77,11 @@ class Flow:
     fixed_macs: int = 0
     labels: int = 0
 
+    def first(self, call: fx.Node) -> Value:
+        """The abstract value of the tensor that a call is given first; None where it is given none."""
+        argument = argument_of(call, 0, "input")
+        return self.values.get(argument) if isinstance(argument, fx.Node) else None
+
     def mint(self, count: int, module: str, tensor: str = "") -> Tensor:
         """``count`` new labels, made by ``module``: the entries of an axis of ``tensor``, or zeros that it pads with."""
         self.makers.append((self.labels, module, tensor))
@@ -355,7 +360,7 @@ class Declined(Exception):
 Rule = Callable[[Site], Value]
 
 
-_AS_IN_NUMPY = {"input": ("x", "a", "x1"), "other": ("x2",), "dim": ("axis",), "keepdim": ("keepdims",)}
+_AS_IN_NUMPY = {"input": ("x", "a", "x1", "tensor"), "other": ("x2",), "dim": ("axis",), "keepdim": ("keepdims",)}
 """Names that PyTorch takes for its own."""
 
 

@@ -19,11 +19,13 @@ relu relu6 leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid hardtan
 tanhshrink softshrink hardshrink threshold abs neg sign exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square sin cos tan
 asin acos atan sinh cosh asinh acosh atanh erf erfc floor ceil round trunc frac reciprocal positive nan_to_num isnan isinf
 isfinite logical_not bitwise_not invert clamp clamp_min clamp_max clip zero_ bool byte char short int long
+negative absolute fix sgn logit sinc erfinv arcsin arccos arctan arcsinh arccosh arctanh
 """
 SAME = "detach to type float double half bfloat16 type_as cpu cuda"
 BINARY = """
 add sub rsub mul div true_divide floor_divide floordiv truediv pow remainder fmod maximum minimum fmax fmin atan2 eq ne lt le gt ge
 logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor where lerp addcmul addcdiv masked_fill and or xor copy_ fill
+subtract multiply divide arctan2 not_equal less less_equal greater greater_equal xlogy logaddexp logaddexp2 hypot copysign heaviside
 """
 
 

@@ -127,7 +127,10 @@ def record_graph_module(
             part = result[0] if isinstance(result, (tuple, list)) and result else result
             if isinstance(part, Tensor) and n.op != "output":
                 node = self.recorder.node_of(part)
-                if part is result or node.target is operator.getitem:
+                of_call = (
+                    node.target is operator.getitem and n.target is not operator.getitem
+                )  # and no slice of what it gave
+                if part is result or of_call:
                     found[n] = node if part is result else node.all_input_nodes[0]
             return result
 
