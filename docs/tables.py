@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from pdc_fx.export.page import quantity
 from pdc_fx.options import MIXED_FROM
+from pdc_fx.words import quantity
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from pdc_fx.export.layout import NODE_WIDTH, Block, Layout
 from pdc_fx.export.model_graph import ModelGraph, Operator
-from pdc_fx.export.page import number
 from pdc_fx.ir import ChannelGroups
+from pdc_fx.words import number
 
 _STRIPES = 12
 """A value of many groups shows the largest ones as stripes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-from pdc_fx.export.page import visible
+from pdc_fx.words import visible
 
 if TYPE_CHECKING:
     import networkx as nx

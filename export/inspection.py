@@ -14,8 +14,9 @@ from typing import Any
 from pdc_fx.export.drawing import boxes, curves, hues, title_of
 from pdc_fx.export.layout import NODE_HEIGHT, NODE_WIDTH, Layout, layout
 from pdc_fx.export.model_graph import ModelGraph
-from pdc_fx.export.page import number, percent, quantity, render
+from pdc_fx.export.page import render
 from pdc_fx.ir import ChannelGroup
+from pdc_fx.words import number, percent, quantity, told_apart
 
 SCRIPTS = ("page.js", "tables.js", "graph.js")
 
@@ -30,11 +31,13 @@ class GroupRow:
     """A group in the table.
 
     Attributes:
+        name: with a number where several groups are called so.
         share: of the model's multiply-accumulates, those that grow with it, 0 to 1.
         bar: its length in percent of the largest.
     """
 
     number: int
+    name: str
     group: ChannelGroup
     hue: int
     stream: bool
@@ -165,9 +168,11 @@ def group_rows(graph: ModelGraph) -> list[GroupRow]:
     """The groups in the order in which they are made."""
     macs, streams, hue = max(graph.groups.macs(), 1), set(graph.streams), hues(graph)
     most = max((stake for stake, _ in graph.stakes), default=1) or 1
+    names = told_apart([group.name or "(the model itself)" for group in graph.groups.groups])
     return [
         GroupRow(
             index,
+            names[index],
             group,
             hue[index],
             index in streams,
@@ -293,7 +298,7 @@ def page_data(graph: ModelGraph, placed: Layout, rows: Sequence[GroupRow]) -> Ma
         ],
         "groups": [
             {
-                "name": row.group.name,
+                "name": row.name,
                 "channels": row.group.channels,
                 "hue": row.hue,
                 "stream": row.stream,

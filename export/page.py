@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import unicodedata
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
+
+from pdc_fx.words import percent, quantity, visible
 
 
 def render(template: str, *, scripts: Sequence[str] = (), data: Mapping[str, Any] | None = None, **values: Any) -> str:
@@ -66,51 +67,3 @@ def plain_text(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain_text(item) for item in value]
     return value
-
-
-def quantity(count: float) -> str:
-    """A count with a decimal prefix and three digits.
-
-    >>> quantity(1_814_073_344), quantity(11_689_512), quantity(999_999), quantity(850)
-    ('1.81 G', '11.7 M', '1 M', '850')
-    """
-    value, prefix = float(count), ""
-    for larger in ("k", "M", "G", "T"):
-        if float(f"{value:.3g}") < 1000:
-            break
-        value, prefix = value / 1000, larger
-    return f"{float(f'{value:.3g}'):g} {prefix}".rstrip()
-
-
-def number(count: int, what: str) -> str:
-    """A count with its noun.
-
-    >>> number(1, "group"), number(2000, "group"), number(0, "layer")
-    ('1 group', '2,000 groups', '0 layers')
-    """
-    return f"{count:,} {what if count == 1 else what + 's'}"
-
-
-def percent(share: float) -> str:
-    """A share between 0 and 1 with one decimal; it reads 0% or 100% only where that is exact.
-
-    >>> percent(0.6153), percent(0.0), percent(0.0001), percent(0.99999), percent(1.0)
-    ('61.5%', '0%', 'under 0.1%', 'over 99.9%', '100%')
-    """
-    if share in (0.0, 1.0):
-        return f"{share:.0%}"
-    if 0 < share < 0.0005:
-        return "under 0.1%"
-    return "over 99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
-
-
-def visible(text: str) -> str:
-    r"""Write control, bidirectional and unpaired surrogate characters as escapes; they would hide or garble what follows.
-
-    >>> visible("a\u202eb\x00\ud800"), visible("Ünïcode 层")
-    ('a\\u202eb\\u0000\\ud800', 'Ünïcode 层')
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    hidden = {c for c in set(text) if unicodedata.category(c) in {"Cc", "Cf", "Cs"} and c not in "\n\t\u200d"}
-    return text.translate({ord(c): f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}" for c in hidden})

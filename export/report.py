@@ -22,9 +22,10 @@ from pdc_fx.export.drawing import boxes, curves, title_of
 from pdc_fx.export.inspection import GroupRow, frozen_rows, group_rows, page_data
 from pdc_fx.export.layout import NODE_HEIGHT, NODE_WIDTH, layout
 from pdc_fx.export.model_graph import ModelGraph
-from pdc_fx.export.page import number, percent, quantity, render
+from pdc_fx.export.page import render
 from pdc_fx.export.similarity import LARGEST, similarities
 from pdc_fx.ir import ClusterPlan, Integers
+from pdc_fx.words import number, percent, quantity
 
 if TYPE_CHECKING:
     from pdc_fx.export.benchmark import BenchmarkReport

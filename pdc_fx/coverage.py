@@ -26,6 +26,7 @@ from typing import Any, Literal
 from pdc_fx.errors import InputError
 from pdc_fx.factories import collection
 from pdc_fx.files import parse_json, replace_file
+from pdc_fx.words import share
 
 Result = Literal["passed", "refused", "failed", "timeout"]
 
@@ -358,16 +359,12 @@ def _cells(checked: Checked) -> list[str]:
         f"`{_name(checked)}`",
         checked.result,
         f"`{found['result_type']}`",
-        _share(found["mergeable_channels"], found["channels"]),
-        _share(found["mergeable_macs"], found["macs_before"]),
+        share(found["mergeable_channels"], found["channels"]),
+        share(found["mergeable_macs"], found["macs_before"]),
         _number(found["max_rel_error"]) + precision,
         seconds,
         _escaped(frozen_summary(found["frozen"])),
     ]
-
-
-def _share(part: float, whole: float) -> str:
-    return f"{part / whole:.1%}" if whole else "-"
 
 
 def frozen_summary(frozen: Iterable[dict[str, Any]]) -> str:

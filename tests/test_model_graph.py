@@ -14,8 +14,8 @@ from pdc_fx.export.drawing import hues, spoken, stripes
 from pdc_fx.export.graph_files import to_dot, to_graphml
 from pdc_fx.export.inspection import constraints, frozen_rows, group_rows, layer_rows, summary
 from pdc_fx.export.model_graph import ModelGraph
-from pdc_fx.export.page import quantity
 from pdc_fx.pipeline import inspect
+from pdc_fx.words import quantity
 
 
 class Small(nn.Module):

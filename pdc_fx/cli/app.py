@@ -410,7 +410,7 @@ def demo(
         result_table,
         shown,
     )
-    from pdc_fx.export.page import quantity
+    from pdc_fx.words import quantity
 
     err.print("training a teacher on 1,437 digits, then compressing it to a third of its MACs ...")
     with TrainingProgress(demonstration.EPOCHS) if err.is_terminal else nullcontext() as progress:

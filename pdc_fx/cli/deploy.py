@@ -99,7 +99,7 @@ def _print_export(info: Any, found: Any) -> None:
     from rich.markup import escape
 
     from pdc_fx.cli.render import err, out
-    from pdc_fx.export.page import quantity
+    from pdc_fx.words import quantity
 
     out.print(
         f"{escape(str(info.path))}: {quantity(info.bytes)}B, opset {info.opset}, {sum(info.nodes.values())} nodes, "

@@ -21,8 +21,8 @@ from rich.text import Text
 from rich.tree import Tree
 
 from pdc_fx.distill import StepReport
-from pdc_fx.export.page import quantity, visible
 from pdc_fx.ir import Certificate, ChannelGroup, ChannelGroups, Role
+from pdc_fx.words import number, quantity, share, told_apart, visible
 
 if TYPE_CHECKING:
     from pdc_fx.export.model_graph import ModelGraph
@@ -95,19 +95,6 @@ def shown(name: str) -> str:
     return escape(visible(name).replace("\n", "\\n").replace("\t", "\\t"))
 
 
-def counted(number: int, what: str) -> str:
-    """
-    >>> counted(1, "group"), counted(12, "group")
-    ('1 group', '12 groups')
-    """
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def share(part: float, whole: float) -> str:
-    """A part of a whole, in per cent."""
-    return f"{part / whole:.1%}" if whole else "-"
-
-
 def percent(value: float | None) -> str:
     """A share of 0 to 1 in per cent; a dash for None."""
     return "-" if value is None else f"{value:.2%}"
@@ -131,7 +118,7 @@ def print_graph(name: str, graph: ModelGraph, *, everything: bool) -> None:
     macs = groups.macs()
     out.print(f"[bold]{shown(name)}[/]: {quantity(macs)} MACs, {quantity(groups.params())} parameters")
     out.print(
-        f"{groups.mergeable_channels} of {groups.channels} channels in {counted(len(groups.groups), 'group')} can be merged; "
+        f"{groups.mergeable_channels} of {groups.channels} channels in {number(len(groups.groups), 'group')} can be merged; "
         f"{share(groups.mergeable_macs(), macs)} of the MACs are in layers that can shrink"
     )
     if groups.groups:
@@ -162,19 +149,6 @@ def groups_table(graph: ModelGraph, limit: int | None = None) -> Table:
     if limit is not None and len(ordered) > limit:
         table.caption += f"; {len(ordered) - limit} more (--all shows them)"
     return table
-
-
-def told_apart(names: Sequence[str]) -> list[str]:
-    """Names that occur more than once, as those of the sets that a group norm makes of one layer, with their number.
-
-    >>> told_apart(["stem", "mix", "mix"])
-    ['stem', 'mix (1 of 2)', 'mix (2 of 2)']
-    """
-    several, seen, found = Counter(names), Counter[str](), []
-    for name in names:
-        seen[name] += 1
-        found.append(name if several[name] == 1 else f"{name} ({seen[name]} of {several[name]})")
-    return found
 
 
 def groups_tree(graph: ModelGraph, *, everything: bool) -> Tree:
@@ -232,7 +206,7 @@ def print_certificate(certificate: Certificate) -> None:
     out.print(
         f"half of the channels merged at random: MACs {quantity(certificate.macs_before)} -> {quantity(certificate.macs_after)}, "
         f"parameters {quantity(certificate.params_before)} -> {quantity(certificate.params_after)}; "
-        f"{certificate.mergeable_channels} of {certificate.channels} channels in {counted(certificate.groups, 'group')}; "
+        f"{certificate.mergeable_channels} of {certificate.channels} channels in {number(certificate.groups, 'group')}; "
         f"result: {certificate.result_type}"
     )
     if certificate.first_difference:
