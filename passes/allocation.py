@@ -49,6 +49,13 @@ def rounded(bloc: Bloc, rounding: Rounding, min_channels: int) -> Bloc:
     return replace(bloc, widths=tuple(w for w in bloc.widths if all(map(allowed, w, bloc.widths[0]))))
 
 
+def require_share(target: float) -> None:
+    """Raise :class:`InputError` unless ``target`` is a share between 0 and 1, as a reduction is."""
+    if not 0 < target < 1:
+        percent = f"write {target / 100:g} for {target:g}%" if 1 < target < 100 else ""
+        raise InputError(f"a reduction is a share between 0 and 1, not {target}", hint=percent)
+
+
 class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
     """Spread a budget over the groups and cut their trees there."""
 
@@ -69,9 +76,7 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
         if len(given) != 1:
             raise InputError(f"give exactly one of {', '.join(f'{name}_reduction' for name in targets)}")
         self.option, self.target = next(iter(given.items()))
-        if not 0 < self.target < 1:
-            percent = f"write {self.target / 100:g} for {self.target:g}%" if 1 < self.target < 100 else ""
-            raise InputError(f"a reduction is a share between 0 and 1, not {self.target}", hint=percent)
+        require_share(self.target)
         if (self.option == "latency") != (latency is not None):
             raise InputError("latency_reduction and a measure of latency go together")
         if allocation not in ("uniform", "global"):

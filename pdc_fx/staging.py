@@ -64,11 +64,13 @@ class Staging:
         if not write:
             return
         try:
-            self._require_free(overwrite, resume)
+            require_free(directory, overwrite=overwrite, resume=resume)
             found = self._made_and_locked()
             self._undo_half_a_replacement()
             try:
-                self._require_free(overwrite, resume)  # another process may have finished meanwhile
+                require_free(
+                    directory, overwrite=overwrite, resume=resume
+                )  # another process may have finished meanwhile
                 if found and not resume and not overwrite:
                     raise InputError(
                         "an interrupted run left its state here",
@@ -138,22 +140,6 @@ class Staging:
         if self._lock is not None:
             self._lock()
 
-    def _require_free(self, overwrite: bool, resume: bool) -> None:
-        if os.path.lexists(self.final) and not overwrite:
-            done = resume and _ours(self.final)
-            raise InputError(
-                "the output directory exists"
-                + (": its run is complete, and there is nothing to resume" if done else ""),
-                where=self._given,
-                hint="choose another, or pass --overwrite",
-            )
-        if overwrite and os.path.lexists(self.final) and not _ours(self.final):
-            raise InputError(
-                f"only a directory that pdc-fx made is overwritten, and in this there is no {RECIPE}",
-                where=self._given,
-                hint="choose another, or move this away yourself",
-            )
-
     def _made_and_locked(self) -> bool:
         """Make the construction site, lock it, and tell whether it was there before."""
         while True:
@@ -180,6 +166,26 @@ class Staging:
         """Put back what a process that was killed between the two renames of :meth:`publish` had moved away."""
         if os.path.lexists(self._old) and not os.path.lexists(self.final):
             os.replace(self._old, self.final)
+
+
+def require_free(directory: Path, *, overwrite: bool, resume: bool) -> None:
+    """Raise :class:`InputError` where an output directory cannot take this name, before anything takes time."""
+    if not os.path.lexists(directory):
+        return
+    if not overwrite:
+        what = "there is a file of this name" if directory.is_file() else "the output directory exists"
+        done = resume and _ours(directory)
+        raise InputError(
+            what + (": its run is complete, and there is nothing to resume" if done else ""),
+            where=str(directory),
+            hint="choose another" if directory.is_file() else "choose another, or pass --overwrite",
+        )
+    if not _ours(directory):
+        raise InputError(
+            f"only a directory that pdc-fx made is overwritten, and in this there is no {RECIPE}",
+            where=str(directory),
+            hint="choose another, or move this away yourself",
+        )
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -218,6 +218,11 @@ def largest_and_where(x: Tensor) -> Tensor:
     return x + torch.cat([largest[:, :4], where[:, 4:]], 1)
 
 
+def gated_in_place(x: Tensor) -> Tensor:
+    one, two = x.chunk(2, 1)
+    return one.sigmoid_() * two
+
+
 def filled(x: Tensor, change: Callable[[Tensor], object]) -> Tensor:
     """Zeros, one for each channel, of which some have changed."""
     zeros = x.new_zeros(1, x.shape[1], 1, 1)
@@ -573,6 +578,10 @@ SAMPLES = (
     Sample("split_by_name", between(lambda m, x: torch.cat(torch.split(tensor=x, split_size_or_sections=4, dim=1)[::-1], 1)), 8),
     Sample("some_of_the_parts", between(lambda m, x: torch.cat([(p := x.split(2, 1))[0], *[t * 2 for t in p[1:]]], 1)), 8),
     Sample("other_names", between(lambda m, x: torch.multiply(torch.absolute(x), 2.0).negative().subtract(1).divide(3)), 8),
+    # parts of one tensor that change in place
+    Sample("gate_in_place", between(lambda m, x: gated_in_place(x), head=4), 4),
+    Sample("part_in_place", between(lambda m, x: torch.cat([x[:, :4], F.relu(x[:, 4:], inplace=True)], 1)), 8),
+    Sample("whole_behind_a_part", between(lambda m, x: (x[:, :4].relu_(), x)[1]), 0),
     # constants that change through a view
     Sample("half_of_zeros_filled", between(lambda m, x: x * filled(x, lambda z: z[:, :4].fill_(1.0))), 0),
     Sample("chunk_of_zeros_raised", between(lambda m, x: x * filled(x, lambda z: z.chunk(2, 1)[1].add_(1.0))), 0),

@@ -491,6 +491,26 @@ def test_what_cannot_be_renamed_is_kept(spec: str, tmp_path: Path, monkeypatch: 
     assert (tmp_path / ".out.partial" / ONNX).exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"flops-reduction": 50}, "write 0.5 for 50%"),
+        ({"augment": "imagnet", "epochs": 0}, "no augmentation is called 'imagnet'"),
+        ({"output": "there"}, "the output directory exists"),
+        ({"output": "file"}, "there is a file of this name"),
+    ],
+)
+def test_what_is_wrong_is_said_before_images_are_decoded(
+    changes: dict[str, Any], said: str, spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").touch()
+    result = run("compress", spec, *options(tmp_path / "out", **{"data": "folder:nowhere", **changes}))
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize("name", ["leaves", "Leaving"])
 def test_a_model_that_ends_the_program_is_an_error(name: str, folder: Path) -> None:
     result = run("check", f"{folder / 'net.py'}:{name}", "--input", "1x1x8x8")

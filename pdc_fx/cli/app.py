@@ -260,12 +260,14 @@ def compress(
         warn_of_loss,
     )
     from pdc_fx.data import batches_per_epoch, open_data
+    from pdc_fx.data.augment import check_augmentation
     from pdc_fx.distill import Processes
     from pdc_fx.files import replace_file
     from pdc_fx.models import build_model, renormalize
+    from pdc_fx.passes.allocation import require_share
     from pdc_fx.pipeline import SHORT
     from pdc_fx.pipeline import compress as run_compress
-    from pdc_fx.staging import Staging
+    from pdc_fx.staging import Staging, require_free
 
     chosen |= dict.fromkeys(overruled(chosen.pop("context"), BUDGETS))
     flops_reduction, params_reduction, latency_reduction = (chosen[name] for name in BUDGETS)
@@ -275,6 +277,12 @@ def compress(
             "several budgets are given" if asked else "say how much to remove",
             hint="give one of --flops-reduction, --params-reduction and --latency-reduction",
         )
+    first = Processes.of_environment().first
+    require_share(next(chosen[name] for name in BUDGETS if chosen[name] is not None))
+    if augment is not None:
+        check_augmentation(augment)
+    if first:
+        require_free(output, overwrite=overwrite, resume=resume)
     if latency_reduction is not None:
         show_progress()
     chosen_provider = choose(provider) if provider == "auto" else provider  # one that is not here may be planned for
@@ -308,7 +316,6 @@ def compress(
         "classes": list(images.classes),
         "test_labels": images.test.labels_digest,
     }
-    first = Processes.of_environment().first
     staging = Staging(output, overwrite=overwrite, resume=resume, write=first, keep_checkpoint=True)
     notes = []
     if weights is None:

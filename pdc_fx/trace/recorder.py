@@ -42,7 +42,7 @@ from pdc_fx.errors import TraceError
 from pdc_fx.trace.frames import user_frame
 from pdc_fx.trace.guard import Guard
 from pdc_fx.trace.outputs import named_outputs
-from pdc_fx.trace.storage import pointer_of
+from pdc_fx.trace.storage import disjoint, pointer_of
 from pdc_fx.trace.targets import leaf_class, memory_of
 
 # Functions that read a tensor's type and sizes, never its values: they need no node.
@@ -356,9 +356,8 @@ class Recorder(TorchFunctionMode):
         return [t for t in alive.values() if pointer_of(t) == pointer]
 
     def _aliases(self, changed: Tensor) -> list[fx.Node]:
-        return list(
-            dict.fromkeys(self._nodes[t] for t in self._sharing(changed) if t is not changed and t in self._nodes)
-        )
+        others = [t for t in self._sharing(changed) if t is not changed and t in self._nodes]
+        return list(dict.fromkeys(self._nodes[t] for t in others if not disjoint(t, changed)))
 
     def _map(self, value: Any, tensors: list[Tensor]) -> Any:
         """Tensors to nodes (collected in ``tensors``), everything else to what an fx graph can hold."""

@@ -60,3 +60,31 @@ def pointer_of(tensor: Tensor) -> int:
             return tensor.untyped_storage().data_ptr()
         except (NotImplementedError, RuntimeError):  # sparse, opaque and fake tensors
             return 0
+
+
+def disjoint(one: Tensor, other: Tensor) -> bool:
+    """Whether two views of one tensor certainly have no number in common, as the parts of a split.
+
+    They do not where both step alike through memory and lie behind each other along one axis of what they are parts of.
+
+    >>> x = torch.zeros(2, 6, 3)
+    >>> (a, b), (c, d) = x.chunk(2, 1), x.chunk(2, 2)
+    >>> disjoint(a, b), disjoint(c, d), disjoint(a, c), disjoint(x, a), disjoint(x[:, :4], x[:, 3:])
+    (True, True, False, False, False)
+    """
+    if one.stride() != other.stride() or one.dtype != other.dtype or not (one.numel() and other.numel()):
+        return False
+    first, last = sorted((one, other), key=Tensor.storage_offset)
+    apart = int(last.storage_offset() - first.storage_offset())
+    strides = first.stride()
+    for axis, stride in enumerate(strides):
+        if stride < 1 or apart % stride or first.shape[axis] * stride > apart:
+            continue
+        longest = [max(a, b) - 1 for a, b in zip(first.shape, last.shape, strict=True)]
+        inside = sum(longest[d] * strides[d] for d in range(len(strides)) if 0 <= strides[d] < stride and d != axis)
+        beyond = [strides[d] for d in range(len(strides)) if d != axis and strides[d] >= stride and longest[d]]
+        if inside < stride and apart + last.shape[axis] * stride <= min(
+            beyond, default=apart + last.shape[axis] * stride
+        ):
+            return True
+    return False
