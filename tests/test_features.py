@@ -333,3 +333,22 @@ def test_attention_trains_in_half_precision_under_another_teacher() -> None:
     assert metrics[0]["modules"] == (("2", "2"), ("3", "3"), ("5", "5"))
     assert epochs_of(metrics)[-1]["residual"] >= 0
     assert all(torch.equal(value, before[name]) for name, value in wide.state_dict().items())
+
+
+class ChannelsLast(nn.Module):
+    """Normalises maps over their channels, which lie along the last axis there, as ConvNeXt and Swin do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(1, 8, 3), nn.LayerNorm(8), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.stem(x).permute(0, 2, 3, 1)).relu().mean((1, 2)))  # type: ignore[no-any-return]
+
+
+def test_attention_refuses_maps_with_channels_last() -> None:
+    model, image = ChannelsLast(), torch.zeros(1, 1, 8, 8)
+    assert list(cut_points(model, image).values())[-1] == (6, 6, 8)
+    with pytest.raises(InputError, match=r"channels lie along axis 1, not along 3 \[module 'norm'\]"):
+        feature_pairs("attention", model, model, image)
+    assert feature_pairs("match", model, model, image)

@@ -28,6 +28,8 @@ from torch import Tensor, fx, nn
 from pdc_fx.distill.loss import logits_of
 from pdc_fx.errors import InputError
 from pdc_fx.options import Features
+from pdc_fx.passes.dependency import flow_of
+from pdc_fx.rules import Channels
 from pdc_fx.rules.registry import has_trait
 from pdc_fx.trace import Recorder, Recording, record
 
@@ -148,7 +150,28 @@ def feature_pairs(name: Features, student: nn.Module, teacher: nn.Module, images
             f"student and teacher have no map of one resolution: {sorted(last)} and {sorted(last_of_teacher)}",
             hint="pass --features none",
         )
+    for network, modules in zip((student, teacher), zip(*pairs, strict=True), strict=True):
+        _require_channels_first(network, images, modules)
     return pairs
+
+
+def _require_channels_first(model: nn.Module, images: Tensor, modules: Sequence[str]) -> None:
+    """Refuse maps ``(N, height, width, channels)``: over which axis to sum could not be told from their shapes."""
+    recording, _, returned = recorded(model, images)
+    values = flow_of(recording).values
+    for node, module in returned.items():
+        value = values.get(node)
+        if (
+            module in modules
+            and isinstance(value, Channels)
+            and len(value.shape) > 3
+            and value.varying not in ((), (1,))
+        ):
+            raise InputError(
+                f"features 'attention' takes maps whose channels lie along axis 1, not along {value.varying[-1]}",
+                where=f"module '{module}'",
+                hint="pass --features match or none",
+            )
 
 
 @contextmanager
