@@ -380,17 +380,14 @@ class Recorder(TorchFunctionMode):
 
 
 def plain(value: Any) -> Any:
-    """Numbers, arrays and ranges as Python's own, which a graph can hold; anything else as it is.
+    """NumPy's numbers and arrays, and ranges, as what a graph can hold; anything else as it is.
 
     >>> plain(np.int64(4)), plain(np.arange(2)), plain(range(2)), plain(True)
     (4, [0, 1], [0, 1], True)
     """
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
-    if isinstance(value, range):
-        return list(value)
-    whole = hasattr(type(value), "__index__") and not isinstance(value, (int, Tensor, fx.Proxy))
-    return operator.index(value) if whole else value
+    return list(value) if isinstance(value, range) else value
 
 
 def _version(tensor: Tensor) -> int:
