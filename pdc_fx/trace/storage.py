@@ -72,7 +72,7 @@ def disjoint(one: Tensor, other: Tensor) -> bool:
     >>> disjoint(a, b), disjoint(c, d), disjoint(a, c), disjoint(x, a), disjoint(x[:, :4], x[:, 3:])
     (True, True, False, False, False)
     """
-    if torch.jit.is_tracing():  # which takes sizes for tensors
+    if torch._C._get_tracing_state() is not None:  # TorchScript traces, and takes sizes for tensors
         return False
     if one.stride() != other.stride() or one.dtype != other.dtype or not (one.numel() and other.numel()):
         return False
