@@ -142,9 +142,8 @@ def _replace(node: fx.Node, source: fx.Node, dim: int, name: str) -> fx.Node:
 def _module(compact: nn.Module, graph: fx.Graph, program: Program, indices: dict[str, Tensor]) -> fx.GraphModule:
     device = next((tensor.device for tensor in named_tensors(compact).values()), None)
     indices = {name: index.to(device) for name, index in indices.items()}
-    constants: dict[
-        str, Tensor
-    ] = {}  # under names of their own: a tensor that is a plain attribute has that name in the network, too
+    # under names of their own: a tensor that is a plain attribute has that name in the network, too
+    constants: dict[str, Tensor] = {}
     for name, tensor in program.constants.items():
         constants[free := _free(name.replace(".", "_"), compact, {**constants, **indices})] = tensor
         for node in graph.find_nodes(op="get_attr", target=name):

@@ -68,9 +68,8 @@ class Staging:
             found = self._made_and_locked()
             self._undo_half_a_replacement()
             try:
-                require_free(
-                    directory, overwrite=overwrite, resume=resume
-                )  # another process may have finished meanwhile
+                # another process may have finished meanwhile
+                require_free(directory, overwrite=overwrite, resume=resume)
                 if found and not resume and not overwrite:
                     raise InputError(
                         "an interrupted run left its state here",

@@ -329,9 +329,8 @@ def compress(
         TrainingProgress(epochs, notes) if first and epochs else nullcontext() as progress,
     ):
         if first:
-            if not (
-                staging.path / CHECKPOINT
-            ).exists():  # or it may turn out that these are not the options to go on with
+            # where a run is resumed, it may turn out that these are not the options to go on with
+            if not (staging.path / CHECKPOINT).exists():
                 replace_file(staging.path / CONFIG, effective(chosen).encode())
             if epochs * batches_per_epoch(len(images.train), options.batch_size) >= SHORT:
                 require_exportable(loaded.model, example)
