@@ -32,7 +32,7 @@ from pdc_fx.passes.prediction import Mismatch, Prediction, lie_alike, of_shape, 
 from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tied import tie_once
 from pdc_fx.rules import Channels, Flow, Weight
-from pdc_fx.rules.base import argument_of
+from pdc_fx.rules.base import beside_first
 from pdc_fx.rules.channels import FIXED
 from pdc_fx.rules.indexing import is_mask
 from pdc_fx.rules.literals import literal_of
@@ -275,9 +275,7 @@ def _shaped(result: Any, value: object, prediction: Prediction) -> bool:
 
 def _run(node: fx.Node, argument: Tensor) -> Any:
     """A recorded call on another first argument, and without tensors beside it; None where sizes do not fit."""
-    first = argument_of(node, 0, "input")
-    named = {name: value for name, value in node.kwargs.items() if value is not first}
-    rest, named = fx.node.map_arg((node.args[1:], named), lambda _: None)
+    rest, named = fx.node.map_arg(beside_first(node), lambda _: None)
     assert callable(node.target)
     try:
         return node.target(argument, *rest, **named)

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from pdc_fx.ir import Integers
 from pdc_fx.passes.dependency import spread
 from pdc_fx.rules import Channels, Flow
-from pdc_fx.rules.base import argument_of
+from pdc_fx.rules.base import argument_of, beside_first
 from pdc_fx.rules.registry import moves
 
 
@@ -46,8 +46,7 @@ def moved_by(chain: list[fx.Node], varying: Collection[int]) -> Gather | None:
     before = torch.arange(prod(shape)).reshape(shape)
     after = before
     for node in chain:
-        kwargs = {name: value for name, value in node.kwargs.items() if value is not _source(node)}
-        rest, named = fx.node.map_arg((node.args[1:], kwargs), lambda n: n.meta.get("constant"))
+        rest, named = fx.node.map_arg(beside_first(node), lambda n: n.meta.get("constant"))
         assert callable(node.target)
         after = node.target(after, *rest, **named)
     if after.dim() != before.dim() or not after.numel():

@@ -100,9 +100,8 @@ def test_a_signal_writes_a_last_checkpoint(spec: str, tmp_path: Path, number: si
     assert found.returncode == 128 + number, found.stderr
     assert "Traceback" not in found.stderr
     message = " ".join(found.stderr.split())
-    place = re.search(
-        r"stopped (?:in epoch \d+, step (\d+) of|after epoch \d+)", message
-    )  # the signal may come between two epochs
+    # the signal may come between two epochs
+    place = re.search(r"stopped (?:in epoch \d+, step (\d+) of|after epoch \d+)", message)
     assert place is not None, message
     assert "--resume goes on from there" in message
     assert not out.exists()

@@ -371,6 +371,12 @@ def argument_of(node: Any, position: int, name: str, default: Any = None) -> Any
     return next((node.kwargs[known] for known in (name, *_AS_IN_NUMPY.get(name, ())) if known in node.kwargs), default)
 
 
+def beside_first(call: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, by position and by name, but for the tensor that it is given first."""
+    first = argument_of(call, 0, "input")
+    return call.args[1:], {name: value for name, value in call.kwargs.items() if value is not first}
+
+
 def apply_rule(site: Site, rule: Rule | None) -> Value:
     """Run the rule of a call; without one, or where it declines, freeze all that the call touches and say why."""
     own = site.node.meta.get("own", {})
