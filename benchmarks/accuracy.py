@@ -164,6 +164,11 @@ ARMS = {
     "tp-l1-global": Arm("Torch-Pruning by L1 norms across layers", pruned("L1", everywhere=True)),
     "tp-group-global": Arm("Torch-Pruning by group norms across layers", pruned("group norm", everywhere=True)),
     "tp-l1+cutmix": Arm("Torch-Pruning by L1 norms, half of the batches mixed", pruned("L1"), options=CUTMIX),
+    "tp-l1+mixed": Arm(
+        "Torch-Pruning by L1 norms, with CutMix in half of the batches, from a teacher that sees mirror images as well",
+        pruned("L1"),
+        options=FLIP | CUTMIX,
+    ),
     "tp-l1+muon": Arm("Torch-Pruning by L1 norms, with Muon", pruned("L1"), options=MUON),
     "tp-l1+muon+flip": Arm(
         "Torch-Pruning by L1 norms, with Muon, from a teacher that sees mirror images as well",
