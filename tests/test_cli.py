@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -1042,3 +1044,27 @@ def test_macs_are_those_of_one_image(spec: str, tmp_path: Path) -> None:
         found.append((certificate["macs_before"], certificate["macs_after"], told["dense_macs"], told["compact_macs"]))
         assert "count differently" not in (out / REPORT).read_text()
     assert found[0] == found[1]
+
+
+ENDED = """
+import os, signal
+from torch import nn
+
+class Net(nn.Conv2d):
+    def forward(self, x):
+        if os.path.isdir(FOLDER) and len(os.listdir(FOLDER)) > 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().forward(x)
+
+def build():
+    return Net(3, 4, 1)
+"""
+
+
+def test_a_signal_to_end_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "net.py").write_text(f"FOLDER = {str(tmp_path / 'out')!r}\n{ENDED}")
+    command = [sys.executable, "-m", "pdc_fx", "export", f"{tmp_path / 'net.py'}:build", "--input", "1x3x8x8"]
+    done = subprocess.run([*command, "-o", tmp_path / "out" / "net.onnx"], capture_output=True, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert not list((tmp_path / "out").iterdir())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Literal
 
 import typer
@@ -451,10 +453,16 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _leave)
     try:
         app()
     finally:
         _leave_the_other_processes()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End as an error does, so that what was begun is removed, and not as a signal does, which leaves it."""
+    raise SystemExit(128 + number)
 
 
 def _leave_the_other_processes() -> None:
