@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from pdc_fx.export.inputs import run_on
 from pdc_fx.export.onnx import NAME_SCOPES
 from pdc_fx.export.values import node_values
-from pdc_fx.passes.compare import scale_of
+from pdc_fx.passes.compare import distance
 from pdc_fx.trace import evaluating, fresh
 
 Values = Mapping[int, Sequence[NDArray[Any]]]
@@ -169,24 +169,19 @@ def closest(value: NDArray[Any], reference: Values) -> float | None:
 
 
 def relative_error(value: NDArray[Any], reference: NDArray[Any], *, scale: float | None = None) -> float:
-    """Largest absolute difference over the largest absolute value of ``reference``, fillers left out; infinite if anything is not finite.
+    """Largest absolute difference over the largest absolute value of ``reference``, fillers left out.
+
+    What is not finite must be the same in both, or the error is infinite.
 
     >>> relative_error(np.array([1.0, 3.0]), np.array([1.0, 4.0])), relative_error(np.zeros(2), np.zeros(2))
     (0.25, 0.0)
-    >>> relative_error(np.array([-1e9, 2.0]), np.array([-1e9, 1.0]))
-    1.0
+    >>> relative_error(np.array([-1e9, 2.0]), np.array([-1e9, 1.0])), relative_error(np.array([1.0]), np.array([-np.inf]))
+    (1.0, inf)
     """
-    if not value.size:
-        return 0.0
-    with np.errstate(invalid="ignore"):  # the difference of two infinities
-        error = float(np.max(np.abs(np.asarray(value, np.float64) - reference)))
-    if scale is None:
-        sizes = torch.as_tensor(np.abs(np.asarray(reference, np.float64)))
-        scale = scale_of(sizes, torch.as_tensor(np.asarray(value == reference)))
-    if not np.isfinite(error) or not np.isfinite(scale):
-        return float("inf")
+    error, size = distance(torch.as_tensor(reference), torch.as_tensor(value))
+    scale = size if scale is None else scale
     return error / scale if scale else (0.0 if error == 0.0 else float("inf"))
 
 
 def _largest(reference: NDArray[Any]) -> float:
-    return float(np.max(np.abs(reference))) if reference.size else 0.0
+    return float(np.max(np.abs(reference), initial=0.0, where=np.isfinite(reference)))

@@ -31,7 +31,7 @@ from pdc_fx.export.inputs import (
 from pdc_fx.export.rows import in_order
 from pdc_fx.export.session import make_session, run_session
 from pdc_fx.export.store import EXTERNAL_ABOVE
-from pdc_fx.passes.compare import in_precision, larger_images, random_inputs
+from pdc_fx.passes.compare import distance, in_precision, larger_images, random_inputs
 from pdc_fx.trace import Inputs, evaluating
 
 TOLERANCES = {"float32": 1e-4, "float16": 2e-2}
@@ -276,10 +276,13 @@ class _Pair:
 def _output(name: str, batch: int, expected: NDArray[Any], actual: NDArray[Any], moved: int = 0) -> OutputComparison:
     if expected.shape != actual.shape:
         return _failed(name, batch, actual, f"shape {actual.shape}, expected {expected.shape}")
-    for side, value in (("PyTorch", expected), ("ONNX Runtime", actual)):
-        if not np.isfinite(value).all():
+    for side, value, other in (("PyTorch", expected, actual), ("ONNX Runtime", actual, expected)):
+        finite = np.isfinite(value)
+        if finite.size and not finite.any():
+            return _failed(name, batch, actual, f"{side} returns no finite number")
+        if (np.isfinite(other) & ~finite).any():
             return _failed(name, batch, actual, f"{side} returns values that are not finite")
-    error = float(np.max(np.abs(actual.astype(np.float64) - expected))) if actual.size else 0.0
+    error, _ = distance(torch.as_tensor(expected), torch.as_tensor(actual))
     return OutputComparison(name, batch, actual.shape, error, relative_error(actual, expected), moved=moved)
 
 

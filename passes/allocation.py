@@ -49,8 +49,10 @@ def rounded(bloc: Bloc, rounding: Rounding, min_channels: int) -> Bloc:
     return replace(bloc, widths=tuple(w for w in bloc.widths if all(map(allowed, w, bloc.widths[0]))))
 
 
-def require_share(target: float) -> None:
+def require_share(target: object) -> None:
     """Raise :class:`InputError` unless ``target`` is a share between 0 and 1, as a reduction is."""
+    if isinstance(target, bool) or not isinstance(target, (int, float)):
+        raise InputError(f"a reduction is a number between 0 and 1, not {target!a} ({type(target).__name__})")
     if not 0 < target < 1:
         percent = f"write {target / 100:g} for {target:g}%" if 1 < target < 100 else ""
         raise InputError(f"a reduction is a share between 0 and 1, not {target}", hint=percent)
@@ -81,8 +83,9 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
             raise InputError("latency_reduction and a measure of latency go together")
         if allocation not in ("uniform", "global"):
             raise InputError(f"unknown allocation {allocation!r}", hint="use 'uniform' or 'global'")
-        if min_channels < 1:
-            raise InputError("min_channels is at least 1")
+        least: object = min_channels
+        if not isinstance(least, int) or least < 1:
+            raise InputError(f"min_channels is a whole number from 1 on, not {least!r}")
         self.model, self.latency, self.allocation = model, latency, allocation
         self.rounding, self.min_channels = rounding, min_channels
         self._choices: Callable[[list[Bloc]], list[Bloc]] = list

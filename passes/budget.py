@@ -57,7 +57,7 @@ class Rounding:
             raise InputError(f"unknown provider {provider!r}", hint=f"use one of {', '.join(BLOCKS)}")
         if round_to == "auto":
             return cls(BLOCKS[provider], shrinks=True)
-        if isinstance(round_to, str) or round_to < 1:
+        if not isinstance(round_to, int) or round_to < 1:
             raise InputError(f"round_to must be at least 1, or 'auto', not {round_to!r}")
         return cls(round_to)
 

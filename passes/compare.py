@@ -235,7 +235,7 @@ def difference(expected: Any, actual: Any, tolerance: float) -> Comparison:
     absolute = relative = 0.0
     first: str | None = None
     for name, want in wanted.items():
-        error, scale = _distance(want, found[name])
+        error, scale = distance(want, found[name])
         ratio = error / scale if scale > 0 else error
         if not ratio <= tolerance and first is None:
             first = name
@@ -269,8 +269,12 @@ def attempted(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
         return None
 
 
-def _distance(want: Tensor, got: Tensor) -> tuple[float, float]:
-    """The largest difference, and the largest magnitude that was wanted. What is not finite must be the same in both."""
+def distance(want: Tensor, got: Tensor) -> tuple[float, float]:
+    """The largest difference, and the largest magnitude that was wanted. What is not finite must be the same in both.
+
+    >>> distance(torch.tensor([-torch.inf, 4.0]), torch.tensor([-torch.inf, 3.0])), distance(torch.tensor([torch.nan]), torch.ones(1))
+    ((1.0, 4.0), (inf, 1.0))
+    """
     measured = want.isfinite()
     if want.shape != got.shape or not torch.equal(measured, got.isfinite()):
         return float("inf"), 1.0

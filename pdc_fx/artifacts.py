@@ -113,6 +113,7 @@ def write_model(compressed: Compressed, directory: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_model
 
+    _require_tensors(compressed.model)
     try:
         (directory / WEIGHTS).touch()
         permissions = (directory / WEIGHTS).stat().st_mode  # of any file made here; safetensors makes a private one
@@ -191,15 +192,32 @@ def onnx_accuracy(data: ImageData, provider: str = "cpu") -> Callable[[Path], fl
     )
 
 
+def _require_tensors(model: nn.Module) -> None:
+    """Raise :class:`InputError` where the state of a network is more than tensors, which are all that safetensors holds."""
+    for name, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise InputError(
+                f"the network keeps a {type(value).__name__} in its state, which no file without a pickle holds",
+                where=f"'{name}'",
+                hint="let get_extra_state() return a tensor, or leave it out; torch.save keeps it with a pickle",
+            )
+
+
 def require_exportable(model: nn.Module, example_inputs: Inputs) -> None:
-    """Raise :class:`ExportError` where a network cannot become an ONNX file, before it is trained for one."""
+    """Raise where a network cannot be delivered, before it is trained.
+
+    Raises:
+        ExportError: it cannot become an ONNX file.
+        InputError: its state holds more than tensors.
+    """
     from pdc_fx.export.onnx import export_onnx
 
     with tempfile.TemporaryDirectory() as folder:
         try:
+            _require_tensors(model)
             export_onnx(model, example_inputs, Path(folder) / ONNX)
-        except ExportError as error:
-            raise ExportError(
+        except (ExportError, InputError) as error:
+            raise type(error)(
                 f"training was not begun, since its result could not be delivered: {error.what}",
                 where=error.where,
                 hint="change the model; or train it in a loop of your own (pdc_fx.tie), which needs no ONNX file of any batch size",

@@ -61,7 +61,7 @@ class TrainOptions:
         calibration_batches: training batches over which batch-norm statistics are estimated anew at the end.
 
     Raises:
-        InputError: a value out of range.
+        InputError: a value of another type, or out of range.
 
     >>> TrainOptions(epochs=3, opt="adamw", lr=1e-3).sched
     'cosine'
@@ -101,6 +101,12 @@ class TrainOptions:
     calibration_batches: int = 50
 
     def __post_init__(self) -> None:
+        for name, known in get_type_hints(type(self)).items():
+            kinds = get_args(known) if NoneType in get_args(known) else (known,)
+            kind = str if get_origin(kinds[0]) is Literal else kinds[0]
+            value = getattr(self, name)
+            if not (_fits(value, kind) or (value is None and NoneType in kinds)):
+                raise InputError(f"'{name}' takes a {_KINDS[kind]}, not {value!r}")
         checks = {
             "epochs must not be negative": self.epochs >= 0,
             "batch_size must be at least 1": self.batch_size >= 1,
@@ -145,23 +151,19 @@ class TrainOptions:
         """Options from names and values, as a configuration file has them.
 
         Raises:
-            InputError: an unknown name (the nearest known one is in the message), or a value of another type.
+            InputError: an unknown name (the nearest known one is in the message), or a value of another type or out of range.
 
         >>> TrainOptions.of({"epochs": 2}).epochs
         2
         """
         known = get_type_hints(cls)
-        for name, value in values.items():
+        for name in values:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
                 raise InputError(
                     f"no training option is called '{name}'",
                     hint=f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}",
                 )
-            kinds = get_args(known[name]) if NoneType in get_args(known[name]) else (known[name],)
-            kind = str if get_origin(kinds[0]) is Literal else kinds[0]
-            if not (_fits(value, kind) or (value is None and NoneType in kinds)):
-                raise InputError(f"'{name}' takes a {_KINDS[kind]}, not {value!r}")
         return cls(**values)
 
     def settled(self, *, mirrored: bool) -> TrainOptions:

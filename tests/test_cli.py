@@ -50,6 +50,18 @@ net.input_shape = (1, 1, 8, 8)
 def broken():
     raise RuntimeError("no such luck")
 
+class Dated(nn.Sequential):
+    def __init__(self, num_classes=10):
+        super().__init__(*net(num_classes))
+
+    def get_extra_state(self):
+        return {"made": 2026}
+
+    def set_extra_state(self, state):
+        pass
+
+Dated.input_shape = (1, 1, 8, 8)
+
 def not_a_module():
     return 3
 
@@ -265,12 +277,16 @@ def test_the_keys_that_are_documented_are_those_that_are_printed(compressed: Pat
 
 
 @pytest.mark.parametrize("epochs", [1, 100])
-def test_what_cannot_be_exported_is_refused_before_a_long_training(epochs: int, folder: Path, tmp_path: Path) -> None:
-    result = run("compress", f"{folder / 'net.py'}:Untranslated", *options(tmp_path / "x", epochs=epochs))
+@pytest.mark.parametrize(("name", "words"), [("Untranslated", "bessel_j0"), ("Dated", "keeps a dict in its state")])
+def test_what_cannot_be_delivered_is_refused_before_a_long_training(
+    name: str, words: str, epochs: int, folder: Path, tmp_path: Path
+) -> None:
+    result = run("compress", f"{folder / 'net.py'}:{name}", *options(tmp_path / "x", epochs=epochs))
+    said = " ".join(result.stderr.split())
     assert result.exit_code == 2
-    assert ("training was not begun" in " ".join(result.stderr.split())) == (epochs == 100)
-    assert ("before training: held-out accuracy" in result.stderr) == (epochs == 1)
-    assert "bessel_j0" in result.stderr
+    assert ("before training: held-out accuracy" in said) == (epochs == 1)
+    assert ("training was not begun" in said) == (epochs == 100)
+    assert words in said
 
 
 def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:

@@ -601,12 +601,30 @@ def test_not_finite_is_a_failure_on_either_side(
     comparison = verify_onnx(case.model, tmp_path / "model.onnx", case.example, batch_sizes=(1,))
     assert not comparison.passed
     assert "Gemm" in (comparison.first_difference or "")
-    assert "ONNX Runtime returns values that are not finite" in (comparison.first_difference or "")
+    assert "ONNX Runtime returns no finite number" in (comparison.first_difference or "")
     assert json.loads(json.dumps(comparison.to_json(), allow_nan=False))["max_rel_error"] is None
     broken = nn.Sequential(case.model, Function(lambda y: y + value))
     comparison = verify_onnx(broken, case.info.path, case.example, batch_sizes=(1,))
     assert not comparison.passed
-    assert "PyTorch returns values that are not finite" in (comparison.first_difference or "")
+    assert "PyTorch returns no finite number" in (comparison.first_difference or "")
+
+
+@pytest.mark.parametrize("value", [float("-inf"), float("nan")])
+def test_what_a_model_leaves_out_is_not_finite_in_both(value: float, tmp_path: Path) -> None:
+    def masked(where: int) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 6), Function(lambda y: y.masked_fill(torch.arange(6) == where, value))).eval()
+
+    info = export_onnx(masked(2), torch.randn(1, 4), tmp_path / "model.onnx")
+    found = verify_onnx(masked(2), info.path, torch.randn(1, 4))
+    assert found.passed
+    assert found.max_rel_error < 1e-6
+    other = verify_onnx(masked(3), info.path, torch.randn(1, 4))
+    assert not other.passed
+    assert "PyTorch returns values that are not finite" in (other.first_difference or "")
+    nudged = masked(2)
+    nn.init.zeros_(nudged[0].bias)
+    assert not verify_onnx(nudged, info.path, torch.randn(1, 4)).passed
 
 
 @pytest.mark.parametrize(

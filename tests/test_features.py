@@ -269,6 +269,9 @@ def test_auto_matches_where_it_can_and_says_why_not(
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         TrainOptions.of(options)
+    if options.keys() <= TrainOptions().to_dict().keys():
+        with pytest.raises(InputError, match=words):
+            TrainOptions(**options)
 
 
 def test_maps_are_taken_of_the_module_inside_ddp_and_no_hook_remains(tmp_path: Path) -> None:

@@ -130,7 +130,11 @@ def test_resnet18_macs_by_hand(resnet: tuple[nn.Module, ChannelGroups]) -> None:
         ({"flops_reduction": float("nan")}, InputError, "between 0 and 1"),
         ({"flops_reduction": 0.5, "allocation": "local"}, InputError, "allocation"),
         ({"flops_reduction": 0.5, "round_to": 0}, InputError, "at least 1"),
-        ({"flops_reduction": 0.5, "min_channels": 0}, InputError, "^min_channels is at least 1$"),
+        ({"flops_reduction": 0.5, "min_channels": 0}, InputError, "^min_channels is a whole number from 1 on, not 0$"),
+        ({"flops_reduction": "0.5"}, InputError, r"^a reduction is a number between 0 and 1, not '0\.5' \(str\)$"),
+        ({"flops_reduction": True}, InputError, "not True"),
+        ({"flops_reduction": 0.5, "min_channels": "2"}, InputError, "whole number from 1 on, not '2'"),
+        ({"flops_reduction": 0.5, "round_to": 8.0}, InputError, r"at least 1, or 'auto', not 8\.0"),
         ({"flops_reduction": 0.95, "min_channels": 48}, PlanError, "largest possible here is"),
     ],
 )
