@@ -53,7 +53,7 @@ REASONS: dict[tuple[str, str], str] = {
     ("passes/gathers.py", "moved_by"): GUARD,
     ("passes/literals.py", "edited"): GUARD,
     ("passes/literals.py", "_edit"): GUARD,
-    ("passes/literals.py", "_drop_outdated_assertions"): GUARD,
+    ("passes/literals.py", "_renew_assertions"): GUARD,
     ("passes/prediction.py", "Prediction.spread"): GUARD,
     ("passes/prediction.py", "Prediction.difference"): GUARD,
     ("passes/prediction.py", "Prediction._mismatch"): GUARD,

@@ -148,11 +148,6 @@ def write_benchmark(directory: Path, record: Mapping[str, Any]) -> None:
     write_text(directory / BENCHMARK, json.dumps(record, indent=1) + "\n")
 
 
-def macs_of_one(plan: ClusterPlan) -> tuple[int, int]:
-    """Multiply-accumulates before and after of one sample; the example inputs of the plan may be several."""
-    return plan.macs_before // plan.samples, plan.macs_after // plan.samples
-
-
 def onnx_metadata(
     plan: ClusterPlan, source: Mapping[str, Any], recipe_sha256: str, certificate: Mapping[str, Any]
 ) -> dict[str, str]:
@@ -171,7 +166,7 @@ def onnx_metadata(
     }
     if certificate.get("accuracy"):
         summary["accuracy"] = dict(certificate["accuracy"])
-    before, after = macs_of_one(plan)
+    before, after = plan.macs_of_one
     return {
         VERSION_KEY: package_version(),
         RECIPE_KEY: recipe_sha256,
@@ -250,7 +245,7 @@ def deliver(
     if onnx_accuracy is not None:
         accuracy["onnx"] = onnx_accuracy(directory / ONNX)
     plan = compressed.plan
-    macs_before, macs_after = macs_of_one(plan)
+    macs_before, macs_after = plan.macs_of_one
     certificate = {
         "passed": exactness.passed and onnx.passed,
         **exact,

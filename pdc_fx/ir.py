@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import gcd, prod
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +62,10 @@ def decode_integers(text: str) -> Integers:
     total = 0
     for run in filter(None, text.split(",")):
         first, _, last = run.partition("-")
-        total += int(last or first) + 1 - int(first)
+        count = int(last or first) + 1 - int(first)
+        if count < 1:
+            raise ValueError(f"a run that goes backwards: {run[:40]}")
+        total += count
         if total > LONGEST_AXIS:  # before any memory is taken: a few digits may ask for all there is
             raise ValueError(f"more than {LONGEST_AXIS} integers in one list")
         parts.append(np.arange(int(first), int(last or first) + 1, dtype=np.int64))
@@ -178,6 +181,7 @@ class ChannelGroups:
         sites: where multiply-accumulates happen.
         fixed_macs: multiply-accumulates that no merge changes (products of two activations).
         shapes: the shape of every parameter and buffer.
+        parameters: names of those that are parameters.
         inputs: shape and dtype of the example inputs.
         frozen_names: patterns of modules that were frozen by request.
 
@@ -285,20 +289,24 @@ class ChannelGroups:
             inputs=tuple((tuple(map(operator.index, shape)), dtype) for shape, dtype in data["inputs"]),
             frozen_names=tuple(data["frozen_names"]),
         )
-        found._require_known_tensors()
+        found._require_sense()
         return found
 
-    def _require_known_tensors(self) -> None:
-        """Raise :class:`ArtifactError` where something is said of a tensor, or an axis of one, that is not listed."""
-        axes = [(member.tensor, member.dim) for group in self.groups for member in group.members]
-        for name in (*(name for name, _ in axes), *(site.tensor for site in self.sites), *self.parameters):
+    def _require_sense(self) -> None:
+        """Raise :class:`ArtifactError` where something is said of what is not there: a tensor, an axis, a place on it, a role."""
+        members = [(group, member) for group in self.groups for member in group.members]
+        for name in (*(m.tensor for _, m in members), *(site.tensor for site in self.sites), *self.parameters):
             if name not in self.shapes:
                 raise ArtifactError("channel groups speak of a tensor whose shape is not listed", where=repr(name)[:80])
-        for name, dim in axes:
-            if not 0 <= dim < len(self.shapes[name]):
-                raise ArtifactError(
-                    "channel groups speak of an axis that is not there", where=f"axis {dim} of '{name}'"
-                )
+        for group, member in members:
+            shape, places = self.shapes[member.tensor], member.positions
+            where = f"axis {member.dim} of '{member.tensor}'"
+            if not 0 <= member.dim < len(shape):
+                raise ArtifactError("channel groups speak of an axis that is not there", where=where)
+            if len(places) != group.channels or places.max(initial=-1) >= shape[member.dim]:
+                raise ArtifactError("channel groups speak of channels that are not there", where=where)
+            if member.role not in get_args(Role):
+                raise ArtifactError(f"channel groups speak of an unknown role {member.role!r:.40}", where=where)
 
     def to_json(self) -> str:
         """All of it as JSON, for :meth:`from_json`."""
@@ -406,6 +414,11 @@ class ClusterPlan:
     def macs_after(self) -> int:
         """The same of the network that the plan leads to."""
         return self.groups.macs(self.widths)
+
+    @property
+    def macs_of_one(self) -> tuple[int, int]:
+        """Both for one sample."""
+        return self.macs_before // self.samples, self.macs_after // self.samples
 
     @property
     def params_before(self) -> int:

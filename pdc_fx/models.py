@@ -188,8 +188,8 @@ def build_model(spec: str, *, weights: Path | None = None, num_classes: int | No
     Args:
         spec: ``torchvision:NAME``, ``timm:NAME``, ``path/to/file.py:factory`` or ``package.module:factory``.
         weights: a ``.safetensors`` file, or a checkpoint that ``torch.load(..., weights_only=True)`` accepts: a state dict, alone
-            or under ``state_dict`` or ``model``. Its keys are those of the model, all of them perhaps behind a prefix of
-            :data:`pdc_fx.weights.WRAPPERS`.
+            or under ``state_dict``, ``model_state_dict`` or ``model``. Its keys are those of the model, all of them perhaps behind the
+            prefix of a wrapper (``module.``).
         num_classes: passed to the factory as ``num_classes=``.
 
     Returns:

@@ -264,6 +264,8 @@ def test_a_plan_cannot_ask_for_all_memory(whole: Path) -> None:
     assert len(decode_integers("0-99")) == 100
     with pytest.raises(ValueError, match=f"more than {LONGEST_AXIS} integers"):
         decode_integers("0-99999999999")
+    with pytest.raises(ValueError, match="goes backwards"):
+        decode_integers("99999999999-0,0-99999999999")
     recipe = json.loads((whole / RECIPE).read_text())
     recipe["plan"]["clusters"][0] = "0-99999999999"
     with pytest.raises(ArtifactError, match="the recipe's plan is malformed"):
@@ -275,6 +277,24 @@ def test_a_plan_cannot_ask_for_all_memory(whole: Path) -> None:
         for text, error in (("{}", "KeyError"), ("[]", "TypeError"), ("null", "TypeError")):
             with pytest.raises(ArtifactError, match=rf"this is a malformed .*{what}: {error} "):
                 read(text)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("dim", 4, "an axis that is not there"),
+        ("positions", "0-6,99", "channels that are not there"),
+        ("positions", "0-2", "channels that are not there"),
+        ("role", "boss", "an unknown role 'boss'"),
+        ("tensor", "9.weight", "a tensor whose shape is not listed"),
+    ],
+)
+def test_groups_that_make_no_sense(key: str, value: Any, words: str, whole: Path) -> None:
+    groups = json.loads((whole / RECIPE).read_text())["plan"]["channel_groups"]
+    assert ChannelGroups.from_json(json.dumps(groups)).channels
+    groups["groups"][0]["members"][0][key] = value
+    with pytest.raises(ArtifactError, match=words):
+        ChannelGroups.from_json(json.dumps(groups))
 
 
 def checkpoint(folder: Path, content: bytes, step: int = 5) -> Checkpoints:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib
 import inspect
+import pkgutil
 import re
+import sys
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +138,39 @@ def test_the_objections_themselves() -> None:
 
 def test_every_module_can_be_imported_alone() -> None:
     assert {importlib.import_module(home).__name__ for home in pdc_fx._HOMES.values()} == set(pdc_fx._HOMES.values())
+
+
+def unresolved(text: str, module: Any) -> list[str]:
+    """References in docstrings that lead nowhere, from the module, one of its classes, its package or the whole."""
+    own = [value for value in vars(module).values() if inspect.isclass(value) and value.__module__ == module.__name__]
+    places = [module, *own, importlib.import_module(module.__name__.rpartition(".")[0] or "pdc_fx"), pdc_fx, builtins]
+
+    def leads(name: str) -> bool:
+        first, *rest = name.split(".")
+        known = [value for place in places if (value := found(place, first)) is not None]
+        if first == "pdc_fx":
+            known = [pkgutil.resolve_name(name.rpartition(".")[0] or name)]
+            rest = rest[-1:]
+        return any(reduce(found, rest, value) is not None for value in known)
+
+    def found(holder: Any, name: str) -> Any:
+        """A member, or one that only instances have."""
+        return name if name in getattr(holder, "__annotations__", {}) else getattr(holder, name, None)
+
+    return [
+        name for name in re.findall(r":(?:func|class|data|meth|attr|mod|exc):`~?([\w.]+)`", text) if not leads(name)
+    ]
+
+
+@pytest.mark.parametrize("name", [m.name for m in pkgutil.walk_packages(pdc_fx.__path__, "pdc_fx.")])
+def test_references_lead_somewhere(name: str) -> None:
+    module = importlib.import_module(name)
+    assert unresolved(inspect.getsource(module), module) == []
+
+
+def test_a_reference_that_leads_nowhere_is_found() -> None:
+    text = ":func:`compress` :class:`pdc_fx.errors.PdcError` :data:`PUBLIC` :func:`gone` :class:`pdc_fx.errors.Gone`"
+    assert unresolved(text, sys.modules[__name__]) == ["gone", "pdc_fx.errors.Gone"]
 
 
 def test_to_import_the_command_does_not_run_it() -> None:

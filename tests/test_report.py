@@ -312,8 +312,8 @@ def test_counts_that_disagree_are_pointed_out() -> None:
     plan = make_plan(("conv",))
     assert disagreements(plan, {"macs_after": plan.macs_after, "params_after": None}) == []
     assert (
-        "params after: 7 in the certificate, 232 by the plan"
-        in Page(render(plan, certificate={"params_after": 7})).text
+        "params before: 7 in the certificate, 424 by the plan"
+        in Page(render(plan, certificate={"params_before": 7, "params_after": 1})).text
     )
 
 

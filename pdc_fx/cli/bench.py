@@ -135,13 +135,13 @@ class _Pair:
     """The two networks of an output directory; the dense one gets the weights of the compact one, tied."""
 
     def __init__(self, directory: Path, model: str | None) -> None:
-        from pdc_fx.artifacts import load, macs_of_one
+        from pdc_fx.artifacts import load
         from pdc_fx.passes.surgery import expand
         from pdc_fx.trace import zeros_of
 
         plan, make = open_recipe(directory, model)
         self.onnx, self.example = directory / ONNX, zeros_of(plan.groups.inputs)
-        self.macs = macs_of_one(plan)
+        self.macs = plan.macs_of_one
         self.dense = make().float().eval()
         self.compact = load(self.dense, directory)
         expand(self.compact, self.dense, plan)

@@ -111,7 +111,7 @@ class Augment:
     """A preset for whole batches, in a training loop of one's own; :func:`training_batches` needs no such object.
 
     The random numbers come from the object's own generator on the CPU, so the same seed gives the same crops on every
-    device. :attr:`generator` is public: save and restore its state to continue a run exactly. The resized crop of
+    device. ``generator`` is public: save and restore its state to continue a run exactly. The resized crop of
     ``imagenet`` is taken of the images given, at the size they have.
 
     Args:

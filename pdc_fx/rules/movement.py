@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pdc_fx.rules.base import Declined, Site, Value
+from pdc_fx.rules.base import Declined, Site, Value, beside_first
 from pdc_fx.rules.channels import Channels, Shape, mix
 from pdc_fx.rules.indexing import has_tensors, picked, spelled_out
 from pdc_fx.rules.literals import Edit, gathered, literal
@@ -114,8 +114,8 @@ def permute(site: Site) -> Value:
     weight = site.weight(site.argument(0, "input"))
     x = site.channels(site.argument(0, "input")) if weight is None else Channels.fixed(weight.shape)
     probe = torch.empty([d + 2 for d in range(len(x.shape))], device="meta")
-    target, args = site.node.target, [probe, *site.node.args[1:]]
-    moved = target(*args, **{k: v for k, v in site.node.kwargs.items() if k != "input"}) if callable(target) else probe
+    (rest, named), target = beside_first(site.node), site.node.target
+    moved = target(probe, *rest, **named) if callable(target) else probe
     order = [size - 2 for size in moved.shape]
     if weight is not None:
         return weight.permuted(order)
@@ -126,7 +126,7 @@ def permute(site: Site) -> Value:
 def cat(site: Site) -> Value:
     """``cat(tensors, dim)``."""
     parts = [site.channels(node) for node in site.argument(0, "tensors")]
-    dim = int(site.argument(1, "dim", site.node.kwargs.get("axis", 0))) % len(site.shape)
+    dim = int(site.argument(1, "dim", 0)) % len(site.shape)
     return joined(site, parts, dim)
 
 
@@ -412,7 +412,7 @@ def shuffle_along(site: Site) -> Value:
         return x.then(site.key)
     if getattr(target, "__name__", "") == "roll" and site.argument(2, "dims") is None:
         raise Declined("rolls the flattened tensor")
-    rest, named = site.node.args[1:], {k: v for k, v in site.node.kwargs.items() if k != "input"}
+    rest, named = beside_first(site.node)
     return Channels(site.shape, target(x.label, *rest, **named), target(x.path, *rest, **named)).then(site.key)
 
 

@@ -72,7 +72,7 @@ def reduction(site: Site) -> Value:
         return combine(site, [site.argument(0, "input"), site.argument(1, "other")])
     x = site.channels(site.argument(0, "input"))
     place = 2 if site.node.target in _SECOND else len(site.node.args) if site.node.target in _NAMED_ONLY else 1
-    dim: Any = site.argument(place, "dim", site.node.kwargs.get("axis"))
+    dim: Any = site.argument(place, "dim")
     if isinstance(dim, bool):  # ``var(x, unbiased)``
         dim = None
     if dim is not None and not isinstance(dim, (int, tuple, list)):
