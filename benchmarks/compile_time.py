@@ -40,8 +40,8 @@ from torch import Tensor, nn
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.models import build_model, example_inputs
 from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies
-from pdc_fx.passes.check import random_halves
 from pdc_fx.passes.compare import compare
+from pdc_fx.passes.random_plans import random_halves
 from pdc_fx.passes.rewrite import merge_channels
 from pdc_fx.passes.tied import tie_once
 from pdc_fx.trace import Recording, record

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from pdc_fx.children import child_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKED = ROOT / "docs" / "coverage.json"
@@ -65,8 +66,9 @@ def compact_form(name: str, seed: int = 0) -> tuple[Any, Any]:
 
     from pdc_fx.models import build_model, example_inputs
     from pdc_fx.passes.analysis import AnalyzeDependencies
-    from pdc_fx.passes.check import calibrate, random_halves, randomize_statistics
+    from pdc_fx.passes.check import calibrate, randomize_statistics
     from pdc_fx.passes.compare import in_precision, random_inputs, run, varies
+    from pdc_fx.passes.random_plans import random_halves
     from pdc_fx.passes.rewrite import merge_channels
     from pdc_fx.passes.tied import tie_once
 
@@ -127,17 +129,11 @@ def measure(name: str) -> dict[str, Any]:
 
 def run_one(name: str, timeout: float) -> dict[str, Any]:
     """``measure`` in a process of its own."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
-    }
     command = [sys.executable, str(Path(__file__).resolve()), "--one", name]
     try:
         done = subprocess.run(
             command,
-            env=environment,
+            env=child_environment(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore"),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from pdc_fx.children import child_environment
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "export-time.json"
 ARMS = ("bare", "export", "verified")
@@ -35,7 +37,7 @@ def measure(arm: str, name: str, size: int) -> dict[str, float]:
 
     from pdc_fx.models import build_model
     from pdc_fx.passes.analysis import AnalyzeDependencies
-    from pdc_fx.passes.check import random_halves
+    from pdc_fx.passes.random_plans import random_halves
     from pdc_fx.passes.rewrite import merge_channels
     from pdc_fx.passes.tied import tie_once
 
@@ -70,8 +72,7 @@ def measure(arm: str, name: str, size: int) -> dict[str, float]:
 
 def run_one(arm: str, args: argparse.Namespace) -> dict[str, float]:
     """``measure`` in a process of its own."""
-    paths = (str(ROOT), os.environ.get("PYTHONPATH"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment = child_environment(OMP_NUM_THREADS="1")
     command = [sys.executable, "-W", "ignore", __file__, "--arm", arm, "--model", args.model, "--size", str(args.size)]
     done = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True

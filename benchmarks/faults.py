@@ -388,6 +388,8 @@ def clock(setting: Setting) -> Iterator[Row]:
 
 def surroundings(setting: Setting) -> Iterator[Row]:
     """New interpreters without a home, without UTF-8, without a terminal."""
+    from pdc_fx.children import child_environment
+
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
     cases: tuple[tuple[str, dict[str, str | None], str], ...] = (
         ("HOME is not set", {"HOME": None, "XDG_CACHE_HOME": None}, "out"),
@@ -398,9 +400,8 @@ def surroundings(setting: Setting) -> Iterator[Row]:
     )
     for phase, changes, out in cases:
         folder = setting.folder()
-        environment = {k: v for k, v in {**os.environ, **changes}.items() if v is not None}
+        environment = {k: v for k, v in {**child_environment(), **changes}.items() if v is not None}
         command = [sys.executable, "-m", "pdc_fx", *compress(out=out)]
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         began = time.monotonic()
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
         ended = Ended(done.returncode, (done.stdout + done.stderr).decode("utf-8", "replace"), time.monotonic() - began)

@@ -290,7 +290,8 @@ def merged_samples() -> Iterator[Callable[[], bool]]:
     from samples import SAMPLES
 
     import pdc_fx
-    from pdc_fx.passes.check import random_halves, randomize_statistics
+    from pdc_fx.passes.check import randomize_statistics
+    from pdc_fx.passes.random_plans import random_halves
 
     def case(sample: Any) -> bool:
         torch.manual_seed(0)

@@ -40,7 +40,7 @@ from torch.profiler import ProfilerActivity, profile
 from pdc_fx.distill import distillation_loss
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.models import build_model
-from pdc_fx.passes.check import random_halves
+from pdc_fx.passes.random_plans import random_halves
 from pdc_fx.passes.tie import Tying
 from pdc_fx.pipeline import analyze
 

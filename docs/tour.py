@@ -6,7 +6,6 @@ the command printed.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -15,6 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from pdc_fx.children import child_environment
 
 PAGE = Path(__file__).resolve().parent / "tour.md"
 ROOT = PAGE.parent.parent
@@ -44,8 +45,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """One command, by this interpreter and this checkout, 80 columns wide; standard error is left out of the output."""
     words = shlex.split(command.replace("\\\n", " "))
     start = {"pdc-fx": [sys.executable, "-m", "pdc_fx"], "python": [sys.executable]}[words[0]]
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"COLUMNS": "80", "PYTHONPATH": path, "NO_COLOR": "1"}
+    environment = child_environment(COLUMNS="80", NO_COLOR="1")
     return subprocess.run(
         [*start, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )

@@ -13,12 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pdc_fx.children import child_environment
 from pdc_fx.errors import ArtifactError
 from pdc_fx.export.session import bind, make_session, random_feed
 
 RUNS = 3
-_PACKAGES = str(Path(sys.modules["pdc_fx"].__file__ or "").resolve().parent.parent)
-"""Where this package was found, for a process that was started elsewhere."""
 
 
 def peak_memory(path: str | os.PathLike[str], batch: int, *, threads: int) -> int | None:
@@ -34,9 +33,8 @@ def peak_memory(path: str | os.PathLike[str], batch: int, *, threads: int) -> in
     """
     if own_peak() is None:
         return None
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (_PACKAGES, os.environ.get("PYTHONPATH"))))}
     command = [sys.executable, "-m", "pdc_fx.export.memory", os.fspath(path), str(batch), str(threads)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         raise ArtifactError(f"the file does not run in a process of its own: {last}", where=str(path))

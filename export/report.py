@@ -365,7 +365,9 @@ def disagreements(plan: ClusterPlan, certificate: Mapping[str, Any]) -> list[str
     Not of the parameters that are left: the certificate has those of the compact network, where modules that nothing reaches may be gone.
     """
     found = []
-    counts = dict(zip(("macs_before", "macs_after"), plan.macs_of_one, strict=True)) | {"params_before": plan.params_before}
+    counts = dict(zip(("macs_before", "macs_after"), plan.macs_of_one, strict=True)) | {
+        "params_before": plan.params_before
+    }
     for key, planned in counts.items():
         certified = certificate.get(key)
         if isinstance(certified, int) and certified != planned:

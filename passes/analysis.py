@@ -29,6 +29,7 @@ from pdc_fx.passes.dependency import Solution, Stuck, flow_of, matches, places_o
 from pdc_fx.passes.gathers import Gather, gathers
 from pdc_fx.passes.literals import Program, edited
 from pdc_fx.passes.prediction import Mismatch, Prediction, lie_alike, of_shape, takes_numbers
+from pdc_fx.passes.random_plans import random_widths
 from pdc_fx.passes.surgery import compacted
 from pdc_fx.passes.tied import tie_once
 from pdc_fx.rules import Channels, Flow, Weight
@@ -281,33 +282,6 @@ def _run(node: fx.Node, argument: Tensor) -> Any:
         return node.target(argument, *rest, **named)
     except (RuntimeError, IndexError, TypeError):
         return None
-
-
-def random_widths(groups: ChannelGroups, seed: int) -> ClusterPlan:
-    """A plan with a random number of clusters in every group: what fits only even halves must not pass for fitting.
-
-    Two or more remain where that is possible, for one channel looks like none to anything that broadcasts.
-    """
-    generator = np.random.default_rng(seed)
-    size = {}
-    for number, members in sorted(groups.balanced.items()):
-        sizes = groups.cluster_sizes(number)[1:]
-        smallest = min(groups.groups[i].channels for i in members)
-        size[number] = int(generator.choice([s for s in sizes if smallest // s > 1] or sizes[:1]))
-
-    def clusters(channels: int, balance: int | None) -> Integers:
-        width = (
-            int(generator.integers(min(2, channels - 1), channels)) if balance is None else channels // size[balance]
-        )
-        spare = (
-            np.arange(width, channels) % width
-            if balance is not None
-            else generator.integers(0, width, channels - width)
-        )
-        labels = np.concatenate([np.arange(width), spare])
-        return first_appearance(generator.permutation(labels))
-
-    return ClusterPlan(groups, tuple(clusters(g.channels, g.balance) for g in groups.groups), "random", {"seed": seed})
 
 
 def trial(compact: nn.Module, prediction: Prediction, inputs: Inputs) -> Mismatch | None:

@@ -12,16 +12,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from pdc_fx.errors import ExactnessError, InputError, NothingToMergeError
-from pdc_fx.ir import Certificate, ChannelGroups, ClusterPlan, Integers, first_appearance
+from pdc_fx.ir import Certificate
 from pdc_fx.passes.analysis import AnalyzeDependencies
 from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.compare import EXACT, called, compare, in_precision, lively
+from pdc_fx.passes.random_plans import random_halves
 from pdc_fx.passes.rewrite import describe, merge_channels, require_other_sizes
 from pdc_fx.passes.tied import tie_once
 from pdc_fx.trace import (
@@ -40,20 +40,6 @@ GAINS = (1.0, 10.0, 100.0, 1000.0)
 """How much the layers whose channels are frozen are amplified until the outputs vary: an untrained detector finds nothing."""
 
 TOLERANCES = {"float64": EXACT, "float32": 1e-4}
-
-
-def random_halves(groups: ChannelGroups, seed: int) -> ClusterPlan:
-    """A plan that puts the channels of every group into random clusters, half as many as channels."""
-    generator = np.random.default_rng(seed)
-
-    def halves(channels: int, size: int | None) -> Integers:
-        width = max(1, channels // (size or 2))
-        spare = np.arange(channels - width) % width if size else generator.integers(0, width, channels - width)
-        return first_appearance(generator.permutation(np.concatenate([np.arange(width), spare])))
-
-    size = {number: groups.cluster_sizes(number)[1] for number in groups.balanced}
-    clusters = (halves(g.channels, None if g.balance is None else size[g.balance]) for g in groups.groups)
-    return ClusterPlan(groups, tuple(clusters), "random", {"seed": seed})
 
 
 @torch.no_grad()

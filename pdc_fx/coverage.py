@@ -23,6 +23,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
+from pdc_fx.children import HERE, child_environment
 from pdc_fx.errors import InputError
 from pdc_fx.factories import collection
 from pdc_fx.files import parse_json, replace_file
@@ -34,7 +35,6 @@ RESULTS: tuple[Result, ...] = ("passed", "refused", "failed", "timeout")
 DATA, PAGE = "coverage.json", "coverage.md"
 KEPT = "<!-- from here on not written by 'pdc-fx check --all' -->"
 """Line of the page from which on it stays as it is: other tables stand there."""
-HERE = str(Path(__file__).resolve().parent.parent)
 REFUSALS = (2, 3)
 """Exit codes of ``check`` that say that a model cannot be checked or has nothing to merge."""
 
@@ -219,9 +219,7 @@ def run_one(spec: str, timeout: float, seed: int = 0, workers: int = 1) -> Check
     """Check one model in a process of its own."""
     environment = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)),
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, (HERE, os.environ.get("PYTHONPATH")))),
-        "PYTHONWARNINGS": "ignore",
+        **child_environment(PYTHONWARNINGS="ignore"),
     }
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):  # what it prints is read by a program
         environment.pop(name, None)

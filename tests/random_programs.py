@@ -22,8 +22,9 @@ from torch import nn
 from pdc_fx import analyze, load, save
 from pdc_fx.artifacts import Compressed
 from pdc_fx.ir import ClusterPlan
-from pdc_fx.passes.check import random_halves, randomize_statistics
+from pdc_fx.passes.check import randomize_statistics
 from pdc_fx.passes.compare import compare
+from pdc_fx.passes.random_plans import random_halves
 from pdc_fx.passes.rewrite import ChannelAddition, describe, merge_channels
 from pdc_fx.passes.tie import Tying
 from pdc_fx.rules import registered

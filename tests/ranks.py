@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pdc_fx.errors import PdcError, PlanError
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.axes import merged_axes, named_tensors
-from pdc_fx.passes.check import random_halves
+from pdc_fx.passes.random_plans import random_halves
 from pdc_fx.passes.tie import Tying, agreed_plan
 from pdc_fx.passes.tied import residual
 from pdc_fx.pipeline import analyze

@@ -17,7 +17,7 @@ from pdc_fx.distill.compact import Untrainable, compact_for_training
 from pdc_fx.distill.features import captured, feature_loss, feature_pairs
 from pdc_fx.export.charts import epochs_of
 from pdc_fx.passes.axes import by_tensor, merged_axes
-from pdc_fx.passes.check import random_halves
+from pdc_fx.passes.random_plans import random_halves
 from pdc_fx.passes.rewrite import merge_channels
 from pdc_fx.passes.surgery import expand
 from pdc_fx.pipeline import analyze, plan, rewrite, tie

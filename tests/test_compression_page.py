@@ -21,7 +21,7 @@ from pdc_fx.distill import TrainOptions
 from pdc_fx.export.report import render_report
 from pdc_fx.export.similarity import similarity
 from pdc_fx.ir import ClusterPlan
-from pdc_fx.passes.check import random_halves
+from pdc_fx.passes.random_plans import random_halves
 from pdc_fx.pipeline import inspect
 
 pytestmark = pytest.mark.skipif(installed_browser() is None, reason="PAGES NOT TESTED: no Chromium is installed")

@@ -31,7 +31,7 @@ from pdc_fx.distill import Checkpoints
 from pdc_fx.errors import ArtifactError, PdcError
 from pdc_fx.export.verify import verify_onnx
 from pdc_fx.ir import LONGEST_AXIS, ChannelGroups, ClusterPlan, decode_integers
-from pdc_fx.passes.check import random_halves
+from pdc_fx.passes.random_plans import random_halves
 from pdc_fx.passes.rewrite import ChannelAddition
 from pdc_fx.passes.tie import Tying
 

@@ -16,7 +16,7 @@ FOLDERS = {"pdc_fx": "pdc_fx", "pdc_fx.passes": "passes", "pdc_fx.export": "expo
 # Lowest first. A module may import those of lower layers, and those of its own package; rooms that share a layer know
 # nothing of each other. A new module gets its place here.
 LAYERS: list[set[str]] = [
-    {"pdc_fx.directory", "pdc_fx.errors", "pdc_fx.words"},
+    {"pdc_fx.children", "pdc_fx.directory", "pdc_fx.errors", "pdc_fx.words"},
     {"pdc_fx.factories", "pdc_fx.files", "pdc_fx.ir", "pdc_fx.options", "pdc_fx.staging", "pdc_fx.weights"},
     {"pdc_fx.trace", "pdc_fx.data", "pdc_fx.models"},
     {"pdc_fx.rules", "pdc_fx.symbolic"},

@@ -16,8 +16,8 @@ import pdc_fx
 from pdc_fx.artifacts import Compressed
 from pdc_fx.errors import InputError, TraceError
 from pdc_fx.ir import ClusterPlan
-from pdc_fx.passes.analysis import random_widths
 from pdc_fx.passes.compare import Comparison
+from pdc_fx.passes.random_plans import random_widths
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

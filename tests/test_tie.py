@@ -24,8 +24,8 @@ from pdc_fx.errors import ExactnessError, InputError, RewriteError
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes import means
 from pdc_fx.passes.axes import MergedAxis, merged_axes, named_tensors
-from pdc_fx.passes.check import random_halves
 from pdc_fx.passes.means import ClusterMeans
+from pdc_fx.passes.random_plans import random_halves
 from pdc_fx.passes.tie import Tying
 from pdc_fx.passes.tied import residual
 from pdc_fx.pipeline import analyze, rewrite, tie

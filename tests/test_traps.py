@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from pdc_fx import analyze, rewrite, tie
 from pdc_fx.errors import NothingToMergeError
-from pdc_fx.passes.check import check, random_halves
+from pdc_fx.passes.check import check
+from pdc_fx.passes.random_plans import random_halves
 from pdc_fx.passes.tie import Tying
 
 

@@ -36,8 +36,9 @@ from pdc_fx.files import replace_file
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes import surgery
 from pdc_fx.passes.analysis import AnalyzeDependencies
-from pdc_fx.passes.check import check, random_halves
+from pdc_fx.passes.check import check
 from pdc_fx.passes.compare import compare
+from pdc_fx.passes.random_plans import random_halves
 from pdc_fx.passes.rewrite import ChannelAddition, merge_channels
 
 

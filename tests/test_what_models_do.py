@@ -33,8 +33,8 @@ from torchvision.ops import roi_align
 import pdc_fx
 from pdc_fx.errors import ExactnessError, PdcError, RewriteError, TraceError
 from pdc_fx.passes import numbers, surgery
-from pdc_fx.passes.analysis import random_widths
 from pdc_fx.passes.compare import compare, difference
+from pdc_fx.passes.random_plans import random_widths
 from pdc_fx.trace import Inputs, as_arguments, fresh, named_outputs
 
 

@@ -22,8 +22,9 @@ from torch import nn
 
 from pdc_fx import analyze
 from pdc_fx.errors import PdcError
-from pdc_fx.passes.check import random_halves, randomize_statistics
+from pdc_fx.passes.check import randomize_statistics
 from pdc_fx.passes.compare import compare
+from pdc_fx.passes.random_plans import random_halves
 from pdc_fx.passes.rewrite import merge_channels
 from pdc_fx.passes.tie import Tying
 from pdc_fx.rules import registry

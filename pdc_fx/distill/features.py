@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
 
 from pdc_fx.distill.loss import logits_of
 from pdc_fx.errors import InputError
@@ -229,18 +230,22 @@ def recorded(model: nn.Module, images: Tensor) -> tuple[Recording, fx.Node, dict
     calls: Counter[str] = Counter()
     made: dict[fx.Node, list[str]] = {}
 
-    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def note(module: nn.Module, args: Any, output: Any) -> None:
-            calls[name] += 1
-            result = output if name else logits_of(output)
-            if isinstance(result, Tensor) and (node := Recorder.active[-1].known(result)) is not None:
-                made.setdefault(node, []).append(name)
+    def watched(recorder: Recorder) -> nn.Module:
+        def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            def note(module: nn.Module, args: Any, output: Any) -> None:
+                calls[name] += 1
+                result = output if name else logits_of(output)
+                if isinstance(result, Tensor) and (node := recorder.known(result)) is not None:
+                    made.setdefault(node, []).append(name)
 
-        return note
+            return note
 
-    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
+        handles.extend(module.register_forward_hook(watch(name)) for name, module in model.named_modules())
+        return model
+
+    handles: list[RemovableHandle] = []
     try:
-        recording = record(model, images)
+        recording = record(model, images, watched)
     finally:
         for handle in handles:
             handle.remove()

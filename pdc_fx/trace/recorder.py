@@ -86,7 +86,6 @@ _PLAIN = (
 class Recorder(TorchFunctionMode):
     """The mode that builds the graph. Tensors are remembered weakly, so the pass needs no more memory than a plain one."""
 
-    active: list[Recorder] = []  # noqa: RUF012 - a stack shared on purpose
     guarded = True
 
     def __init__(self, model: nn.Module) -> None:
@@ -112,7 +111,6 @@ class Recorder(TorchFunctionMode):
                     self._remember(tensor)
 
     def __enter__(self) -> Recorder:
-        self.active.append(self)
         super().__enter__()  # type: ignore[no-untyped-call]
         if self.guarded:
             self._guard.__enter__()  # type: ignore[no-untyped-call]
@@ -121,7 +119,6 @@ class Recorder(TorchFunctionMode):
     def __exit__(self, *exc: Any) -> None:
         if self.guarded:
             self._guard.__exit__(*exc)  # type: ignore[no-untyped-call]
-        self.active.pop()
         super().__exit__(*exc)  # type: ignore[no-untyped-call]
 
     @contextmanager
@@ -188,13 +185,9 @@ class Recorder(TorchFunctionMode):
 
         return call
 
-    def placeholders(self, args: tuple[Any, ...]) -> list[fx.Node]:
-        nodes = []
+    def placeholders(self, args: tuple[Any, ...]) -> None:
         for index, leaf in enumerate(leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)):
-            node = self.graph.placeholder(f"input_{index}")
-            self._bind(leaf, node)
-            nodes.append(node)
-        return nodes
+            self._bind(leaf, self.graph.placeholder(f"input_{index}"))
 
     def finish(self, output: Any) -> None:
         tensors = list(named_outputs(output).values())

@@ -68,12 +68,15 @@ def zeros_of(inputs: Sequence[tuple[tuple[int, ...], str]], device: torch.device
     return tuple(tensors)
 
 
-def record(model: nn.Module, example_inputs: Inputs) -> Recording:
+def record(
+    model: nn.Module, example_inputs: Inputs, called: Callable[[Recorder], Callable[..., Any]] | None = None
+) -> Recording:
     """Run ``model`` once in eval mode and record what it did.
 
     Args:
         model: any module; it is not changed.
         example_inputs: a tensor, or a tuple of call arguments.
+        called: gives what is called with them, for who wants to ask the recorder meanwhile; the model itself by default.
 
     Raises:
         TraceError: the model is no module, is scripted, lives on the meta device, or raises on these inputs.
@@ -85,7 +88,7 @@ def record(model: nn.Module, example_inputs: Inputs) -> Recording:
     """
     require_usable(model)
     _require_same_weights(model)
-    return _record(model, model, as_arguments(example_inputs))
+    return _record(model, called or (lambda _: model), as_arguments(example_inputs))
 
 
 def _require_same_weights(model: nn.Module) -> None:
@@ -116,11 +119,14 @@ def record_graph_module(
     found: dict[fx.Node, fx.Node] = {}
 
     class Watched(fx.Interpreter):
-        recorder: Recorder
         running = ""
 
+        def __init__(self, recorder: Recorder) -> None:
+            super().__init__(module)
+            self.recorder = recorder
+
         def run_node(self, n: fx.Node) -> Any:
-            self.recorder.source, self.running = n.meta.get("source"), n.name
+            self.recorder.source, Watched.running = n.meta.get("source"), n.name
             before = self.recorder.changes
             result = super().run_node(n)
             n.meta["changes"] = self.recorder.changes > before
@@ -134,21 +140,18 @@ def record_graph_module(
                     found[n] = node if part is result else node.all_input_nodes[0]
             return result
 
-    interpreter = Watched(module)
-
-    def run(*args: Any) -> Any:
-        interpreter.recorder = Recorder.active[-1]
-        return interpreter.run(*args)
-
     try:
-        return _record(owner, run, as_arguments(example_inputs), module), found
+        return _record(owner, lambda recorder: Watched(recorder).run, as_arguments(example_inputs), module), found
     except TraceError as error:
-        error.node = interpreter.running
+        error.node = Watched.running
         raise
 
 
 def _record(
-    model: nn.Module, call: Callable[..., Any], args: tuple[Any, ...], program: fx.GraphModule | None = None
+    model: nn.Module,
+    called: Callable[[Recorder], Callable[..., Any]],
+    args: tuple[Any, ...],
+    program: fx.GraphModule | None = None,
 ) -> Recording:
     require_values(args)
     recorder = Recorder(model)
@@ -159,9 +162,9 @@ def _record(
         recorder,
     ):
         with recorder.unguarded():
-            mapped = recorder.placeholders(args)
+            recorder.placeholders(args)
         try:
-            output = call(*args)
+            output = called(recorder)(*args)
         except (Exception, SystemExit) as error:
             raise TraceError(
                 f"the model raised {type(error).__name__} in its forward pass: {error}",
@@ -171,7 +174,6 @@ def _record(
             ) from error
         with recorder.unguarded():
             recorder.finish(output)
-    del mapped
     shapes = {name: tuple(tensor.shape) for name, tensor in recorder.tensors.items()}
     parameters = tuple(name for name, tensor in recorder.tensors.items() if isinstance(tensor, nn.Parameter))
     inputs = tuple(
