@@ -78,7 +78,7 @@ REASONS: dict[tuple[str, str], str] = {
     ("pdc_fx/rules/contraction.py", "_subscripts"): "torch writes lists of numbers as letters before it calls itself",
     ("pdc_fx/rules/elementwise.py", "met"): KEPT,
     ("pdc_fx/rules/indexing.py", "is_mask"): KEPT,
-    ("pdc_fx/rules/indexing.py", "picked"): KEPT,
+    ("pdc_fx/rules/indexing.py", "indexed"): KEPT,
     ("pdc_fx/rules/indexing.py", "assign"): KEPT,
     ("pdc_fx/rules/indexing.py", "_beside"): KEPT,
     ("pdc_fx/rules/movement.py", "segments"): "what does not hold as many elements is declined before",

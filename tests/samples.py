@@ -575,6 +575,7 @@ SAMPLES = (
     Sample("zeros_of_one_size", between(lambda m, x: x + torch.zeros(1, 1, 8, 8, dtype=x.dtype)), 8),
     # arguments by name, parts of parts, other names
     Sample("reshaped_by_name", between(lambda m, x: torch.reshape(input=x, shape=(-1, 512)).view(-1, 8, 8, 8)), 8),
+    Sample("cut_where_a_tensor_says", between(lambda m, x: x[:, :, : torch.tensor(4)]), 8),
     Sample("turned_by_numpys_name", between(lambda m, x: torch.flip(x=torch.transpose(a=x, dim0=2, dim1=3), dims=[1])), 8),
     Sample("split_by_name", between(lambda m, x: torch.cat(torch.split(tensor=x, split_size_or_sections=4, dim=1)[::-1], 1)), 8),
     Sample("some_of_the_parts", between(lambda m, x: torch.cat([(p := x.split(2, 1))[0], *[t * 2 for t in p[1:]]], 1)), 8),

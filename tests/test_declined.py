@@ -75,6 +75,10 @@ CASES = (
         "__setitem__ assigns channels along an axis that is indexed",
         lambda m, x: assigned(x, (slice(None), [*range(8)]), x),
     ),
+    Case(
+        "__setitem__ assigns to a part of the channels",
+        lambda m, x: assigned(torch.zeros_like(x), (slice(None), slice(None, torch.tensor(8))), x),
+    ),
     Case("gather picks some of the channels", lambda m, x: x.gather(2, torch.zeros(2, 4, 8, 8, dtype=torch.int64)), 4),
     Case("gather picks channels by a tensor", lambda m, x: x.gather(1, torch.zeros(2, 8, 8, 8, dtype=torch.int64))),
     Case(

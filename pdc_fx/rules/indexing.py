@@ -1,11 +1,12 @@
-"""Indexing by tensors, and assignment to a part of a tensor, along axes that carry no channels.
+"""Indexing, and assignment to a part of a tensor.
 
-Which positions an index picks is not known to the analysis, only its shape. That is enough away from the channels: every channel is
-picked alike. The picking itself is run on the labels, with an index of size 1 in the place of each tensor.
+Slices and integers are run on the labels. Which positions a tensor picks is not known to the analysis, only its shape. That is enough away
+from the channels, where every channel is picked alike: an index of size 1 stands there in the place of the tensor.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,18 +14,13 @@ import torch
 from torch import Tensor, fx
 
 from pdc_fx.rules.base import Declined, Site, Value
-from pdc_fx.rules.channels import Channels
+from pdc_fx.rules.channels import Channels, mix
 from pdc_fx.rules.elementwise import combine, lifted, met
+from pdc_fx.rules.literals import Edit, literal
 from pdc_fx.rules.registry import functions, rule
 
 _TRUTH = functions("eq ne lt le gt ge logical_and logical_or logical_xor logical_not isnan isinf isfinite")
 _BITS = functions("bitwise_and bitwise_or bitwise_xor bitwise_not and or xor invert")
-
-
-def has_tensors(index: Any) -> bool:
-    """Whether an index holds tensors or lists."""
-    items = index if isinstance(index, tuple) else (index,)
-    return any(isinstance(item, (fx.Node, list)) for item in items)
 
 
 def spelled_out(index: Any, rank: int) -> list[Any]:
@@ -61,11 +57,7 @@ def picks(site: Site, x: Channels, index: Any) -> list[Any]:
         varies = any(d in x.varying for d in range(dim, dim + used))
         if isinstance(item, (fx.Node, slice)):
             site.freeze(item, "is used as an index")
-        if (
-            varies
-            and isinstance(item, slice)
-            and any(isinstance(p, fx.Node) for p in (item.start, item.stop, item.step))
-        ):
+        if varies and isinstance(item, slice) and _computed(item):
             raise Declined("slices at a position that is computed")
         if isinstance(item, fx.Node):
             if varies:
@@ -89,13 +81,101 @@ def picks(site: Site, x: Channels, index: Any) -> list[Any]:
     return found
 
 
-def picked(site: Site, x: Channels, index: Any) -> Channels:
-    """``x[index]`` where the index holds tensors or lists."""
+def indexed(site: Site, x: Channels, index: Any) -> Channels:
+    """``x[index]``. A mere movement of channels, of which the paths stay, leaves all other axes whole."""
     found = tuple(picks(site, x, index))
     label, path = x.label[found], x.path[found]
     if label.dim() != len(site.shape):
         raise Declined("has an index of an unknown kind")
-    return Channels(site.shape, label, path).then(site.key).collapsed()
+    moves = all(
+        isinstance(item, (int, slice)) if dim in x.varying else _whole(item, x.shape[dim])
+        for dim, item in enumerate(_items_by_axis(index, len(x.shape)))
+    )
+    return Channels(site.shape, label, path if moves else mix(path, site.key)).collapsed()
+
+
+@rule(torch.Tensor.__getitem__, moves=True)
+def getitem(site: Site) -> Value:
+    """Slices, integers, ``None`` and ``...``; indexing by tensors only away from the channels."""
+    return indexed(site, site.channels(site.node.args[0]), site.node.args[1])
+
+
+@literal(torch.Tensor.__getitem__, ordered=True)
+def edit_slices(edit: Edit) -> None:
+    """A slice along an axis that shrinks takes those of its positions that remain, which lie at new places."""
+    index = edit.get(1, "index")
+    items: list[Any] = list(index) if isinstance(index, tuple) else [index]
+    dim = 0
+    for at, item in enumerate(items):
+        if item is None:
+            continue
+        if item is Ellipsis:
+            dim = len(edit.source) - sum(1 for i in items[at + 1 :] if i is not None)
+            continue
+        kept = edit.kept_in[dim]
+        if kept is not None and not bool(kept.all()):
+            named = item if isinstance(item, list) else [item]
+            taken = range(len(kept))[item] if isinstance(item, slice) else [i % len(kept) for i in named]
+            items[at] = _moved(kept, taken, item)
+        dim += 1
+    edit.set(1, "index", tuple(items) if isinstance(index, tuple) else items[0])
+
+
+def _moved(kept: Tensor, taken: Sequence[int], item: Any) -> Any:
+    """The index of the positions ``taken`` among those that remain.
+
+    >>> _moved(torch.tensor([True, False, True, True]), range(0, 3), slice(0, 3))
+    slice(0, 2, 1)
+    """
+    places = torch.cumsum(kept, 0) - 1
+    now = [int(places[i]) for i in taken if bool(kept[i])]
+    if isinstance(item, int):
+        return now[0]
+    step = now[1] - now[0] if len(now) > 1 else 1
+    if now and now == list(range(now[0], now[0] + step * len(now), step)) and step > 0:
+        return slice(now[0], now[-1] + 1, step)
+    return now
+
+
+@rule("narrow", moves=True)
+def narrow(site: Site) -> Value:
+    """``narrow(x, dim, start, length)``."""
+    x = site.channels(site.argument(0, "input"))
+    dim, start, length = (site.argument(i, n) for i, n in enumerate(("dim", "start", "length"), 1))
+    if isinstance(start, fx.Node):
+        raise Declined("starts at a position that is computed")
+    items: list[Any] = [slice(None)] * len(x.shape)
+    start = start % x.shape[dim]
+    items[dim] = slice(start, start + length)
+    return indexed(site, x, tuple(items))
+
+
+@rule("select", moves=True)
+def select(site: Site) -> Value:
+    """``select(x, dim, index)``."""
+    x = site.channels(site.argument(0, "input"))
+    items: list[Any] = [slice(None)] * len(x.shape)
+    items[site.argument(1, "dim")] = site.argument(2, "index")
+    return indexed(site, x, tuple(items))
+
+
+@literal("narrow", ordered=True)
+def edit_narrow(edit: Edit) -> None:
+    """The part lies elsewhere, and is shorter."""
+    dim = int(edit.get(1, "dim")) % len(edit.source)
+    kept, start = edit.kept_in[dim], int(edit.get(2, "start"))
+    if kept is not None:
+        start %= len(kept)
+        edit.set(2, "start", int(kept[:start].sum()))
+        edit.set(3, "length", int(kept[start : start + int(edit.get(3, "length"))].sum()))
+
+
+@literal("select", ordered=True)
+def edit_select(edit: Edit) -> None:
+    """The one position lies elsewhere."""
+    kept = edit.kept_in[int(edit.get(1, "dim")) % len(edit.source)]
+    if kept is not None:
+        edit.set(2, "index", int(kept[: int(edit.get(2, "index")) % len(kept)].sum()))
 
 
 @rule(torch.Tensor.__setitem__)
@@ -143,7 +223,12 @@ def _items_by_axis(index: Any, rank: int) -> list[Any]:
 
 
 def _whole(item: Any, size: int) -> bool:
-    return isinstance(item, slice) and range(size)[item] == range(size)
+    return isinstance(item, slice) and not _computed(item) and range(size)[item] == range(size)
+
+
+def _computed(item: slice) -> bool:
+    """Whether a slice begins, ends or steps as a tensor says."""
+    return any(isinstance(part, fx.Node) for part in (item.start, item.stop, item.step))
 
 
 def _landing(found: list[Any], rank: int) -> dict[int, int]:

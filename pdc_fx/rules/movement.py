@@ -19,7 +19,6 @@ from torch import Tensor, fx
 
 from pdc_fx.rules.base import Declined, Site, Value, beside_first
 from pdc_fx.rules.channels import Channels, Shape, mix
-from pdc_fx.rules.indexing import has_tensors, picked, spelled_out
 from pdc_fx.rules.literals import Edit, gathered, literal
 from pdc_fx.rules.registry import getter, rule
 
@@ -260,113 +259,6 @@ def _split_dim(target: Any, argument: Callable[..., Any], rank: int) -> int:
     if name in ("hsplit", "vsplit", "dsplit"):
         return {"hsplit": min(1, rank - 1), "vsplit": 0, "dsplit": 2}[name]
     return int(argument(1 if name == "unbind" else 2, "dim", 0)) % rank
-
-
-@rule(torch.Tensor.__getitem__, moves=True)
-def getitem(site: Site) -> Value:
-    """Slices, integers, ``None`` and ``...``; indexing by tensors only away from the channels."""
-    x = site.channels(site.node.args[0])
-    index = site.node.args[1]
-    return picked(site, x, index) if has_tensors(index) else indexed(site, x, spelled_out(index, len(x.shape)))
-
-
-@literal(torch.Tensor.__getitem__, ordered=True)
-def edit_slices(edit: Edit) -> None:
-    """A slice along an axis that shrinks takes those of its positions that remain, which lie at new places."""
-    index = edit.get(1, "index")
-    items: list[Any] = list(index) if isinstance(index, tuple) else [index]
-    dim = 0
-    for at, item in enumerate(items):
-        if item is None:
-            continue
-        if item is Ellipsis:
-            dim = len(edit.source) - sum(1 for i in items[at + 1 :] if i is not None)
-            continue
-        kept = edit.kept_in[dim]
-        if kept is not None and not bool(kept.all()):
-            named = item if isinstance(item, list) else [item]
-            taken = range(len(kept))[item] if isinstance(item, slice) else [i % len(kept) for i in named]
-            items[at] = _moved(kept, taken, item)
-        dim += 1
-    edit.set(1, "index", tuple(items) if isinstance(index, tuple) else items[0])
-
-
-def _moved(kept: Tensor, taken: Sequence[int], item: Any) -> Any:
-    """The index of the positions ``taken`` among those that remain.
-
-    >>> _moved(torch.tensor([True, False, True, True]), range(0, 3), slice(0, 3))
-    slice(0, 2, 1)
-    """
-    places = torch.cumsum(kept, 0) - 1
-    now = [int(places[i]) for i in taken if bool(kept[i])]
-    if isinstance(item, int):
-        return now[0]
-    step = now[1] - now[0] if len(now) > 1 else 1
-    if now and now == list(range(now[0], now[0] + step * len(now), step)) and step > 0:
-        return slice(now[0], now[-1] + 1, step)
-    return now
-
-
-def indexed(site: Site, x: Channels, items: list[Any]) -> Channels:
-    """Apply one index per axis (``None`` for a new one)."""
-    picks: list[Any] = []
-    plain, dim = True, 0
-    for item in items:
-        if item is None:
-            picks.append(None)
-            continue
-        varying = x.label.shape[dim] > 1
-        if not isinstance(item, (int, slice)) or isinstance(item, bool):
-            raise Declined("has an index of an unknown kind")
-        if isinstance(item, slice) and any(isinstance(p, fx.Node) for p in (item.start, item.stop, item.step)):
-            raise Declined("slices at a position that is computed")
-        whole = isinstance(item, slice) and len(range(x.shape[dim])[item]) == x.shape[dim] and item.step in (None, 1)
-        plain &= varying or whole
-        picks.append(item if varying else (slice(None) if isinstance(item, slice) else 0))
-        dim += 1
-    label, path = x.label[tuple(picks)], x.path[tuple(picks)]
-    return Channels(site.shape, label, path if plain else mix(path, site.key)).collapsed()
-
-
-@rule("narrow", moves=True)
-def narrow(site: Site) -> Value:
-    """``narrow(x, dim, start, length)``."""
-    x = site.channels(site.argument(0, "input"))
-    dim, start, length = (site.argument(i, n) for i, n in enumerate(("dim", "start", "length"), 1))
-    if isinstance(start, fx.Node):
-        raise Declined("starts at a position that is computed")
-    items: list[Any] = [slice(None)] * len(x.shape)
-    start = start % x.shape[dim]
-    items[dim] = slice(start, start + length)
-    return indexed(site, x, items)
-
-
-@rule("select", moves=True)
-def select(site: Site) -> Value:
-    """``select(x, dim, index)``."""
-    x = site.channels(site.argument(0, "input"))
-    items: list[Any] = [slice(None)] * len(x.shape)
-    items[site.argument(1, "dim")] = site.argument(2, "index")
-    return indexed(site, x, items)
-
-
-@literal("narrow", ordered=True)
-def edit_narrow(edit: Edit) -> None:
-    """The part lies elsewhere, and is shorter."""
-    dim = int(edit.get(1, "dim")) % len(edit.source)
-    kept, start = edit.kept_in[dim], int(edit.get(2, "start"))
-    if kept is not None:
-        start %= len(kept)
-        edit.set(2, "start", int(kept[:start].sum()))
-        edit.set(3, "length", int(kept[start : start + int(edit.get(3, "length"))].sum()))
-
-
-@literal("select", ordered=True)
-def edit_select(edit: Edit) -> None:
-    """The one position lies elsewhere."""
-    kept = edit.kept_in[int(edit.get(1, "dim")) % len(edit.source)]
-    if kept is not None:
-        edit.set(2, "index", int(kept[: int(edit.get(2, "index")) % len(kept)].sum()))
 
 
 @literal("unflatten")
