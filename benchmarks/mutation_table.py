@@ -908,7 +908,7 @@ FAULTS: tuple[Fault, ...] = (
     # --------------------------------------------------------------------------------------------- artifacts and loading
     Fault(
         "hashes-not-checked",
-        "pdc_fx/artifacts.py",
+        "pdc_fx/loading.py",
         "    return [name for name in names if recorded.get(name) != sha256(directory / name)]",
         "    return []",
         "files that changed since they were certified are loaded",
@@ -916,9 +916,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "missing-weights-accepted",
-        "pdc_fx/artifacts.py",
-        "    if missing or unexpected:",
-        "    if unexpected:",
+        "pdc_fx/loading.py",
+        "        if missing or unexpected:",
+        "        if unexpected:",
         "a weights file that lacks a tensor is loaded",
         tests("verified", "weights_with_other_names_are_refused"),
     ),
@@ -940,9 +940,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "recipe-format-ignored",
-        "pdc_fx/artifacts.py",
-        '    if recipe.get("format") != FORMAT:',
-        "    if not recipe:",
+        "pdc_fx/loading.py",
+        '        if fields.get("format") != FORMAT:',
+        "        if not fields:",
         "a recipe of a later version is read as one of this",
         tests("verified", "a_recipe_of_another_format_is_refused"),
     ),

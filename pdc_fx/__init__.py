@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 from pdc_fx.errors import PdcError
 
 if TYPE_CHECKING:
-    from pdc_fx.artifacts import Compressed, load, save
+    from pdc_fx.artifacts import Compressed, save
     from pdc_fx.distill import TrainOptions
     from pdc_fx.export.benchmark import benchmark
     from pdc_fx.export.inspection import render_inspection
     from pdc_fx.export.onnx import export_onnx
     from pdc_fx.export.verify import verify_onnx
     from pdc_fx.ir import Certificate, ChannelGroups, ClusterPlan
+    from pdc_fx.loading import load
     from pdc_fx.passes.check import check
     from pdc_fx.passes.tie import Tying
     from pdc_fx.pipeline import analyze, calibrate, compress, fold, inspect, plan, rewrite, tie
@@ -45,7 +46,7 @@ _HOMES = {
     "verify_onnx": "pdc_fx.export.verify",
     "benchmark": "pdc_fx.export.benchmark",
     "save": "pdc_fx.artifacts",
-    "load": "pdc_fx.artifacts",
+    "load": "pdc_fx.loading",
     "Compressed": "pdc_fx.artifacts",
     "Certificate": "pdc_fx.ir",
     "ChannelGroups": "pdc_fx.ir",

@@ -1,12 +1,11 @@
-"""What a compression leaves on disk, without a pickle, and how it is read back.
+"""What a compression leaves on disk, without a pickle.
 
-:mod:`pdc_fx.directory` says which files there are. A directory is made complete beside its place and then renamed, so that under its name
-there is either nothing or all of it.
+:mod:`pdc_fx.directory` says which files there are, and :mod:`pdc_fx.loading` reads them back. A directory is made complete beside
+its place and then renamed, so that under its name there is either nothing or all of it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -24,6 +23,7 @@ from pdc_fx.directory import (
     CERTIFICATE,
     CERTIFICATE_KEY,
     DENSE_MACS_KEY,
+    FORMAT,
     KEYS,
     MACS_KEY,
     METRICS,
@@ -34,23 +34,19 @@ from pdc_fx.directory import (
     VERSION_KEY,
     WEIGHTS,
 )
-from pdc_fx.errors import ArtifactError, ExportError, InputError, VerificationError
-from pdc_fx.files import parse_json, replace_file, way_out
+from pdc_fx.errors import ExportError, InputError, VerificationError
+from pdc_fx.files import replace_file, sha256, way_out
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.compare import Comparison
-from pdc_fx.passes.rewrite import ChannelAddition, analysis_for, describe, merge_channels
+from pdc_fx.passes.rewrite import ChannelAddition, analysis_for, describe
 from pdc_fx.staging import Staging
-from pdc_fx.trace import Inputs, as_arguments, zeros_of
+from pdc_fx.trace import Inputs, as_arguments
 
 if TYPE_CHECKING:
     from pdc_fx.data import ImageData
     from pdc_fx.export.benchmark import BenchmarkReport
     from pdc_fx.export.benchmark_torch import TorchReport
-
-FORMAT = 1
-OTHER_RUN = "take the files of one run, or compress again"
-"""The way out where the files of a directory do not belong together."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +82,6 @@ def package_version() -> str:
         return version("pdc-fx")
     except PackageNotFoundError:  # run from a source tree
         return "0+source"
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -318,7 +309,7 @@ def save(compressed: Compressed, directory: str | os.PathLike[str], *, overwrite
     >>> import tempfile
     >>> import numpy as np
     >>> from pdc_fx.passes.analysis import AnalyzeDependencies
-    >>> from pdc_fx import rewrite, tie
+    >>> from pdc_fx import load, rewrite, tie
     >>> net, example = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), torch.zeros(1, 3, 8, 8)
     >>> plan = ClusterPlan(AnalyzeDependencies(example)(net).groups, (np.array([0, 0, 1, 1]),))
     >>> plan = tie(net, plan, mode="hard").snap()
@@ -347,173 +338,3 @@ def require_verified(certificate: Mapping[str, Any]) -> None:
         raise VerificationError(
             "the verification failed", where=str(certificate["compact_vs_onnx"]["first_difference"])
         )
-
-
-def _unfold(model: nn.Module) -> None:
-    """Give buffers that repeat a number (``expand``) memory of their own, or they could not be written to."""
-    for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and 0 in buffer.stride():
-                module._buffers[name] = buffer.clone(memory_format=torch.contiguous_format)
-
-
-def _place(tensor: torch.Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
-
-
-def read_json(directory: Path, name: str) -> dict[str, Any]:
-    """A JSON object of an output directory.
-
-    Raises:
-        ArtifactError: it is missing, or is not a JSON object.
-    """
-    path = directory / name
-    try:
-        data = parse_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError("this is no output directory of pdc-fx: a file is missing", where=str(path)) from error
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"the file cannot be read: {error}", where=str(path)) from error
-    if not isinstance(data, dict):
-        raise ArtifactError("the file does not hold a JSON object", where=str(path))
-    return data
-
-
-_FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "model": (lambda v: v is None or isinstance(v, str), "a text"),
-    "num_classes": (lambda v: v is None or (type(v) is int and v > 0), "a whole number"),
-    "data": (lambda v: isinstance(v, str), "a text"),
-    "mean": (lambda v: _are(v, float, int), "a list of numbers"),
-    "std": (lambda v: _are(v, float, int) and all(x > 0 for x in v), "a list of positive numbers"),
-    "classes": (lambda v: _are(v, str), "a list of texts"),
-    # of a certificate
-    "files": (lambda v: isinstance(v, dict) and _are(list(v.values()), str), "an object of texts"),
-    "accuracy": (lambda v: isinstance(v, dict) and _are(list(v.values()), float, int), "an object of numbers"),
-}
-"""What a recipe or a certificate may hold that is used later: a test, and its words."""
-
-
-def _are(values: Any, *kinds: type) -> bool:
-    return isinstance(values, list) and all(type(value) in kinds for value in values)
-
-
-def read_fields(directory: Path, name: str) -> dict[str, Any]:
-    """A recipe or a certificate, each known field of the kind that it should be.
-
-    Raises:
-        ArtifactError: the file is missing or damaged, or a field is of another kind.
-    """
-    data = read_json(directory, name)
-    for field_name, (holds, kind) in _FIELDS.items():
-        if field_name in data and not holds(data[field_name]):
-            raise ArtifactError(f"'{field_name}' is not {kind}", where=str(directory / name))
-    if len(data.get("mean", ())) != len(data.get("std", ())):
-        raise ArtifactError("'mean' and 'std' differ in length", where=str(directory / name))
-    return data
-
-
-def read_plan(recipe: Mapping[str, Any], directory: Path) -> ClusterPlan:
-    """The plan in a recipe.
-
-    Raises:
-        ArtifactError: it is missing or malformed.
-    """
-    if recipe.get("format") != FORMAT:
-        raise ArtifactError(
-            f"recipe format {recipe.get('format')!r} is not known",
-            where=str(directory / RECIPE),
-            hint=f"this version reads format {FORMAT}",
-        )
-    try:
-        return ClusterPlan.from_dict(recipe["plan"])
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise ArtifactError(
-            f"the recipe's plan is malformed: {type(error).__name__} {error}", where=str(directory / RECIPE)
-        ) from error
-
-
-def changed_files(directory: Path) -> list[str]:
-    """Names of files whose SHA-256 is not that of the certificate.
-
-    Raises:
-        ArtifactError: one is missing.
-    """
-    recorded = read_fields(directory, CERTIFICATE).get("files", {})
-    if outside := [name for name in recorded if name != Path(name).name or name in ("", ".", "..")]:
-        raise ArtifactError(
-            f"the certificate names a file outside of its directory: {outside[0]!a}", where=str(directory / CERTIFICATE)
-        )
-    if not recorded:
-        raise ArtifactError("the certificate lists no files", where=str(directory / CERTIFICATE))
-    names = list(dict.fromkeys([WEIGHTS, RECIPE, ONNX, *map(str, recorded)]))  # and weights beside the ONNX file
-    for name in names:
-        if not (directory / name).is_file():
-            raise ArtifactError("a file is missing", where=str(directory / name))
-    return [name for name in names if recorded.get(name) != sha256(directory / name)]
-
-
-def load(
-    model_or_factory: nn.Module | Callable[[], nn.Module],
-    directory: str | os.PathLike[str],
-    *,
-    check_files: bool = True,
-) -> nn.Module:
-    """Rebuild the compact model: the original architecture, shrunk by the recipe, with the saved weights.
-
-    Args:
-        model_or_factory: the original model (its weights do not matter; it is not changed), or a function that makes it.
-        directory: as written by :func:`save` or ``pdc-fx compress``.
-        check_files: refuse files that changed since they were certified.
-
-    Returns:
-        The compact model in eval mode, on the CPU.
-
-    Raises:
-        ArtifactError: a file is missing, damaged or changed, or the recipe does not fit the model.
-
-    :func:`save` shows it at work.
-
-    >>> load(nn.Identity(), "no-such-directory")
-    Traceback (most recent call last):
-    pdc_fx.errors.ArtifactError: this is no output directory of pdc-fx: a file is missing
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    folder = Path(directory)
-    recipe = read_fields(folder, RECIPE)
-    plan = read_plan(recipe, folder)
-    if check_files and (changed := changed_files(folder)):
-        raise ArtifactError(
-            f"changed since the directory was certified: {', '.join(changed)}",
-            where=str(folder),
-            hint="'pdc-fx verify' tells what differs",
-        )
-    model = model_or_factory if isinstance(model_or_factory, nn.Module) else model_or_factory()
-    compact = merge_channels(model, plan, zeros_of(plan.groups.inputs))
-    try:
-        _unfold(compact)
-        weights = load_file(str(folder / WEIGHTS))
-        missing, unexpected = compact.load_state_dict(weights, strict=False)
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(
-            f"the weights cannot be read: {error}", where=str(folder / WEIGHTS), hint=OTHER_RUN
-        ) from error
-    except RuntimeError as error:  # of load_state_dict; below its first line each tensor that does not fit has one
-        lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
-        problem, others = lines[min(1, len(lines) - 1)], max(0, len(lines) - 2)
-        raise ArtifactError(
-            f"the weights do not fit the recipe: {problem}{f', and {others} more' if others else ''}",
-            where=str(folder / WEIGHTS),
-            hint=OTHER_RUN,
-        ) from error
-    own = compact.state_dict()
-    there = {_place(tensor) for name, tensor in own.items() if name in weights}
-    missing = [name for name in missing if _place(own[name]) not in there]  # of two names of one tensor a file has one
-    if missing or unexpected:
-        raise ArtifactError(
-            f"the weights do not fit the recipe: missing {sorted(missing)[:3]}, unexpected {sorted(unexpected)[:3]}",
-            where=str(folder / WEIGHTS),
-            hint=OTHER_RUN,
-        )
-    return compact.eval()

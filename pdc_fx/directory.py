@@ -16,6 +16,8 @@ from __future__ import annotations
 WEIGHTS = "model.safetensors"
 RECIPE = "recipe.json"
 """Also the file by which a directory of ours is known."""
+FORMAT = 1
+"""Of recipes."""
 ONNX = "model.onnx"
 CERTIFICATE = "certificate.json"
 METRICS = "metrics.jsonl"

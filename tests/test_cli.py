@@ -23,7 +23,6 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 from pdc_fx import demo
-from pdc_fx.artifacts import load, sha256
 from pdc_fx.cli import app, main
 from pdc_fx.cli.render import print_json, warn_of_loss
 from pdc_fx.data import open_data
@@ -32,6 +31,8 @@ from pdc_fx.distill import accuracy
 from pdc_fx.errors import ArtifactError, Interrupted
 from pdc_fx.export import store
 from pdc_fx.export import verify as verification
+from pdc_fx.files import sha256
+from pdc_fx.loading import load
 from pdc_fx.models import build_model
 
 FACTORY = """

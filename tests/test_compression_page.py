@@ -13,14 +13,15 @@ from browser import Opened, installed_browser, lightness, lit, opened
 from odd_names import SHOWN, Odd
 
 import pdc_fx
-from pdc_fx.artifacts import Compressed, read_json, read_plan, save
+from pdc_fx.artifacts import Compressed, save
 from pdc_fx.data import open_data
 from pdc_fx.demo import INPUT, DigitNet
-from pdc_fx.directory import CERTIFICATE, METRICS, RECIPE, REPORT
+from pdc_fx.directory import CERTIFICATE, METRICS, REPORT
 from pdc_fx.distill import TrainOptions
 from pdc_fx.export.report import render_report
 from pdc_fx.export.similarity import similarity
 from pdc_fx.ir import ClusterPlan
+from pdc_fx.loading import Recipe
 from pdc_fx.passes.random_plans import random_halves
 from pdc_fx.pipeline import inspect
 
@@ -58,7 +59,7 @@ def at(browser: Any, directory: Path) -> Iterator[Opened]:
 
 
 def plan_of(directory: Path) -> ClusterPlan:
-    return read_plan(read_json(directory, RECIPE), directory)
+    return Recipe.read(directory).plan
 
 
 def test_it_begins_with_what_was_measured(at: Opened, directory: Path) -> None:

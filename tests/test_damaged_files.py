@@ -23,7 +23,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from pdc_fx import analyze, load, save
-from pdc_fx.artifacts import Compressed, read_plan
+from pdc_fx.artifacts import Compressed
 from pdc_fx.cli import app
 from pdc_fx.data import open_data
 from pdc_fx.directory import CERTIFICATE, ONNX, RECIPE, WEIGHTS
@@ -31,6 +31,7 @@ from pdc_fx.distill import Checkpoints
 from pdc_fx.errors import ArtifactError, PdcError
 from pdc_fx.export.verify import verify_onnx
 from pdc_fx.ir import LONGEST_AXIS, ChannelGroups, ClusterPlan, decode_integers
+from pdc_fx.loading import Recipe
 from pdc_fx.passes.random_plans import random_halves
 from pdc_fx.passes.rewrite import ChannelAddition
 from pdc_fx.passes.tie import Tying
@@ -239,7 +240,7 @@ def test_random_changes_of_a_recipe(whole: Path, data: st.DataObject) -> None:
         return
 
     def use() -> None:
-        plan = read_plan(recipe, whole)
+        plan = Recipe.of(recipe, whole).plan
         assert plan.macs_after <= plan.macs_before or plan.macs_before < 0
 
     refused_or_fine(use)
@@ -269,7 +270,7 @@ def test_a_plan_cannot_ask_for_all_memory(whole: Path) -> None:
     recipe = json.loads((whole / RECIPE).read_text())
     recipe["plan"]["clusters"][0] = "0-99999999999"
     with pytest.raises(ArtifactError, match="the recipe's plan is malformed"):
-        read_plan(recipe, whole)
+        Recipe.of(recipe, whole)
     for read, what in ((ClusterPlan.from_json, "plan"), (ChannelGroups.from_json, "channel groups")):
         for text in (NESTED, "{"):
             with pytest.raises(ArtifactError, match="not the JSON"):

@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"pdc_fx.rules", "pdc_fx.symbolic"},
     {"pdc_fx.passes"},
     {"pdc_fx.distill", "pdc_fx.export"},
-    {"pdc_fx.artifacts"},
+    {"pdc_fx.artifacts", "pdc_fx.loading"},
     {"pdc_fx.pipeline"},
     {"pdc_fx.demo", "pdc_fx.coverage"},
     {"pdc_fx.cli"},

@@ -16,13 +16,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pdc_fx.artifacts import changed_files
 from pdc_fx.cli import app
 from pdc_fx.cli.options import open_recipe
 from pdc_fx.directory import BENCHMARK, CERTIFICATE, RECIPE
 from pdc_fx.distill import Checkpoints
 from pdc_fx.errors import ArtifactError, InputError
 from pdc_fx.factories import factory
+from pdc_fx.loading import changed_files
 from pdc_fx.models import build_model
 from pdc_fx.weights import load_weights
 

@@ -19,7 +19,7 @@ from samples import between, conv
 from torch import Tensor, fx, nn
 
 import pdc_fx
-from pdc_fx.artifacts import Compressed, load, package_version, save, sha256
+from pdc_fx.artifacts import Compressed, package_version, save
 from pdc_fx.directory import CERTIFICATE, RECIPE, WEIGHTS
 from pdc_fx.errors import (
     ArtifactError,
@@ -32,8 +32,9 @@ from pdc_fx.errors import (
     VerificationError,
 )
 from pdc_fx.export import store
-from pdc_fx.files import replace_file
+from pdc_fx.files import replace_file, sha256
 from pdc_fx.ir import ClusterPlan
+from pdc_fx.loading import load
 from pdc_fx.passes import surgery
 from pdc_fx.passes.analysis import AnalyzeDependencies
 from pdc_fx.passes.check import check

@@ -135,16 +135,17 @@ class _Pair:
     """The two networks of an output directory; the dense one gets the weights of the compact one, tied."""
 
     def __init__(self, directory: Path, model: str | None) -> None:
-        from pdc_fx.artifacts import load
+        from pdc_fx.loading import require_unchanged
         from pdc_fx.passes.surgery import expand
         from pdc_fx.trace import zeros_of
 
-        plan, make = open_recipe(directory, model)
-        self.onnx, self.example = directory / ONNX, zeros_of(plan.groups.inputs)
-        self.macs = plan.macs_of_one
-        self.dense = make().float().eval()
-        self.compact = load(self.dense, directory)
-        expand(self.compact, self.dense, plan)
+        recipe, make = open_recipe(directory, model)
+        require_unchanged(directory)
+        self.onnx, self.example = directory / ONNX, zeros_of(recipe.plan.groups.inputs)
+        self.macs = recipe.plan.macs_of_one
+        self.dense = make().eval()
+        self.compact = recipe.compact(self.dense)
+        expand(self.compact, self.dense, recipe.plan)
 
     def export_dense(self, path: Path) -> Path:
         """The dense network as an ONNX file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,7 +127,10 @@ def _open_source(
     source: str, model: str | None, weights: Path | None, classes: int | None, shapes: list[str] | None
 ) -> tuple[Any, tuple[Any, ...], dict[str, str]]:
     """What to export: the module, example inputs and what the file should say about itself."""
-    from pdc_fx.artifacts import onnx_metadata, package_version, read_fields, read_plan, sha256
+    from pdc_fx.artifacts import onnx_metadata, package_version
+    from pdc_fx.files import sha256
+    from pdc_fx.loading import read_fields, require_unchanged
+    from pdc_fx.trace import zeros_of
 
     if not Path(source).is_dir():
         if model is not None:
@@ -139,19 +143,11 @@ def _open_source(
             f"{wrong[0]} is for a MODEL, and {source} is a directory", hint="its recipe says what it needs"
         )
     directory = Path(source)
-    module, example = _open_directory(directory, model)
-    recipe, certificate = read_fields(directory, RECIPE), read_fields(directory, CERTIFICATE)
-    metadata = onnx_metadata(read_plan(recipe, directory), recipe, sha256(directory / RECIPE), certificate)
-    return module, example, metadata
-
-
-def _open_directory(directory: Path, model: str | None, *, check_files: bool = True) -> tuple[Any, Any]:
-    """The compact model of an output directory, and example inputs."""
-    from pdc_fx.artifacts import load
-    from pdc_fx.trace import zeros_of
-
-    plan, make = open_recipe(directory, model)
-    return load(make, directory, check_files=check_files), zeros_of(plan.groups.inputs)
+    recipe, make = open_recipe(directory, model)
+    require_unchanged(directory)
+    certificate = read_fields(directory, CERTIFICATE)
+    metadata = onnx_metadata(recipe.plan, recipe.fields, sha256(directory / RECIPE), certificate)
+    return recipe.compact(make()), zeros_of(recipe.plan.groups.inputs), metadata
 
 
 ALIKE = 2e-3
@@ -168,9 +164,10 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check an output directory again, from disk: hashes, compact against ONNX Runtime, accuracy on the test images."""
-    from pdc_fx.artifacts import OTHER_RUN, changed_files, read_fields
     from pdc_fx.cli.render import err, out, percent, print_json
     from pdc_fx.export.verify import verify_onnx
+    from pdc_fx.loading import OTHER_RUN, changed_files, read_fields
+    from pdc_fx.trace import zeros_of
 
     if not directory.is_dir():
         what = "this is a file, not a directory" if directory.exists() else "there is no such directory"
@@ -178,9 +175,10 @@ def verify(
     if data and no_data:
         raise InputError("--data and --no-data contradict each other", hint="leave one of them out")
     choose(provider)
-    recipe, certificate = read_fields(directory, RECIPE), read_fields(directory, CERTIFICATE)
+    opened, make = open_recipe(directory, model)
+    recipe, certificate = opened.fields, read_fields(directory, CERTIFICATE)
     changed = changed_files(directory)
-    compact, example = _open_directory(directory, model, check_files=False)
+    compact, example = opened.compact(make()), zeros_of(opened.plan.groups.inputs)
     if ONNX in changed:
         _require_own(directory)
     found = verify_onnx(compact, directory / ONNX, example, provider=provider)
@@ -234,8 +232,9 @@ def verify(
 
 def _require_own(directory: Path) -> None:
     """Refuse a changed ONNX file of another run. One of this run is compared, so that it can be said where it differs."""
-    from pdc_fx.artifacts import OTHER_RUN, sha256
     from pdc_fx.export.session import make_session
+    from pdc_fx.files import sha256
+    from pdc_fx.loading import OTHER_RUN
 
     path = directory / ONNX
     try:
@@ -247,7 +246,7 @@ def _require_own(directory: Path) -> None:
 
 
 def _accuracies(
-    spec: str, recipe: dict[str, Any], compact: Any, shape: tuple[int, ...], onnx: Path, provider: str
+    spec: str, recipe: Mapping[str, Any], compact: Any, shape: tuple[int, ...], onnx: Path, provider: str
 ) -> tuple[dict[str, float], ImageSet]:
     """Top-1 on the test images, in PyTorch and in ONNX Runtime, and these images."""
     import torch

@@ -10,12 +10,17 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 from pdc_fx.directory import RECIPE
 from pdc_fx.errors import ArtifactError, InputError, PdcError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pdc_fx.loading import Recipe
 
 _MODEL = typer.Argument(
     metavar="MODEL", help="torchvision:NAME, timm:NAME or path/to/file.py:factory (the factory's code is run)."
@@ -171,17 +176,17 @@ def open_model(spec: str, weights: Path | None, classes: int | None, shapes: lis
     return loaded, example_inputs(loaded, sizes)
 
 
-def open_recipe(directory: Path, model: str | None) -> tuple[Any, Callable[[], Any]]:
-    """The plan of an output directory, and what makes the original model: ``model`` where one is named.
+def open_recipe(directory: Path, model: str | None) -> tuple[Recipe, Callable[[], nn.Module]]:
+    """The recipe of an output directory, and what makes the original model: ``model`` where one is named.
 
     Raises:
         ArtifactError: the recipe is damaged, or its model is code that came with the directory.
     """
-    from pdc_fx.artifacts import read_fields, read_plan
     from pdc_fx.factories import factory, lies_in
+    from pdc_fx.loading import Recipe, read_fields
 
-    recipe = read_fields(directory, RECIPE)
-    spec = model or recipe.get("model")
+    fields = read_fields(directory, RECIPE)
+    spec = model or fields.get("model")
     if not spec:
         raise InputError(
             "the recipe does not say which model it belongs to", where=str(directory / RECIPE), hint="pass --model"
@@ -192,9 +197,9 @@ def open_recipe(directory: Path, model: str | None) -> tuple[Any, Callable[[], A
             where=f"{directory / RECIPE}: {spec}",
             hint="pass --model if you trust it; 'compress' never puts code there",
         )
-    plan = read_plan(recipe, directory)
+    recipe = Recipe.of(fields, directory)
     try:
-        make = factory(spec, recipe.get("num_classes"))
+        make = factory(spec, fields.get("num_classes"))
     except InputError as error:
         if model is not None:
             raise
@@ -203,7 +208,7 @@ def open_recipe(directory: Path, model: str | None) -> tuple[Any, Callable[[], A
             where=error.where or spec,
             hint="pass --model with where it is now",
         ) from error
-    return plan, lambda: make().float()  # as the network was compressed
+    return recipe, lambda: make().float()  # as the network was compressed
 
 
 def open_image_model(
