@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from pdc_fx.errors import InputError, TraceError
 from pdc_fx.ir import ChannelGroups, ClusterPlan, Integers, first_appearance
 from pdc_fx.passes.base import Pass
-from pdc_fx.passes.compare import attempted, larger_batch
+from pdc_fx.passes.compare import attempted, called, larger_batch, random_inputs
 from pdc_fx.passes.dependency import Solution, Stuck, flow_of, matches, places_of, solve, spread
 from pdc_fx.passes.gathers import Gather, gathers
 from pdc_fx.passes.literals import Program, edited
@@ -43,11 +43,15 @@ from pdc_fx.symbolic import symbolic_trace
 from pdc_fx.trace import (
     Inputs,
     Recording,
+    as_arguments,
     copied,
+    fresh,
     function_name,
+    looking_at,
     named_outputs,
     record,
     record_graph_module,
+    with_same_draws,
 )
 
 
@@ -159,6 +163,8 @@ def traced(model: nn.Module, example_inputs: Inputs, recording: Recording) -> tu
         return None  # the channels concerned will stay, with the reason
     if not _same_outputs(recording.output, now.output) or not _fits_other_batches(model, module, example_inputs):
         return None
+    if _remembers(model, example_inputs):
+        return None
     own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     constants = {name: tensor for name, tensor in module.named_buffers() if name not in own}
     return Program(module.graph, constants, calls), now
@@ -174,6 +180,18 @@ def _fits_other_batches(model: nn.Module, module: nn.Module, example_inputs: Inp
     return actual is not None and _same_outputs(expected, actual)
 
 
+def _remembers(model: nn.Module, example_inputs: Inputs) -> bool:
+    """Whether a forward pass gives something else after another one: what it keeps on its modules would be lost in a graph."""
+    others = random_inputs(example_inputs, 1)
+    expected = attempted(model, others)
+    if expected is None:
+        return False
+    with looking_at(model, *as_arguments(example_inputs)) as args:
+        called(model, args)
+        with with_same_draws(model, args):
+            return not _same_outputs(expected, called(model, fresh(others)))
+
+
 def _users(program: Program) -> dict[fx.Node, set[fx.Node]]:
     """Recorded call -> the recorded calls that use its result in the program; one that was not recorded stands for itself."""
     users: dict[fx.Node, set[fx.Node]] = defaultdict(set)
@@ -185,7 +203,8 @@ def _users(program: Program) -> dict[fx.Node, set[fx.Node]]:
 def _same_outputs(one: object, other: object) -> bool:
     a, b = (list(named_outputs(value).values()) for value in (one, other))
     return len(a) == len(b) and all(
-        torch.equal(x, y) or torch.allclose(x, y, equal_nan=True) for x, y in zip(a, b, strict=True)
+        torch.equal(x, y) or (x.shape == y.shape and x.dtype == y.dtype and torch.allclose(x, y, equal_nan=True))
+        for x, y in zip(a, b, strict=True)
     )
 
 

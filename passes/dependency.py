@@ -225,8 +225,9 @@ def _components(flow: Flow, *, bundled: bool = True) -> Integers:
 def _places(flow: Flow) -> torch.Tensor:
     """Label -> a hash of what tells it from the other places of its channel.
 
-    Labels that met position by position share the columns in which they were bundled; each has what it met for itself. A place that
-    was made of another (a copy by ``repeat`` of one of the outputs that a grouped convolution bundles) takes over what tells that apart.
+    Labels that met position by position share the columns in which they were bundled, and what tells those apart that they are bundled
+    with (one round of colour refinement); each has what it met for itself. A place that was made of another (a copy by ``repeat`` of one
+    of the outputs that a grouped convolution bundles) takes over what tells that apart.
     """
     tags = torch.zeros(flow.labels, dtype=torch.int64)
     if flow.bundles:
@@ -235,6 +236,12 @@ def _places(flow: Flow) -> torch.Tensor:
         for index, rows in enumerate(flow.bundles):
             column = mix(index, torch.arange(rows.shape[1])).expand_as(rows)
             hashes.index_add_(0, place[rows.reshape(-1)], column.reshape(-1))
+        refined = hashes.clone()
+        for index, rows in enumerate(flow.bundles):
+            column = torch.arange(rows.shape[1])
+            together = mix(hashes[place[rows]], column).sum(1, keepdim=True)
+            refined.index_add_(0, place[rows.reshape(-1)], mix(together, index, column).reshape(-1))
+        hashes = refined
         for rows in flow.spreads:  # in the order of the calls: places of places come after those
             inherited = mix(hashes[place[rows[:, :1].reshape(-1)]], 2)[:, None].expand(-1, rows.shape[1] - 1)
             hashes.index_add_(0, place[rows[:, 1:].reshape(-1)], inherited.reshape(-1))

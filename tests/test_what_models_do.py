@@ -389,6 +389,53 @@ def test_what_a_forward_pass_caches_is_forgotten() -> None:
     torch.testing.assert_close(outputs(compact, X), outputs(tied, X), atol=1e-5, rtol=1e-4)
 
 
+class Recurrent(nn.Module):
+    """Adds what came out before, which it keeps on itself; widths are written out, so that a graph would be needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 6, 1)
+        self.before: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y = self.b(torch.cat([x[:, 7:].sigmoid(), x[:, :7]], 1))
+        if self.before is not None:
+            y = y + 0.5 * self.before
+        self.before = y.detach()
+        return self.o(relu(y))
+
+
+class Hooked(nn.Module):
+    """Takes what a hook has put into a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.o = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 6, 1)
+        self.maps: dict[str, Tensor] = {}
+        self.b.register_forward_hook(self.keep)
+
+    def keep(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.maps["b"] = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.a(x).chunk(2, 1)
+        self.b(torch.cat([one.sigmoid(), two], 1))
+        return self.o(relu(self.maps["b"]))
+
+
+@pytest.mark.parametrize(("kind", "mergeable"), [(Recurrent, 16), (Hooked, 16)])
+def test_what_a_forward_pass_keeps_for_the_next_is_kept_by_the_compact_network(kind: type[Any], mergeable: int) -> None:
+    torch.manual_seed(0)
+    model = kind().eval()
+    assert pdc_fx.analyze(model, X).mergeable_channels == mergeable
+    assert not getattr(model, "maps", None)
+    tied, compact = (network.eval() for network in compressed(model, X))
+    for seed in range(3):
+        x = torch.randn(X.shape, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(compact(x), tied(x), atol=1e-5, rtol=1e-4)
+
+
 class Average(nn.Sequential):
     """A mean by hand, with a product of sizes as a number of Python's own, which no graph can follow."""
 

@@ -104,12 +104,17 @@ def met(site: Site, shape: Shape, operands: list[Channels]) -> Channels:
             continue
         # not every channel has a position of its own here: a gate, a scalar, a constant
         site.flow.freeze(value.label, "is shared by channels that vary in another direction", site.module)
-        if differing - set(value.varying):
-            for other in operands:
+        places = differing - set(
+            value.varying
+        )  # along which it tells positions apart, and no channels that lie along others
+        for other in operands:
+            if places and other.varying and places.issuperset(other.varying):
                 site.flow.freeze(
                     other.label, "is combined with values that differ by channel and cannot shrink", site.module
                 )
         path = mix(path, value.path, value.label)
+        for d in sorted(places):
+            path = mix(path, torch.arange(shape[d]).reshape([-1 if e == d else 1 for e in range(len(shape))]))
     if joined is None:
         return Channels.fixed(shape)
     return Channels(shape, joined.expand(sizes), path.expand(sizes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import warnings
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -170,12 +171,18 @@ def keeping_buffers(model: nn.Module) -> Iterator[set[str]]:
 
 @contextmanager
 def _keeping_attributes(model: nn.Module) -> Iterator[None]:
-    """Put back all attributes of the modules of ``model`` that are set or replaced, but those computed from weights anew each time."""
+    """Put back all attributes of the modules of ``model`` that are set or replaced, but those computed from weights anew each time.
+
+    Lists, dicts and sets among them hold afterwards what they held; what torch itself keeps of a module is left alone.
+    """
 
     def stays(value: Any) -> bool:
         return not isinstance(value, Tensor) or value.is_leaf
 
+    torchs = vars(nn.Module()).keys()
     kept = [(own := vars(module), set(own), {k: v for k, v in own.items() if stays(v)}) for module in model.modules()]
+    holders = [v for *_, before in kept for k, v in before.items() if k not in torchs and type(v) in _HOLDERS]
+    held = [holder.copy() for holder in holders]
     try:
         yield
     finally:
@@ -183,6 +190,12 @@ def _keeping_attributes(model: nn.Module) -> Iterator[None]:
             for name in [name for name in now if name not in names]:
                 del now[name]
             now.update(before)
+        for holder, content in zip(holders, held, strict=True):
+            holder.clear()
+            (holder.update if hasattr(holder, "update") else holder.extend)(content)
+
+
+_HOLDERS = (list, dict, set, OrderedDict, defaultdict, deque)
 
 
 @contextmanager
