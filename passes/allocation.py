@@ -133,14 +133,9 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
         predicted = Budget(self._measure(value), self.target).reduction(result.widths)
         reached, allowed = (predicted, TOLERANCE) if measured is None else (measured, PROVED)
         if abs(reached - self.target) > allowed:
-            ways = ["a reduction near that"]
-            ways += ["a smaller --round-to"] if self.rounding.block > 1 else []
-            ways += ["allocation 'global'"] if self.allocation == "uniform" else []
-            hint = f"choose {' or '.join(ways)}"
-            if measured is not None:
-                hint = f"{predicted:.1%} were foretold; try again while the machine does nothing else"
             raise PlanError(
-                f"for a reduction of {self.target:.1%} the nearest that was found here is {reached:.1%}", hint=hint
+                f"for a reduction of {self.target:.1%} the nearest that was found here is {reached:.1%}",
+                hint=f"{predicted:.1%} were foretold; try again while the machine does nothing else",
             )
 
     def _measure(self, groups: ChannelGroups) -> Measure:
@@ -172,8 +167,30 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
         for rounding, chosen in choices.items():
             plan = self._spread(groups, rounding, chosen, budget)
             if abs(budget.reduction(plan.widths) - budget.target) <= TOLERANCE:
-                break
-        return plan
+                return plan
+        if self.latency is None:
+            raise self._missed(chosen, plan.widths, budget)
+        return plan  # and a measurement decides
+
+    def _missed(self, choices: list[Bloc], widths: Mapping[int, int], budget: Budget) -> PlanError:
+        """What to say where no plan meets the budget: the reductions on both sides of it, one step of one bloc away."""
+        levels = [bloc.widths.index(tuple(widths[i] for i in bloc.members)) for bloc in choices]
+        steps = [
+            _widths(choices, [*levels[:i], level, *levels[i + 1 :]])
+            for i, bloc in enumerate(choices)
+            for level in (levels[i] - 1, levels[i] + 1)
+            if 0 <= level < len(bloc.widths)
+        ]
+        reached = sorted(budget.reduction(found) for found in (widths, *steps))
+        below = [r for r in reached if 0 < r < budget.target][-1:]
+        near = " and ".join(f"{r:.1%}" for r in (*below, *[r for r in reached if r > budget.target][:1]))
+        ways = ["one of these" if "and" in near else "that"]
+        ways += ["a smaller --round-to"] if self.rounding.block > 1 else []
+        ways += ["allocation 'global'"] if self.allocation == "uniform" else []
+        return PlanError(
+            f"widths come in whole channels: around a reduction of {budget.target:.1%} there {'are' if 'and' in near else 'is'} {near}",
+            hint=f"choose {' or '.join(ways)}",
+        )
 
     def _spread(self, groups: ChannelGroups, rounding: Rounding, choices: list[Bloc], budget: Budget) -> ClusterPlan:
         uniform = self.allocation == "uniform"

@@ -389,7 +389,7 @@ def _group(slots: _Slots, units: Integers, name: str, balance: int | None) -> Ch
 def _summary(
     flow: Flow, reasons: _Reasons, held: Integers, order: Integers, maker: Integers
 ) -> tuple[FrozenChannels, ...]:
-    """How many of the channels that tensors hold stay, by module and reason, in the order in which they are made."""
+    """How many channels stay, by module and reason: those that tensors hold, in the order in which they are made, then all others."""
     units = held[reasons.number[held] >= 0]
     units = units[np.argsort(order[units])]
     pairs = np.stack([maker[units], reasons.number[units]], 1)
@@ -397,4 +397,5 @@ def _summary(
     for alike in equal_rows(pairs, np.arange(len(pairs))):
         made, why = pairs[alike[0]]
         counted[flow.makers[made][1], reasons.texts[why]] += len(alike)
+    counted.update(flow.unheld)
     return tuple(FrozenChannels(n, module, reason) for (module, reason), n in counted.items())

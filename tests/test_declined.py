@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from samples import Forward, between, scale, weight
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from pdc_fx import analyze
 
@@ -171,3 +172,26 @@ def test_what_stays_as_it_is_is_counted(case: tuple[Forward, nn.Module | None, i
     plain = between(lambda m, x: x)()
     image = torch.zeros(1, 3, 8, 8)
     assert analyze(network, image).macs() - analyze(plain, image).macs() == expected
+
+
+COMPUTED, HIDDEN = "has a weight that is computed", nn.Conv2d(8, 6, 1)
+UNHELD: dict[str, tuple[Forward, dict[str, Any], str, str]] = {
+    "scaled": (lambda m, x: F.conv2d(x, m.a.weight * 0.5, m.a.bias), {"a": nn.Conv2d(8, 6, 1)}, "", COMPUTED),
+    "transposed": (lambda m, x: F.conv_transpose2d(x, m.a.sin()), {"a": weight(8, 6, 1, 1)}, "", COMPUTED),
+    "linear": (
+        lambda m, x: F.linear(x.movedim(1, -1), m.a.tanh()).movedim(-1, 1),
+        {"a": weight(6, 8)},
+        "",
+        COMPUTED,
+    ),
+    "spectral norm": (lambda m, x: m.a(x), {"a": parametrizations.spectral_norm(nn.Conv2d(8, 6, 1))}, "a", COMPUTED),
+    "not registered": (lambda m, x: [HIDDEN][0](x), {}, "", "no parameter of the model; register its layer"),
+}
+
+
+@pytest.mark.parametrize("name", UNHELD)
+def test_channels_that_no_parameter_holds_are_counted_with_their_reason(name: str) -> None:
+    middle, layers, module, reason = UNHELD[name]
+    groups = analyze(between(middle, head=6, **layers)(), torch.randn(1, 3, 8, 8))
+    assert groups.channels == 8 + 6 + 4
+    assert [entry.channels for entry in groups.frozen if entry.module == module and reason in entry.reason] == [6]

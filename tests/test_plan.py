@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -310,3 +311,33 @@ def test_a_step_that_is_a_little_too_large_is_taken_where_nothing_else_meets_the
     net = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 10))
     found = plan(net, analyze(net, torch.zeros(1, 1, 8, 8)), flops_reduction=0.4)  # steps of 3.1%: 37.5% or 40.6%
     assert found.widths == {0: 19}
+
+
+class Normed(nn.Module):
+    """Both inputs of a layer norm shrink together, in large steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm, self.head = (
+            nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1), nn.LayerNorm(24), nn.Conv2d(24, 4, 1),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        y = torch.cat([x, self.b(x)], 1).permute(0, 2, 3, 1)
+        return self.head(self.norm(y).permute(0, 3, 1, 2))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+@pytest.mark.parametrize("target", [0.1, 0.4, 0.7])
+def test_a_budget_that_cannot_be_met_names_reductions_that_can(target: float, allocation: Any) -> None:
+    model = Normed()
+    groups = analyze(model, torch.zeros(1, 3, 16, 16))
+    with pytest.raises(PlanError, match="widths come in whole channels") as caught:
+        plan(model, groups, flops_reduction=target, allocation=allocation)
+    named = [float(percent) / 100 for percent in re.findall(r"([\d.]+)%", caught.value.what)]
+    assert named[0] == target
+    assert min(named[1:]) > 0
+    for reduction in named[1:]:
+        found = plan(model, groups, flops_reduction=reduction, allocation="global")
+        assert abs(found.flops_reduction - reduction) < 0.01

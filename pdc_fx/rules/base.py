@@ -74,6 +74,7 @@ class Flow:
     meetings: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     balanced: list[tuple[Tensor, str]] = field(default_factory=list)
     sites: list[MacSite] = field(default_factory=list)
+    unheld: dict[tuple[str, str], int] = field(default_factory=dict)
     fixed_macs: int = 0
     labels: int = 0
 
@@ -354,7 +355,23 @@ class Site:
 
 
 class Declined(Exception):
-    """Raised by a rule that does not cover a call; the text says why and becomes the reason for freezing it."""
+    """Raised by a rule that does not cover a call; the text says why and becomes the reason for freezing it.
+
+    ``made`` is how many channels the call makes that no parameter of the model holds, for they stay as well.
+    """
+
+    def __init__(self, reason: str, *, made: int = 0) -> None:
+        super().__init__(reason)
+        self.made = made
+
+
+def weightless(given: fx.Node, made: int) -> Declined:
+    """What to raise where the weight of a layer, which makes so many channels, is no parameter of the model."""
+    if given.op == "get_attr":
+        return Declined("has a weight that is no parameter of the model; register its layer (nn.ModuleList)", made=made)
+    return Declined(
+        "has a weight that is computed in the forward pass; fold it into a plain parameter first", made=made
+    )
 
 
 Rule = Callable[[Site], Value]
@@ -399,6 +416,8 @@ def apply_rule(site: Site, rule: Rule | None) -> Value:
     except Declined as reason:
         name, where = function_name(site.node.target), site.node.meta.get("source", "")
         text = f"{name} {reason} ({where})"
+        if reason.made:
+            site.flow.unheld[site.module, text] = reason.made
         site.freeze([list(site.node.args), dict(site.node.kwargs), site.node.meta.get("aliased", []), own], text)
         site.freeze_value(value, text)
         for alias in site.node.meta.get("aliased", ()):  # what held one value all along may do so no longer

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pdc_fx.rules.base import Declined, Site, Value, Weight
+from pdc_fx.rules.base import Declined, Site, Value, Weight, weightless
 from pdc_fx.rules.channels import Channels, Shape
 from pdc_fx.rules.elementwise import aligned, met
 from pdc_fx.rules.registry import rule
@@ -172,6 +172,9 @@ def linear(site: Site) -> Value:
     x, weight = site.argument(0, "input"), site.argument(1, "weight")
     rows: Letters = tuple(range(len(x.meta["shape"]) - 1))
     made: Letters = ("out",) if len(weight.meta["shape"]) > 1 else ()
+    if made and site.weight(weight) is None and not site.channels(weight).varying:
+        site.flow.fixed_macs += prod(site.shape) * weight.meta["shape"][1]
+        raise weightless(weight, site.shape[-1])
     result = contract(site, [(x, (*rows, "in")), (weight, (*made, "in"))], (*rows, *made))
     bias, last = site.argument(2, "bias"), len(site.shape) - 1
     if (own := site.weight(bias)) is not None and own.shape == site.shape[-1:] and set(result.varying) == {last}:

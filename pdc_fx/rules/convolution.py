@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pdc_fx.rules.base import Declined, Site, Value, Weight
+from pdc_fx.rules.base import Site, Value, Weight, weightless
 from pdc_fx.rules.channels import Channels, mix
 from pdc_fx.rules.literals import Edit, literal
 from pdc_fx.rules.places import in_a_row, spread
@@ -25,8 +25,9 @@ def _weight(site: Site, positions: int) -> Weight:
     given = site.argument(1, "weight")
     weight = site.weight(given)
     if weight is None:
-        site.flow.fixed_macs += positions * prod(given.meta["shape"][1:])
-        raise Declined("has a weight that is computed in the forward pass; fold it into a plain parameter first")
+        shape = given.meta["shape"]
+        site.flow.fixed_macs += positions * prod(shape[1:])
+        raise weightless(given, site.shape[len(site.shape) - len(shape) + 1])
     site.multiply_accumulates(weight, positions // weight.shape[0])
     return weight
 
