@@ -575,6 +575,12 @@ SAMPLES = (
     Sample("zeros_of_one_size", between(lambda m, x: x + torch.zeros(1, 1, 8, 8, dtype=x.dtype)), 8),
     # arguments by name, parts of parts, other names
     Sample("reshaped_by_name", between(lambda m, x: torch.reshape(input=x, shape=(-1, 512)).view(-1, 8, 8, 8)), 8),
+    # tables
+    Sample("class_embedding", between(lambda m, x: m.a(x) + m.t(torch.tensor([1, 2]))[:, :, None, None], a=conv(8, 8), t=nn.Embedding(5, 8)), 16),
+    Sample("conditional_norm", between(lambda m, x: (g := m.t(torch.tensor([1, 2]))[:, :, None, None].chunk(2, 1), m.n(x) * g[0] + g[1])[1], n=nn.BatchNorm2d(8, affine=False), t=nn.Embedding(5, 16)), 8),
+    Sample("bag_of_words", between(lambda m, x: x * m.t(torch.tensor([[0, 1, 2], [3, 4, 0]]))[:, :, None, None], t=nn.EmbeddingBag(5, 8, mode="max")), 8),
+    Sample("table_that_rescales", between(lambda m, x: x * m.t(torch.tensor([1, 2]))[:, :, None, None], t=nn.Embedding(5, 8, max_norm=1.0)), 0),
+    Sample("table_that_reads_as_well", between(lambda m, x: x + F.linear(m.t(torch.tensor([1, 2])), m.t.weight)[:, :, None, None], t=nn.Embedding(8, 6)), 0),
     # a number for each branch, and places told apart by those that they meet
     Sample("constants_of_branches", between(lambda m, x: (torch.stack([x, m.a(x)], -1) * torch.tensor([0.3, 0.7], dtype=x.dtype)).sum(-1), a=conv(8, 8)), 8),
     Sample("attended_branches", between(lambda m, x: (torch.stack([x, m.a(x)], -1) * m.w.softmax(0)).sum(-1), a=conv(8, 8), w=weight(2)), 8),

@@ -308,3 +308,16 @@ def scatter(site: Site) -> Value:
     y = site.argument(3, "src")
     arguments = [site.argument(0, "input"), site.argument(2, "index"), *([y] if isinstance(y, fx.Node) else [])]
     return _beside(site, arguments, int(site.argument(1, "dim")) % len(site.shape), site.shape)
+
+
+@rule("embedding embedding_bag")
+def embedding(site: Site) -> Value:
+    """``y[..., c] = table[index[...], c]``, of a bag summed or the largest: the columns of the table make the channels, its rows stay."""
+    site.freeze(site.argument(0, "input"), "is used as an index")
+    table = site.weight(site.argument(1, "weight"))
+    if table is None:
+        raise Declined("looks up rows of a table that is computed")
+    if site.argument(3, "max_norm") is not None:
+        raise Declined("rescales the rows that it looks up")
+    site.hold(table, 0, "channelwise")
+    return site.laid(*site.produce(table, 1), len(site.shape) - 1)

@@ -22,7 +22,6 @@ _REASONS: dict[str, list[Any]] = {
     "normalises over neighbouring channels": [F.local_response_norm],
     "compares whole vectors of channels": [F.cosine_similarity, F.pairwise_distance, torch.cdist],
     "draws random numbers": functions(_RANDOM),
-    "looks up rows of a table": [F.embedding, F.embedding_bag],
     "turns channels into a transform of them": [torch.stft, torch.istft],
 }
 _WHY = {target: why for why, targets in _REASONS.items() for target in targets}
