@@ -436,6 +436,26 @@ def test_what_a_forward_pass_keeps_for_the_next_is_kept_by_the_compact_network(k
         torch.testing.assert_close(compact(x), tied(x), atol=1e-5, rtol=1e-4)
 
 
+def closing_over_itself(how: str) -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 6, 1))
+    if how == "a lambda":
+        model[1].forward = lambda x: model[0].bias.sum() + nn.Conv2d.forward(model[1], x)  # type: ignore[method-assign]
+    else:
+        model[1].register_forward_hook(lambda module, args, output: output + model[0].bias.sum())
+    return model.eval()
+
+
+@pytest.mark.parametrize("how", ["a lambda", "a hook"])
+def test_a_function_that_reaches_the_model_itself_is_named(how: str) -> None:
+    model = closing_over_itself(how)
+    with pytest.raises(TraceError, match=r"reaches the model through 'model'.*\[module '1'\]; make it a method"):
+        pdc_fx.check(model, X)
+    met: list[nn.Module] = []
+    plain = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 6, 1))
+    plain[0].register_forward_hook(lambda module, args, output: met.append(module))  # it closes over a list
+    assert pdc_fx.check(plain, X).passed
+
+
 class Average(nn.Sequential):
     """A mean by hand, with a product of sizes as a number of Python's own, which no graph can follow."""
 

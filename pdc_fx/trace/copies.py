@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -24,7 +25,8 @@ def copied(model: Module, memo: Mapping[int, Any] | None = None) -> Module:
         memo: copies that exist already, by the ``id`` of what they are copies of.
 
     Raises:
-        TraceError: it holds what cannot be copied (a lock, say), or a view of one of its own parameters.
+        TraceError: it holds what cannot be copied (a lock, say), a view of one of its own parameters, or a function that reaches the model
+            itself, as a lambda over ``self`` does: that of a copy would run the layers of the original.
 
     >>> net = nn.ReLU()
     >>> net.last = net(torch.ones(1, requires_grad=True))
@@ -39,6 +41,7 @@ def copied(model: Module, memo: Mapping[int, Any] | None = None) -> Module:
             f"{type(model).__name__} keeps a view of a parameter, which would be none in a copy",
             hint="take the view in forward()",
         )
+    _require_own_layers(model)
     kept = {key: t.detach().clone() for key, t in made.items()}
     try:
         return copy.deepcopy(model, kept | dict(memo or {}))
@@ -47,6 +50,21 @@ def copied(model: Module, memo: Mapping[int, Any] | None = None) -> Module:
             f"{type(model).__name__} cannot be copied: {error}",
             hint="keep what cannot be copied outside of the module, or give its class a __deepcopy__",
         ) from error
+
+
+def _require_own_layers(model: nn.Module) -> None:
+    modules = {id(module) for module in model.modules()}
+    for path, module in model.named_modules():
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        for function in (*vars(module).values(), *hooks):
+            cells = function.__closure__ or () if isinstance(function, FunctionType) else ()
+            for name, cell in zip(function.__code__.co_freevars if cells else (), cells, strict=True):
+                if id(cell.cell_contents) in modules:
+                    raise TraceError(
+                        f"'{function.__qualname__}' reaches the model through '{name}': in a copy it would run the layers of the original",
+                        where=f"module '{path}'",
+                        hint="make it a method, which is copied with its module",
+                    )
 
 
 def fresh(args: tuple[Any, ...]) -> tuple[Any, ...]:
