@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pdc_fx.children import child_environment
+from pdc_fx.children import HERE, child_environment
 from pdc_fx.errors import ArtifactError
 from pdc_fx.export.session import bind, make_session, random_feed
 
@@ -33,8 +33,8 @@ def peak_memory(path: str | os.PathLike[str], batch: int, *, threads: int) -> in
     """
     if own_peak() is None:
         return None
-    command = [sys.executable, "-m", "pdc_fx.export.memory", os.fspath(path), str(batch), str(threads)]
-    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pdc_fx.export.memory", os.path.abspath(path), str(batch), str(threads)]
+    done = subprocess.run(command, cwd=HERE, env=child_environment(), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         raise ArtifactError(f"the file does not run in a process of its own: {last}", where=str(path))

@@ -48,6 +48,10 @@ _SEED = 0
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
+THREADS = 16
+"""The most threads for each processor."""
+
+
 def default_threads() -> int:
     """The number of processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -206,7 +210,7 @@ def make_session(
         profile: record how long each node takes; the path of the record begins with this, ``end_profiling`` writes it.
 
     Raises:
-        InputError: an unknown provider, one that does not work here, or a number of threads below one.
+        InputError: an unknown provider, one that does not work here, or a number of threads below one or far beyond that of processors.
         ArtifactError: the file is missing, damaged, or not an ONNX model this ONNX Runtime can run there.
 
     >>> make_session(b"no model")  # doctest: +ELLIPSIS
@@ -218,8 +222,12 @@ def make_session(
 
     name = choose_provider(provider).name
     threads = default_threads() if threads is None else threads
-    if threads < 1:
-        raise InputError("the number of threads must be at least 1", where=f"threads={threads}")
+    if not 1 <= threads <= (most := THREADS * default_threads()):  # to start more would take all memory, and hours
+        raise InputError(
+            f"the number of threads must be from 1 to {most}",
+            where=f"threads={threads}",
+            hint=f"this process may use {default_threads()} processors",
+        )
     where = "model in memory" if isinstance(model, bytes) else str(model)
     if not isinstance(model, bytes) and not Path(model).is_file():
         raise ArtifactError("there is no such ONNX file", where=where)

@@ -125,7 +125,7 @@ class PlanClusters(Pass[ChannelGroups, ClusterPlan]):
         choices = {r: [rounded(bloc, r, self.min_channels) for bloc in found] for r in self.rounding.finer()}
         finest = list(choices.values())[-1]
         smallest = _widths(finest, [len(bloc.widths) - 1 for bloc in finest])
-        Budget(measure, self.target).require_reachable(smallest)
+        Budget(measure, self.target).require_reachable(smallest, list(choices)[-1])
         return self._proved(measure, lambda aim: self._planned(value, choices, Budget(measure, aim)))
 
     def ensures(self, value: ChannelGroups, result: ClusterPlan) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from pdc_fx.errors import InputError, TraceError
+from pdc_fx.errors import InputError, TraceError, require_kind
 from pdc_fx.ir import ChannelGroups, ClusterPlan, Integers, first_appearance
 from pdc_fx.passes.base import Pass
 from pdc_fx.passes.compare import attempted, called, larger_batch, random_inputs
@@ -75,7 +75,12 @@ class AnalyzeDependencies(Pass[nn.Module, Analysis]):
         self, example_inputs: Inputs, frozen: str | Iterable[str] = (), recording: Recording | None = None
     ) -> None:
         self.example_inputs, self.recording = example_inputs, recording
+        require_kind(
+            frozen, Iterable, "a name of a module, or a list of names,", "names are those of model.named_modules()"
+        )
         self.frozen = (frozen,) if isinstance(frozen, str) else tuple(frozen)
+        for name in self.frozen:
+            require_kind(name, str, "a name of a module to freeze", "names are those of model.named_modules()")
 
     def call(self, value: nn.Module) -> Analysis:
         recording = self.recording or record(value, self.example_inputs)

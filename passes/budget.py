@@ -149,10 +149,11 @@ class Budget:
     def met(self, widths: Widths) -> bool:
         return self.reduction(widths) >= self.target
 
-    def require_reachable(self, smallest: Widths) -> None:
+    def require_reachable(self, smallest: Widths, rounding: Rounding = UNROUNDED) -> None:
+        allowed = f" in steps of {rounding.block}: try a smaller --round-to" if rounding.block > 1 else ""
         most = self.reduction(smallest)
         if most < self.target - TOLERANCE:
             raise PlanError(
                 f"a reduction of {self.target:.1%} of the {self.measure.what} cannot be met",
-                hint=f"the largest possible here is {most:.1%} (every group at its smallest width)",
+                hint=f"the largest possible here is {most:.1%} (every group at its smallest width{allowed})",
             )

@@ -19,10 +19,10 @@ from pdc_fx.trace import (
     Inputs,
     as_arguments,
     copied,
+    failed,
     looking_at,
     named_outputs,
     overlapping,
-    way_out,
 )
 
 EXACT = 1e-9
@@ -254,10 +254,7 @@ def called(model: nn.Module, args: tuple[Any, ...]) -> Any:
     try:
         return model(*args)
     except (Exception, SystemExit) as error:
-        raise TraceError(
-            f"{type(model).__name__} raised {type(error).__name__} in its forward pass: {error}",
-            hint=way_out(error),
-        ) from error
+        raise failed(model, error) from error
 
 
 def attempted(model: nn.Module, inputs: tuple[Any, ...]) -> Any:

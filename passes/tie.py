@@ -22,13 +22,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pdc_fx.errors import InputError, PdcError
+from pdc_fx.errors import InputError, PdcError, require_kind
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.axes import merged_axes, named_tensors, tensor_of
 from pdc_fx.passes.base import Pass
@@ -49,6 +50,8 @@ class TieClusters(Pass[nn.Module, "Tying"]):
 
     def requires(self, value: nn.Module) -> None:
         require_usable(value)
+        require_kind(self.plan, ClusterPlan, "a ClusterPlan", "ClusterPlan.from_json reads one")
+        require_kind(self.total_steps, (int, NoneType), "a whole number of total_steps", "count the optimizer's steps")
         tensors = named_tensors(value)
         for axis in merged_axes(self.plan):
             if hasattr(tensor_of(tensors, axis), "placements"):  # a DTensor

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 HERE = str(Path(__file__).resolve().parent.parent)
-"""The folder that this package lies in."""
+"""The folder that this package lies in; where a child is started by ``-m``, which runs whatever lies in its working directory."""
 
 
 def child_environment(**more: str) -> dict[str, str]:
@@ -15,5 +15,6 @@ def child_environment(**more: str) -> dict[str, str]:
     >>> child_environment(OMP_NUM_THREADS="1")["OMP_NUM_THREADS"]
     '1'
     """
-    path = os.pathsep.join(filter(None, (HERE, os.environ.get("PYTHONPATH"))))
+    given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    path = os.pathsep.join([HERE, *map(os.path.abspath, given)])
     return {**os.environ, "PYTHONPATH": path, **more}

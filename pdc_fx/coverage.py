@@ -227,6 +227,7 @@ def run_one(spec: str, timeout: float, seed: int = 0, workers: int = 1) -> Check
     try:
         done = subprocess.run(
             command(spec, seed),
+            cwd=HERE,
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,

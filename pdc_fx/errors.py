@@ -30,6 +30,17 @@ class InputError(PdcError):
     """Bad input or usage: a missing file, an option out of range, weights that do not fit, data that cannot be read."""
 
 
+def require_kind(value: object, kind: type | tuple[type, ...], what: str, hint: str) -> None:
+    """Raise :class:`InputError` for an argument of another kind.
+
+    >>> require_kind("{}", dict, "a plan", "read it first")
+    Traceback (most recent call last):
+    pdc_fx.errors.InputError: a plan is asked for, and a str was given; read it first
+    """
+    if not isinstance(value, kind):
+        raise InputError(f"{what} is asked for, and a {type(value).__name__} was given", hint=hint)
+
+
 class TraceError(PdcError):
     """The model could not be run or recorded on the example inputs.
 

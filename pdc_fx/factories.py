@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -84,7 +85,9 @@ def _guarded(spec: str, create: Callable[[], object], file: Path | None = None) 
         except (Exception, SystemExit) as error:
             line = None if file is None else _line(error, file)
             where = spec if line is None else f"{spec}, line {line}"
-            hint = "it must neither end the program nor read its command line" if isinstance(error, SystemExit) else ""
+            hint = "it is called without arguments, or with num_classes: call it so in Python to see where it fails"
+            if isinstance(error, SystemExit):
+                hint = "it must neither end the program nor read its command line"
             raise InputError(f"the factory raised {type(error).__name__}: {error}", where=where, hint=hint) from error
         if not isinstance(model, nn.Module):
             raise InputError(
@@ -160,9 +163,10 @@ def _importing_beside(file: Path) -> Iterator[None]:
 
 def _line(error: BaseException, file: Path) -> int | None:
     """The line of ``file`` that raised ``error``, or from which what did was called."""
-    if isinstance(error, SyntaxError) and error.filename == str(file):
+    names = {str(file), os.path.abspath(file)}
+    if isinstance(error, SyntaxError) and error.filename in names:
         return error.lineno
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in names]
     return lines[-1] if lines else None
 
 

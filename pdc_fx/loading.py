@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pdc_fx.directory import CERTIFICATE, FORMAT, ONNX, RECIPE, WEIGHTS
-from pdc_fx.errors import ArtifactError
+from pdc_fx.errors import ArtifactError, TraceError, require_kind
 from pdc_fx.files import parse_json, sha256
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.passes.rewrite import merge_channels
@@ -69,13 +69,21 @@ class Recipe:
         """``model``, which stays as it is, shrunk by the plan, with the weights of the directory, in eval mode.
 
         Raises:
-            ArtifactError: the weights are missing or damaged, or do not fit, or the plan does not fit the model.
+            ArtifactError: the weights are missing or damaged, or do not fit, or the model does not take the recipe's input.
+            RewriteError: the plan was made for another model.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         path = self.directory / WEIGHTS
-        compact = merge_channels(model, self.plan, zeros_of(self.plan.groups.inputs))
+        try:
+            compact = merge_channels(model, self.plan, zeros_of(self.plan.groups.inputs))
+        except TraceError as error:
+            raise ArtifactError(
+                f"the model does not take the input of the recipe: {error.what}",
+                where=str(self.directory / RECIPE),
+                hint="pass the model that was compressed (--model MODEL)",
+            ) from error
         try:
             _unfold(compact)
             weights = load_file(str(path))
@@ -133,7 +141,11 @@ def load(
     recipe = Recipe.read(folder)
     if check_files:
         require_unchanged(folder)
-    return recipe.compact(model_or_factory if isinstance(model_or_factory, nn.Module) else model_or_factory())
+    if isinstance(model_or_factory, nn.Module):
+        return recipe.compact(model_or_factory)
+    hint = "pass the original model, or the function that makes it: pdc_fx.models.build_model(spec).model for a name"
+    require_kind(model_or_factory, Callable, "a model or a function that makes one", hint)  # type: ignore[arg-type]
+    return recipe.compact(model_or_factory())
 
 
 def _unfold(model: nn.Module) -> None:

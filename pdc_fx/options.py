@@ -110,7 +110,7 @@ class TrainOptions:
         checks = {
             "epochs must not be negative": self.epochs >= 0,
             "batch_size must be at least 1": self.batch_size >= 1,
-            "lr must be positive": 0 < self.lr < float("inf"),
+            "lr must be positive and finite": 0 < self.lr < float("inf"),
             f"opt must be one of {', '.join(get_args(Opt))}": self.opt in get_args(Opt),
             "momentum must be in [0, 1)": 0 <= self.momentum < 1,
             "weight_decay must not be negative": self.weight_decay >= 0,

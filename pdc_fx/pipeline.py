@@ -17,7 +17,7 @@ from pdc_fx.data import ImageData, batches_per_epoch, sample_images
 from pdc_fx.directory import CHECKPOINT
 from pdc_fx.distill import Observer, Processes, TiedTraining, TrainOptions, accuracy, logits_of, require_board
 from pdc_fx.distill.checkpoints import Checkpoints, weights_digest
-from pdc_fx.errors import InputError, TraceError
+from pdc_fx.errors import InputError, TraceError, require_kind
 from pdc_fx.export.model_graph import ModelGraph, model_graph
 from pdc_fx.ir import ChannelGroups, ClusterPlan
 from pdc_fx.options import Start
@@ -150,6 +150,12 @@ def _planner(
         from pdc_fx.export.session import choose_provider
 
         provider = choose_provider().name
+    require_kind(
+        groups,
+        ChannelGroups,
+        "ChannelGroups",
+        "pdc_fx.analyze(model, example_inputs) gives them; the model comes first",
+    )
     if latency_table is not None and latency_reduction is None:
         raise InputError(
             "a table of layer times is for a budget of latency",
@@ -383,6 +389,9 @@ def compress(
     >>> found.model[0], found.exactness.passed, sorted(found.accuracy)
     (Conv2d(1, 4, kernel_size=(3, 3), stride=(1, 1)), True, ['compact', 'teacher', 'tied'])
     """
+    require_kind(
+        train_data, ImageData, "an ImageData", "pdc_fx.data.open_data opens one; for a loop of your own take pdc_fx.tie"
+    )
     options = options or TrainOptions()
     method = method_of(mode or "hard")
     if start is None:
@@ -514,7 +523,7 @@ def require_classes(model: nn.Module, inputs: tuple[Any, ...], data: ImageData, 
         except Exception as error:  # a model may refuse in any way
             raise TraceError(
                 f"the {name} does not take this input: {str(error) or type(error).__name__}",
-                hint="pass --input with the shape it was trained on",
+                hint=f"the images are {'x'.join(map(str, data.image_shape))}: choose a {name} that takes them, or pass --input",
             ) from error
     if logits.dim() != 2 or logits.shape[1] != len(data.classes):
         raise InputError(

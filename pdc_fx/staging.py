@@ -91,7 +91,7 @@ class Staging:
             self.release()
             raise InputError(
                 f"the output directory cannot be written: {error.strerror or error}",
-                where=str(directory),
+                where=str(directory if error.filename is None else error.filename),
                 hint="choose another with -o",
             ) from error
 
@@ -177,7 +177,9 @@ def require_free(directory: Path, *, overwrite: bool, resume: bool) -> None:
         raise InputError(
             what + (": its run is complete, and there is nothing to resume" if done else ""),
             where=str(directory),
-            hint="choose another" if directory.is_file() else "choose another, or pass --overwrite",
+            hint="choose another"
+            if directory.is_file()
+            else "choose another, or pass --overwrite (overwrite=True in Python)",
         )
     if not _ours(directory):
         raise InputError(

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from pdc_fx.errors import InputError
 
+_COUNTER = "num_batches_tracked"
+"""What a batch norm counts and does not use in eval mode."""
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
 
@@ -99,14 +101,18 @@ def _missing(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str
     return [
         key
         for key, value in own.items()
-        if key not in state and not key.endswith("num_batches_tracked") and value.data_ptr() not in held - {0}
+        if key not in state and not key.endswith(_COUNTER) and value.data_ptr() not in held - {0}
     ]
 
 
 def _require_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
     both = [key for key in own if key in state]
     shapes = [key for key in both if own[key].shape != state[key].shape]
-    kinds = [key for key in both if own[key].is_floating_point() != state[key].is_floating_point()]
+    kinds = [
+        key
+        for key in both
+        if own[key].is_floating_point() != state[key].is_floating_point() and not key.endswith(_COUNTER)
+    ]
     missing, unexpected = _missing(own, state), [key for key in state if key not in own]
     lists = (
         [f"{k}: {_x(state[k])} in the file, {_x(own[k])} in the model" for k in shapes],
@@ -118,7 +124,12 @@ def _require_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: P
     if not problems:
         return
     more = sum(map(len, lists)) - len(problems)
-    hint = "the file belongs to another model"
+    few = len(missing) + len(unexpected) <= len(both) // 2 and not shapes
+    hint = (
+        "the file belongs to another model"
+        if not few
+        else "rename or add these, or load it into your model and save that"
+    )
     if shapes and not (kinds or missing or unexpected):
         hint = _class_hint([(state[k].shape, own[k].shape) for k in shapes]) or hint
     if missing and (prefix := _prefix_of(own, state)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import threading
 import warnings
 from collections.abc import Callable
@@ -60,6 +61,11 @@ def quantized() -> nn.Module:
         return model
 
 
+class Misspelt(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return y  # type: ignore[name-defined]  # noqa: F821
+
+
 def exported() -> Any:
     return torch.export.export(net(), (X,)).module()
 
@@ -72,7 +78,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], Any, str]] = {
     "too_many_inputs": (net, (X, X), "takes 2 positional arguments.*a tuple with every argument"),
     "list_of_inputs": (net, [X], "(?s)invalid combination of arguments.*a tuple with every argument"),
     "wrong_channels": (net, torch.randn(2, 4, 8, 8), "to have 3 channels, but got 4.*check the shape"),
-    "raises": (Raises, X, "raised ValueError in its forward pass: not today"),
+    "raises": (Raises, X, r"raised ValueError in its forward pass: not today \(.*test_bad_models.py:\d+\)"),
+    "misspelt": (Misspelt, X, r"NameError.*\(.*test_bad_models.py:\d+\).*; mend that line"),
     "no_tensor": (Words, X, "returned no tensor but a str"),
     "meta": (lambda: net().to("meta"), X, "meta device.*'0.weight'.*to_empty"),
     "meta_in_part": (lambda: nn.Sequential(net(), nn.Conv2d(4, 4, 1, device="meta")), X, "meta device.*'1.weight'"),
@@ -99,6 +106,29 @@ def planned(model: nn.Module, inputs: Any = X) -> Any:
     size = min(g.channels for g in groups.groups)
     assert size > 1
     return pdc_fx.plan(model, groups, flops_reduction=0.092)
+
+
+GROUPS = "pdc_fx.analyze(model, example_inputs) gives them"
+MISTAKES: dict[str, tuple[Callable[[nn.Module, Any], Any], str]] = {
+    "data set of torch": (
+        lambda m, _: pdc_fx.compress(m, X, torch.utils.data.TensorDataset(X), flops_reduction=0.5),  # type: ignore[arg-type]
+        "an ImageData is asked for, and a TensorDataset was given; pdc_fx.data.open_data",
+    ),
+    "model and groups swapped": (lambda m, plan: pdc_fx.plan(plan.groups, m, flops_reduction=0.5), GROUPS),
+    "groups as text": (lambda m, plan: pdc_fx.plan(m, plan.groups.to_json(), flops_reduction=0.5), GROUPS),
+    "plan as text": (lambda m, plan: pdc_fx.tie(m, plan.to_json()), "ClusterPlan.from_json reads one"),
+    "steps as text": (lambda m, plan: pdc_fx.tie(m, plan, total_steps="9"), "total_steps is asked for, and a str"),  # type: ignore[arg-type]
+    "frozen number": (lambda m, _: pdc_fx.analyze(m, X, frozen=3), "a list of names, is asked for"),  # type: ignore[arg-type]
+    "frozen module": (lambda m, _: pdc_fx.analyze(m, X, frozen=[m]), "a name of a module to freeze is asked for"),  # type: ignore[list-item]
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_an_argument_of_another_kind_is_answered_with_what_to_give(name: str) -> None:
+    call, words = MISTAKES[name]
+    model = net()
+    with pytest.raises(InputError, match=re.escape(words) if "(" in words else words):
+        call(model, planned(model))
 
 
 def test_an_unknown_start_is_refused() -> None:

@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 
 import pdc_fx
 from pdc_fx.artifacts import Compressed, save
+from pdc_fx.children import HERE, child_environment
 from pdc_fx.cli import app
 from pdc_fx.cli.options import Provider
 from pdc_fx.directory import BENCHMARK, DENSE_MACS_KEY, MACS_KEY, ONNX, RECIPE, REPORT
@@ -682,3 +683,11 @@ def test_no_space_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pyte
     assert result.exit_code == 2
     assert "No space left" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_in_the_working_directory_is_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text("raise RuntimeError('a file of somebody else')")
+    monkeypatch.chdir(tmp_path)
+    assert (peak_memory(folder / "dense.onnx", 1, threads=1) or 1) > 0
+    monkeypatch.setenv("PYTHONPATH", "relative")
+    assert child_environment()["PYTHONPATH"].split(os.pathsep) == [HERE, str(tmp_path / "relative")]

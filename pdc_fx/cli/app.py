@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import signal
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -261,15 +262,16 @@ def compress(
         shown,
         warn_of_loss,
     )
-    from pdc_fx.data import batches_per_epoch, open_data
+    from pdc_fx.data import open_data
     from pdc_fx.data.augment import check_augmentation
     from pdc_fx.distill import Processes
     from pdc_fx.files import replace_file
     from pdc_fx.models import build_model, renormalize
     from pdc_fx.passes.allocation import require_share
-    from pdc_fx.pipeline import SHORT
     from pdc_fx.pipeline import compress as run_compress
+    from pdc_fx.pipeline import require_classes
     from pdc_fx.staging import Staging, require_free
+    from pdc_fx.trace import seed_all
 
     chosen |= dict.fromkeys(overruled(chosen.pop("context"), BUDGETS))
     flops_reduction, params_reduction, latency_reduction = (chosen[name] for name in BUDGETS)
@@ -290,6 +292,7 @@ def compress(
     chosen_provider = choose(provider) if provider == "auto" else provider  # one that is not here may be planned for
     if teacher_weights is not None and teacher_model is None:
         teacher_model = model
+    seed_all(seed)  # a factory may draw the weights
     opened = cache(lambda: open_data(data, download=download))
     loaded, example = open_image_model(model, weights, num_classes, input, lambda: opened().image_shape)
     shape = tuple(example.shape[1:])
@@ -334,7 +337,8 @@ def compress(
             # where a run is resumed, it may turn out that these are not the options to go on with
             if not (staging.path / CHECKPOINT).exists():
                 replace_file(staging.path / CONFIG, effective(chosen).encode())
-            if epochs * batches_per_epoch(len(images.train), options.batch_size) >= SHORT:
+            if epochs:
+                require_classes(loaded.model, (example,), images)
                 require_exportable(loaded.model, example)
         compressed = run_compress(
             loaded.model,
@@ -363,7 +367,7 @@ def compress(
     if not epochs:
         print_notes(notes)
     warn_of_loss(compressed.metrics)
-    with staging:
+    with staging, _naming_what_is_kept(staging.path):
         replace_file(staging.path / CONFIG, effective(chosen).encode())
         certificate = deliver(compressed, staging.path, onnx_accuracy(images))
         if json and not certificate["passed"]:
@@ -375,6 +379,23 @@ def compress(
         return
     out.print(result_table(delivery_rows(certificate), shown(f"{model} -> {output}")))
     print_comparisons(certificate)
+
+
+@contextmanager
+def _naming_what_is_kept(folder: Path) -> Iterator[None]:
+    """Where training is over and something else fails, or is interrupted, say that it need not be done again."""
+    from pdc_fx.cli.render import err
+
+    try:
+        yield
+    except BaseException:
+        if (folder / CHECKPOINT).exists():
+            err.print(
+                f"note: what was trained is kept in '{folder}'; --resume goes on from there",
+                soft_wrap=True,
+                markup=False,
+            )
+        raise
 
 
 def _normalization(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -453,16 +474,29 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, _leave)
+    came: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        """End as an error does, so that what was begun is removed, and not as a signal does, which leaves it."""
+        came.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         app()
+    except Exception:
+        if not came:
+            raise
+        sys.stderr.write("interrupted\n")  # C code that was being imported makes an error of its own of it
+        raise SystemExit(128 + came[0]) from None
+    except SystemExit as ended:
+        if came and ended.code:
+            raise SystemExit(128 + came[0]) from None
+        raise
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
         _leave_the_other_processes()
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    """End as an error does, so that what was begun is removed, and not as a signal does, which leaves it."""
-    raise SystemExit(128 + number)
 
 
 def _leave_the_other_processes() -> None:

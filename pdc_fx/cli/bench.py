@@ -110,7 +110,7 @@ def _require_pair(source: Path, compact: Path | None, model: str | None, torch: 
         if source.is_file():
             raise InputError("one file cannot be compared", where=str(source), hint="give the compact ONNX file, too")
         if not source.is_dir():
-            raise InputError("there is no such directory", where=str(source))
+            raise InputError("there is no such directory", where=str(source), hint="give the one that 'compress' wrote")
         return
     if source.is_dir() or compact.is_dir():
         raise InputError(

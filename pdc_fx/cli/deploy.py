@@ -266,6 +266,13 @@ def _accuracies(
             where=error.where or spec,
             hint="pass --data with where they are now, or --no-data",
         ) from error
+    if len(recipe.get("mean", ())) not in (0, images.image_shape[0]):
+        channels = {1: "grey", 3: "colour"}.get(images.image_shape[0], f"{images.image_shape[0]}-channel")
+        raise InputError(
+            f"the network was trained on images of {len(recipe['mean'])} channels, and these are {channels} ones",
+            where=spec,
+            hint="pass --data with images as those of the run, or --no-data",
+        )
     if recipe.get("mean"):
         images = images.with_normalization(recipe["mean"], recipe["std"])
     require_classes(compact, (torch.zeros(1, *shape),), images, "network")

@@ -206,7 +206,7 @@ def open_recipe(directory: Path, model: str | None) -> tuple[Recipe, Callable[[]
         raise InputError(
             f"the model that the recipe names is not to be had: {error.what}",
             where=error.where or spec,
-            hint="pass --model with where it is now",
+            hint="pass --model with where it is now, seen from here: a path in a recipe counts from where 'compress' ran",
         ) from error
     return recipe, lambda: make().float()  # as the network was compressed
 

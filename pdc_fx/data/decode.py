@@ -29,12 +29,13 @@ def decode(data: bytes) -> Image:
 
 def guarded(read: Callable[[int], Image], row: int, name: str) -> Image:
     """Read image ``row``; what Pillow raises becomes an :class:`InputError` that calls the image ``name``."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         return read(row)
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise InputError("an image cannot be read", where=name, hint=f"replace or remove it ({error})") from error
+        reason = "it is none that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise InputError("an image cannot be read", where=name, hint=f"replace or remove it ({reason})") from error
 
 
 def channels_of(image: Image, name: str) -> int:

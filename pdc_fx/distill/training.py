@@ -13,7 +13,6 @@ import importlib
 import io
 import json
 import math
-import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -47,7 +45,7 @@ from pdc_fx.ir import ClusterPlan
 from pdc_fx.options import MIXED_FROM, TrainOptions
 from pdc_fx.passes.methods import Method, method_of
 from pdc_fx.passes.tie import Tying
-from pdc_fx.trace import evaluating, looking_at
+from pdc_fx.trace import evaluating, looking_at, seed_all
 
 
 @dataclass(frozen=True)
@@ -348,7 +346,7 @@ class _Run:
     def _descend(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One step of the optimizer, and of all that goes with it; how many images were right before it, and the loss."""
         options, position = self.options, self.position
-        _seed_all(seed_of(options.seed, position.epoch, position.step, self.processes.rank))
+        seed_all(seed_of(options.seed, position.epoch, position.step, self.processes.rank))
         batch = mixed(images, labels, options.mixup_alpha, options.cutmix_alpha or 0.0, options.mixup_prob)
         images = laid_out(batch.images, self.layout)
         with (
@@ -515,13 +513,6 @@ class _Run:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.position = _Position(**{**state["position"], "metrics": json.loads(state["position"]["metrics"])})
-
-
-def _seed_all(seed: int) -> None:
-    """Of torch, and of NumPy and Python, from which a forward pass may draw as well."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
 
 
 def _some_lead_nowhere(model: nn.Module, example: Tensor) -> bool:

@@ -7,11 +7,12 @@ from pdc_fx.trace.forward import (
     Inputs,
     as_arguments,
     evaluating,
+    failed,
     in_mode,
     keeping_buffers,
     looking_at,
     own_precision,
-    way_out,
+    seed_all,
     with_same_draws,
 )
 from pdc_fx.trace.frames import user_frame
@@ -30,6 +31,7 @@ __all__ = [
     "as_arguments",
     "copied",
     "evaluating",
+    "failed",
     "fresh",
     "function_name",
     "in_mode",
@@ -44,8 +46,8 @@ __all__ = [
     "record_graph_module",
     "require_usable",
     "require_values",
+    "seed_all",
     "user_frame",
-    "way_out",
     "with_same_draws",
     "zeros_of",
 ]

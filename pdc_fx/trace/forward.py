@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from pdc_fx.errors import TraceError
 from pdc_fx.trace.copies import fresh
+from pdc_fx.trace.frames import place_of
 
 Inputs = Tensor | tuple[Any, ...]
 """A model's call arguments: a tensor, or a tuple of them."""
@@ -198,6 +199,13 @@ def _keeping_attributes(model: nn.Module) -> Iterator[None]:
 _HOLDERS = (list, dict, set, OrderedDict, defaultdict, deque)
 
 
+def seed_all(seed: int) -> None:
+    """Of torch, and of NumPy and Python, from which models draw as well."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 @contextmanager
 def with_same_draws(model: nn.Module, args: tuple[Any, ...]) -> Iterator[None]:
     """Random numbers of torch, NumPy and Python begin with the same one each time: models that draw some can be compared."""
@@ -227,8 +235,19 @@ def _eagerly() -> Iterator[None]:
         yield
 
 
-def way_out(error: BaseException) -> str:
-    """What to look at where a forward pass raised ``error``."""
+def failed(model: nn.Module, error: BaseException, *, where: str = "", calls: int = 0) -> TraceError:
+    """What to raise where a forward pass raised ``error``: with the line of the user's, and what to look at."""
     if isinstance(error, TypeError) and "argument" in str(error):
-        return "example_inputs is one tensor, or a tuple with every argument of forward()"
-    return "check the shape and dtype of the example inputs (--input on the command line)"
+        hint = "example_inputs is one tensor, or a tuple with every argument of forward()"
+    elif isinstance(error, (NameError, AttributeError, ImportError, LookupError, SystemExit)):
+        hint = "mend that line, or give an example input as in use"
+    else:
+        hint = "check the shape and dtype of the example inputs (--input on the command line)"
+    place = place_of(error)
+    return TraceError(
+        f"{type(model).__name__} raised {type(error).__name__} in its forward pass: {error}"
+        + (f" ({place})" if place else ""),
+        where=where,
+        hint=hint,
+        calls=calls,
+    )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from types import FrameType
 
 import torch
 
 _PACKAGE = Path(__file__).parent.parent
-_TORCH, *_OURS = (f"{folder}/" for folder in (Path(torch.__file__).parent, _PACKAGE, _PACKAGE.parent / "passes"))
+_FOLDERS = (Path(torch.__file__).parent, _PACKAGE, *(_PACKAGE.parent / name for name in ("passes", "export")))
+_TORCH, *_OURS = (f"{folder}/" for folder in _FOLDERS)
 _LAYERS = f"{_TORCH}nn/modules/"
 
 
@@ -28,5 +30,17 @@ def user_frame() -> str:
             frame = layer
             break
         frame = outer
-    path = frame.f_code.co_filename.replace("\\", "/").strip("/")
-    return f"{'/'.join(path.split('/')[-3:])}:{frame.f_lineno}"
+    return _shown(frame.f_code.co_filename, frame.f_lineno)
+
+
+def place_of(error: BaseException) -> str:
+    """The line outside of torch and pdc-fx at which ``error`` came up, shown alike; empty where there is none."""
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    return next(
+        (_shown(file, line) for file, line in reversed(frames) if not file.startswith((_TORCH, *_OURS, "<"))), ""
+    )
+
+
+def _shown(file: str, line: int) -> str:
+    path = file.replace("\\", "/").strip("/")
+    return f"{'/'.join(path.split('/')[-3:])}:{line}"

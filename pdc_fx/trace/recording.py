@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from pdc_fx.errors import ArtifactError, TraceError
-from pdc_fx.trace.forward import Inputs, as_arguments, described, in_mode, looking_at, way_out
+from pdc_fx.trace.forward import Inputs, as_arguments, described, failed, in_mode, looking_at
 from pdc_fx.trace.preconditions import require_usable, require_values
 from pdc_fx.trace.recorder import Recorder
 from pdc_fx.trace.storage import overlapping, unequal
@@ -166,12 +166,8 @@ def _record(
         try:
             output = called(recorder)(*args)
         except (Exception, SystemExit) as error:
-            raise TraceError(
-                f"the model raised {type(error).__name__} in its forward pass: {error}",
-                where=described(args),
-                hint=way_out(error),
-                calls=sum(node.op == "call_function" for node in recorder.graph.nodes),
-            ) from error
+            done = sum(node.op == "call_function" for node in recorder.graph.nodes)
+            raise failed(model, error, where=described(args), calls=done) from error
         with recorder.unguarded():
             recorder.finish(output)
     shapes = {name: tuple(tensor.shape) for name, tensor in recorder.tensors.items()}
