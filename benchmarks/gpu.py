@@ -22,8 +22,8 @@ from torch import Tensor, nn
 import pdc_fx
 from pdc_fx.errors import InputError
 from pdc_fx.export.benchmark import benchmark
-from pdc_fx.export.benchmark_torch import benchmark_torch
 from pdc_fx.export.session import choose_provider
+from pdc_fx.export.timing.benchmark_torch import benchmark_torch
 from pdc_fx.factories import factory
 from pdc_fx.models import parse_shape
 

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 import pdc_fx
 from pdc_fx.errors import PlanError
-from pdc_fx.export.latency_table import this_machine
 from pdc_fx.export.session import default_threads
+from pdc_fx.export.timing.latency_table import this_machine
 from pdc_fx.files import replace_file
 from pdc_fx.ir import ChannelGroups, ClusterPlan
 from pdc_fx.models import build_model

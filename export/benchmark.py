@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from pdc_fx.directory import DENSE_MACS_KEY, MACS_KEY
 from pdc_fx.errors import InputError
-from pdc_fx.export.memory import peak_memory
-from pdc_fx.export.profiling import explain, placement, profile, uneven_share
 from pdc_fx.export.session import bind, choose_provider, default_threads, make_session, random_feed
 from pdc_fx.export.store import bytes_of
-from pdc_fx.export.timing import BatchTiming, processor_name, require_counts, time_batch
+from pdc_fx.export.timing.memory import peak_memory
+from pdc_fx.export.timing.profiling import explain, placement, profile, uneven_share
+from pdc_fx.export.timing.turns import BatchTiming, processor_name, require_counts, time_batch
 from pdc_fx.passes.budget import BLOCKS
 
 ENOUGH = 0.95

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pdc_fx.export.drawing import boxes, curves, hues, title_of
-from pdc_fx.export.layout import NODE_HEIGHT, NODE_WIDTH, Layout, layout
-from pdc_fx.export.model_graph import ModelGraph
-from pdc_fx.export.page import render
+from pdc_fx.export.pages.drawing import boxes, curves, hues, title_of
+from pdc_fx.export.pages.layout import NODE_HEIGHT, NODE_WIDTH, Layout, layout
+from pdc_fx.export.pages.model_graph import ModelGraph
+from pdc_fx.export.pages.page import render
 from pdc_fx.ir import ChannelGroup
 from pdc_fx.words import number, percent, quantity, told_apart
 

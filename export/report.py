@@ -1,8 +1,8 @@
 """``report.html`` of an output directory: what was merged, what it did to each layer, and what was measured.
 
 The network and the tables are those of the dependency report (:mod:`pdc_fx.export.inspection`), with widths before and after. Curves
-are inline SVG (:mod:`pdc_fx.export.charts` says why), heat maps are drawn by the page's own script from :mod:`pdc_fx.export.similarity`.
-What was not measured is said to be so: it is never shown as passed, or as zero.
+are inline SVG (:mod:`pdc_fx.export.pages.charts` says why), heat maps are drawn by the page's own script
+(:mod:`pdc_fx.export.pages.similarity`). What was not measured is said to be so: it is never shown as passed, or as zero.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 from torch import Tensor
 
 from pdc_fx.errors import InputError
-from pdc_fx.export.charts import BOX, charts, table
-from pdc_fx.export.drawing import boxes, curves, title_of
 from pdc_fx.export.inspection import GroupRow, frozen_rows, group_rows, page_data
-from pdc_fx.export.layout import NODE_HEIGHT, NODE_WIDTH, layout
-from pdc_fx.export.model_graph import ModelGraph
-from pdc_fx.export.page import render
-from pdc_fx.export.similarity import LARGEST, similarities
+from pdc_fx.export.pages.charts import BOX, charts, table
+from pdc_fx.export.pages.drawing import boxes, curves, title_of
+from pdc_fx.export.pages.layout import NODE_HEIGHT, NODE_WIDTH, layout
+from pdc_fx.export.pages.model_graph import ModelGraph
+from pdc_fx.export.pages.page import render
+from pdc_fx.export.pages.similarity import LARGEST, similarities
 from pdc_fx.ir import ClusterPlan, Integers
 from pdc_fx.words import number, percent, quantity
 

@@ -46,7 +46,7 @@ from pdc_fx.trace import Inputs, as_arguments
 if TYPE_CHECKING:
     from pdc_fx.data import ImageData
     from pdc_fx.export.benchmark import BenchmarkReport
-    from pdc_fx.export.benchmark_torch import TorchReport
+    from pdc_fx.export.timing.benchmark_torch import TorchReport
 
 
 @dataclass(frozen=True)
@@ -221,8 +221,8 @@ def deliver(
     ``onnx_accuracy`` measures the ONNX file on the task's data, ``timed`` its speed, for the report. The certificate tells whether all
     comparisons passed; nothing is raised where one did not, so that the caller can keep the evidence.
     """
-    from pdc_fx.export.model_graph import model_graph
     from pdc_fx.export.onnx import export_onnx
+    from pdc_fx.export.pages.model_graph import model_graph
     from pdc_fx.export.report import render_report
     from pdc_fx.export.verify import verify_onnx
 

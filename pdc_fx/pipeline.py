@@ -18,7 +18,7 @@ from pdc_fx.directory import CHECKPOINT
 from pdc_fx.distill import Observer, Processes, TiedTraining, TrainOptions, accuracy, logits_of, require_board
 from pdc_fx.distill.checkpoints import Checkpoints, weights_digest
 from pdc_fx.errors import InputError, TraceError, require_kind
-from pdc_fx.export.model_graph import ModelGraph, model_graph
+from pdc_fx.export.pages.model_graph import ModelGraph, model_graph
 from pdc_fx.ir import ChannelGroups, ClusterPlan
 from pdc_fx.options import Start
 from pdc_fx.passes.allocation import Allocation, PlanClusters
@@ -164,7 +164,7 @@ def _planner(
     with ExitStack() as stack:
         latency = None
         if latency_reduction is not None:
-            from pdc_fx.export.latency import Latency
+            from pdc_fx.export.timing.latency import Latency
 
             latency = stack.enter_context(Latency(model, groups, provider=provider, table=latency_table))
         yield PlanClusters(

@@ -29,13 +29,13 @@ from pdc_fx.directory import BENCHMARK, DENSE_MACS_KEY, MACS_KEY, ONNX, RECIPE, 
 from pdc_fx.errors import ArtifactError, InputError, PdcError
 from pdc_fx.export import session as sessions
 from pdc_fx.export.benchmark import benchmark
-from pdc_fx.export.benchmark_torch import benchmark_torch
-from pdc_fx.export.memory import own_peak, peak_memory
 from pdc_fx.export.onnx import export_onnx
-from pdc_fx.export.profiling import NodeTime, explain, node_times, placement, profile, recorded
+from pdc_fx.export.pages.speed import BEGIN, END
 from pdc_fx.export.session import choose_provider, make_session
-from pdc_fx.export.speed import BEGIN, END
-from pdc_fx.export.timing import BatchTiming, Timing, time_batch
+from pdc_fx.export.timing.benchmark_torch import benchmark_torch
+from pdc_fx.export.timing.memory import own_peak, peak_memory
+from pdc_fx.export.timing.profiling import NodeTime, explain, node_times, placement, profile, recorded
+from pdc_fx.export.timing.turns import BatchTiming, Timing, time_batch
 from pdc_fx.files import replace_file
 from pdc_fx.passes.budget import BLOCKS
 from pdc_fx.passes.rewrite import ChannelAddition

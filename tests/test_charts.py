@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pdc_fx.errors import InputError
-from pdc_fx.export.charts import HEIGHT, WIDTH, charts, round_steps, table
+from pdc_fx.export.pages.charts import HEIGHT, WIDTH, charts, round_steps, table
 
 
 def epoch(number: int, **values: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pdc_fx.data import open_data
 from pdc_fx.distill import Processes, TiedTraining, TrainOptions, accuracy
 from pdc_fx.distill.compact import Untrainable, compact_for_training
 from pdc_fx.distill.features import captured, feature_loss, feature_pairs
-from pdc_fx.export.charts import epochs_of
+from pdc_fx.export.pages.charts import epochs_of
 from pdc_fx.passes.axes import by_tensor, merged_axes
 from pdc_fx.passes.random_plans import random_halves
 from pdc_fx.passes.rewrite import merge_channels

@@ -18,8 +18,8 @@ from pdc_fx.data import open_data
 from pdc_fx.demo import INPUT, DigitNet
 from pdc_fx.directory import CERTIFICATE, METRICS, REPORT
 from pdc_fx.distill import TrainOptions
+from pdc_fx.export.pages.similarity import similarity
 from pdc_fx.export.report import render_report
-from pdc_fx.export.similarity import similarity
 from pdc_fx.ir import ClusterPlan
 from pdc_fx.loading import Recipe
 from pdc_fx.passes.random_plans import random_halves

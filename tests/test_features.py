@@ -19,7 +19,7 @@ from pdc_fx.data import open_data
 from pdc_fx.distill import FEATURE_LOSSES, Processes, TiedTraining, TrainOptions, cut_points
 from pdc_fx.distill.features import captured, compared, feature_loss, feature_pairs
 from pdc_fx.errors import InputError
-from pdc_fx.export.charts import epochs_of
+from pdc_fx.export.pages.charts import epochs_of
 from pdc_fx.options import Features
 from pdc_fx.pipeline import analyze, plan
 from pdc_fx.rules.registry import functions, rule_for

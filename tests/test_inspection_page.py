@@ -18,7 +18,7 @@ from odd_names import SHOWN, Odd
 from torch import nn
 
 from pdc_fx.export.inspection import render_inspection
-from pdc_fx.export.model_graph import ModelGraph
+from pdc_fx.export.pages.model_graph import ModelGraph
 from pdc_fx.pipeline import inspect
 
 pytestmark = pytest.mark.skipif(installed_browser() is None, reason="PAGES NOT TESTED: no Chromium is installed")

@@ -21,13 +21,13 @@ from test_cli import options, run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import pdc_fx.export.latency as latency_module
+import pdc_fx.export.timing.latency as latency_module
 from pdc_fx.directory import CERTIFICATE
 from pdc_fx.errors import ArtifactError, InputError, PdcError, PlanError
-from pdc_fx.export.latency import Latency
-from pdc_fx.export.latency_table import LatencyTable, Target, cache_directory, open_table, this_machine
-from pdc_fx.export.layer_times import time_layers
 from pdc_fx.export.session import choose_provider
+from pdc_fx.export.timing.latency import Latency
+from pdc_fx.export.timing.latency_table import LatencyTable, Target, cache_directory, open_table, this_machine
+from pdc_fx.export.timing.layer_times import time_layers
 from pdc_fx.ir import ChannelGroups, ClusterPlan
 from pdc_fx.models import build_model
 from pdc_fx.passes.allocation import PlanClusters
@@ -454,7 +454,7 @@ def test_a_budget_of_latency_is_certified_and_said(tmp_path: Path, clock: Simple
 
 def test_layers_that_do_not_fit_together_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = {f"linear {n}": Layer("linear", (4, 8), n) for n in (1, 2, 3)}
-    monkeypatch.setattr("pdc_fx.export.layer_times._BYTES", 400)  # of two
+    monkeypatch.setattr("pdc_fx.export.timing.layer_times._BYTES", 400)  # of two
     times = time_layers(layers, provider="cpu", threads=1, runs=1)
     assert times.keys() == layers.keys()
     assert time_layers({}, provider="cpu", threads=1) == {}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdc_fx.export.layout import NODE_HEIGHT, NODE_WIDTH, Layout, layout
+from pdc_fx.export.pages.layout import NODE_HEIGHT, NODE_WIDTH, Layout, layout
 
 Edges = list[tuple[int, int]]
 

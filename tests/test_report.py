@@ -16,10 +16,10 @@ import torch
 
 from pdc_fx.errors import InputError
 from pdc_fx.export.benchmark import BenchmarkReport
-from pdc_fx.export.model_graph import ModelGraph, Operator
+from pdc_fx.export.pages.model_graph import ModelGraph, Operator
+from pdc_fx.export.pages.similarity import LARGEST, similarities, similarity
 from pdc_fx.export.report import clusters, disagreements, layer_rows, render_report, verdict
-from pdc_fx.export.similarity import LARGEST, similarities, similarity
-from pdc_fx.export.timing import BatchTiming, Timing
+from pdc_fx.export.timing.turns import BatchTiming, Timing
 from pdc_fx.ir import ChannelGroup, ChannelGroups, ClusterPlan, FrozenChannels, MacSite, Member, first_appearance
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -359,7 +359,7 @@ def test_similarity_is_that_of_the_filters_ordered_by_cluster() -> None:
 
 
 def test_what_is_too_large_for_the_page_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pdc_fx.export.similarity.ROOM", 300_000)
+    monkeypatch.setattr("pdc_fx.export.pages.similarity.ROOM", 300_000)
     plan = make_plan(tuple(f"conv{number}" for number in range(33)))  # 8 to 264 channels
     tensors = weights(plan)
     stakes = [(channels, 0) for channels in range(33)]

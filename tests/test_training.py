@@ -32,7 +32,7 @@ from pdc_fx.directory import WEIGHTS
 from pdc_fx.distill import Checkpoints, CheckpointWarning, Processes, TiedTraining, TrainOptions
 from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
 from pdc_fx.errors import ArtifactError, InputError, Interrupted, PdcError
-from pdc_fx.export.charts import epochs_of
+from pdc_fx.export.pages.charts import epochs_of
 from pdc_fx.ir import ClusterPlan, first_appearance
 from pdc_fx.options import Mode, Start
 from pdc_fx.pipeline import analyze, compress, plan, tie

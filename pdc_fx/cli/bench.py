@@ -16,7 +16,7 @@ from pdc_fx.errors import InputError, PdcError
 
 if TYPE_CHECKING:
     from pdc_fx.export.benchmark import BenchmarkReport
-    from pdc_fx.export.benchmark_torch import TorchReport
+    from pdc_fx.export.timing.benchmark_torch import TorchReport
 
 
 @reported
@@ -93,7 +93,7 @@ def _keep(directory: Path, result: dict[str, Any], report: BenchmarkReport, engi
     """Put the figures where the directory's page shows them. They have been printed: where they cannot be kept, that is a note."""
     from pdc_fx.artifacts import write_benchmark, write_text
     from pdc_fx.cli.render import err
-    from pdc_fx.export.speed import with_speed
+    from pdc_fx.export.pages.speed import with_speed
 
     try:
         write_benchmark(directory, result)
@@ -157,7 +157,7 @@ class _Pair:
         """Eager, and compiled."""
         import torch
 
-        from pdc_fx.export.benchmark_torch import benchmark_torch
+        from pdc_fx.export.timing.benchmark_torch import benchmark_torch
 
         device = "cuda" if provider != "cpu" and torch.cuda.is_available() else "cpu"
         return [

@@ -24,7 +24,7 @@ from pdc_fx.cli.options import (
 from pdc_fx.errors import InputError
 
 if TYPE_CHECKING:
-    from pdc_fx.export.model_graph import ModelGraph
+    from pdc_fx.export.pages.model_graph import ModelGraph
 
 FORMATS = {".html": "html", ".htm": "html", ".json": "json", ".dot": "dot", ".gv": "dot", ".graphml": "graphml"}
 """What ``-o`` writes, by the end of the file's name."""
@@ -95,6 +95,6 @@ def written(graph: ModelGraph, format: str, title: str, command: str) -> str:
         groups = graph.groups
         head = {"model": title, "macs": groups.macs(), "params": groups.params()}
         return jsonlib.dumps({**head, **groups.to_dict(), "graph": graph.to_dict()})
-    from pdc_fx.export.graph_files import to_dot, to_graphml
+    from pdc_fx.export.pages.graph_files import to_dot, to_graphml
 
     return (to_dot if format == "dot" else to_graphml)(graph.to_networkx())

@@ -25,7 +25,7 @@ from pdc_fx.ir import Certificate, ChannelGroup, ChannelGroups, Role
 from pdc_fx.words import number, quantity, share, told_apart, visible
 
 if TYPE_CHECKING:
-    from pdc_fx.export.model_graph import ModelGraph
+    from pdc_fx.export.pages.model_graph import ModelGraph
 
 
 class _Console(Console):

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from pdc_fx.cli.render import out
 from pdc_fx.export.benchmark import BenchmarkReport
-from pdc_fx.export.benchmark_torch import TorchReport
-from pdc_fx.export.timing import BatchTiming, Timing
+from pdc_fx.export.timing.benchmark_torch import TorchReport
+from pdc_fx.export.timing.turns import BatchTiming, Timing
 from pdc_fx.words import quantity
 
 STEADY = 1.5

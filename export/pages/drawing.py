@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pdc_fx.export.layout import NODE_WIDTH, Block, Layout
-from pdc_fx.export.model_graph import ModelGraph, Operator
+from pdc_fx.export.pages.layout import NODE_WIDTH, Block, Layout
+from pdc_fx.export.pages.model_graph import ModelGraph, Operator
 from pdc_fx.ir import ChannelGroups
 from pdc_fx.words import number
 

@@ -20,7 +20,7 @@ def render(template: str, *, scripts: Sequence[str] = (), data: Mapping[str, Any
     """A page as text.
 
     Args:
-        template: its name in ``export/templates``.
+        template: its name in ``export/pages/templates``.
         scripts: names of the scripts there that it holds, in order; they run as one.
         data: what the scripts read, as plain values.
         values: what the template reads.
@@ -29,7 +29,7 @@ def render(template: str, *, scripts: Sequence[str] = (), data: Mapping[str, Any
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("pdc_fx.export"),
+        loader=PackageLoader("pdc_fx.export.pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -48,8 +48,8 @@ def render(template: str, *, scripts: Sequence[str] = (), data: Mapping[str, Any
 
 
 def script_of(names: Sequence[str]) -> str:
-    """Scripts from ``export/templates`` as the text of one element, in a scope of their own."""
-    folder = resources.files("pdc_fx.export") / "templates"
+    """Scripts from ``export/pages/templates`` as the text of one element, in a scope of their own."""
+    folder = resources.files("pdc_fx.export.pages") / "templates"
     parts = [(folder / name).read_text(encoding="utf-8") for name in names]
     return '"use strict";\n{\n' + "\n".join(parts) + "}\n" if parts else ""
 

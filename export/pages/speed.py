@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pdc_fx.errors import ArtifactError
-from pdc_fx.export.page import render
+from pdc_fx.export.pages.page import render
 
 if TYPE_CHECKING:
     from pdc_fx.export.benchmark import BenchmarkReport
-    from pdc_fx.export.benchmark_torch import TorchReport
+    from pdc_fx.export.timing.benchmark_torch import TorchReport
 
 BEGIN, END = "<!-- speed -->", "<!-- end of speed -->"
 

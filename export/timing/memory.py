@@ -33,7 +33,7 @@ def peak_memory(path: str | os.PathLike[str], batch: int, *, threads: int) -> in
     """
     if own_peak() is None:
         return None
-    command = [sys.executable, "-m", "pdc_fx.export.memory", os.path.abspath(path), str(batch), str(threads)]
+    command = [sys.executable, "-m", "pdc_fx.export.timing.memory", os.path.abspath(path), str(batch), str(threads)]
     done = subprocess.run(command, cwd=HERE, env=child_environment(), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip() or "no message").splitlines()[-1]

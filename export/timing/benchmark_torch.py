@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from pdc_fx.export.inputs import batch_size, call_arguments, resized, tensors_by_path
 from pdc_fx.export.session import default_threads
-from pdc_fx.export.timing import BatchTiming, require_counts, time_batch
+from pdc_fx.export.timing.turns import BatchTiming, require_counts, time_batch
 from pdc_fx.passes.compare import random_inputs
 from pdc_fx.trace import Inputs
 

@@ -1,8 +1,8 @@
 """Latency as a measure of a budget: foretold from layer times in ONNX Runtime, and proved on the network itself.
 
 The planner asks what a network would take at some widths, thousands of times; :class:`~pdc_fx.passes.latency.LatencyModel` answers from
-a table of layer times. What the table lacks for this model is measured first (:mod:`pdc_fx.export.layer_times`). When a plan is made, the
-network it leads to is built, by its shapes alone, exported and timed in alternation with the dense one.
+a table of layer times. What the table lacks for this model is measured first (:mod:`pdc_fx.export.timing.layer_times`). When a plan is
+made, the network it leads to is built, by its shapes alone, exported and timed in alternation with the dense one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from pdc_fx.errors import InputError
 from pdc_fx.export.benchmark import benchmark
-from pdc_fx.export.latency_table import open_table, require_all, this_machine
-from pdc_fx.export.layer_times import time_layers, time_network
 from pdc_fx.export.onnx import export_onnx
 from pdc_fx.export.session import PROVIDERS, default_threads
-from pdc_fx.export.timing import BatchTiming
+from pdc_fx.export.timing.latency_table import open_table, require_all, this_machine
+from pdc_fx.export.timing.layer_times import time_layers, time_network
+from pdc_fx.export.timing.turns import BatchTiming
 from pdc_fx.files import scratch_folder
 from pdc_fx.ir import ChannelGroups, ClusterPlan
 from pdc_fx.passes.analysis import Analysis, AnalyzeDependencies
@@ -51,7 +51,7 @@ class Latency:
         threads: threads of ONNX Runtime; None for all processors of this process.
 
     Raises:
-        InputError: an unknown provider, or a table that does not fit (:func:`~pdc_fx.export.latency_table.open_table`).
+        InputError: an unknown provider, or a table that does not fit (:func:`~pdc_fx.export.timing.latency_table.open_table`).
         ArtifactError: a table that is damaged.
     """
 

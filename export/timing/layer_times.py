@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdc_fx.errors import InputError
-from pdc_fx.export.profiling import recorded
 from pdc_fx.export.session import make_session, run_session
+from pdc_fx.export.timing.profiling import recorded
 from pdc_fx.files import scratch_folder
 from pdc_fx.passes.latency import Layer, Shape
 

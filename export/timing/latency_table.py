@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pdc_fx.errors import ArtifactError, InputError
-from pdc_fx.export.timing import processor_name
+from pdc_fx.export.timing.turns import processor_name
 from pdc_fx.files import locked, parse_json, replace_file
 
 FORMAT = 1
