@@ -17,11 +17,9 @@ import numpy as np
 from torch import Tensor
 
 from pdc_fx.errors import InputError
-from pdc_fx.export.inspection import GroupRow, frozen_rows, group_rows, page_data
 from pdc_fx.export.pages.charts import BOX, charts, table
-from pdc_fx.export.pages.drawing import boxes, curves, title_of
-from pdc_fx.export.pages.layout import NODE_HEIGHT, NODE_WIDTH, layout
 from pdc_fx.export.pages.model_graph import ModelGraph
+from pdc_fx.export.pages.network import GroupRow, group_rows, network_values
 from pdc_fx.export.pages.page import render
 from pdc_fx.export.pages.similarity import LARGEST, similarities
 from pdc_fx.ir import ClusterPlan, Integers
@@ -130,17 +128,15 @@ def render_report(
     Raises:
         InputError: an accuracy outside 0 to 1, or an epoch record without its number.
     """
-    placed = layout([node.module for node in graph.nodes], graph.edges)
     rows = merged_rows(plan, graph)
     stages, parts = measured(accuracy), verdicts(certificate)
     drawn, steady = charts(metrics)
     shown, left_out = ([], 0) if original is None else similarities(plan, original, graph.stakes)
-    data = page_data(graph, placed, [row.row for row in rows])
-    kept = [{**group, "kept": plan.widths[i]} for i, group in enumerate(data["groups"])]
+    network = network_values(graph, plan.widths)
     return render(
         "report.html.j2",
         scripts=SCRIPTS,
-        data={**data, "groups": kept, "similarity": [one.to_dict() for one in shown]},
+        **{**network, "data": {**network["data"], "similarity": [one.to_dict() for one in shown]}},
         title=title,
         command=command,
         passed=verdict(certificate),
@@ -150,12 +146,6 @@ def render_report(
         verdicts=parts,
         disagreements=disagreements(plan, certificate),
         certificate=list(flattened(certificate)),
-        inputs=" and ".join("×".join(map(str, shape)) or "a number" for shape, _ in plan.groups.inputs),
-        boxes=boxes(graph, placed, plan.widths),
-        curves=curves(graph, placed),
-        placed=placed,
-        title_of=title_of,
-        size={"width": NODE_WIDTH, "height": NODE_HEIGHT},
         widths=plan.widths,
         rows=rows,
         layers=layer_rows(plan, graph),
@@ -168,8 +158,6 @@ def render_report(
         largest=LARGEST,
         timing=timing,
         engines=(),
-        frozen=frozen_rows(graph),
-        unreached=plan.groups.unreached,
     )
 
 

@@ -10,10 +10,11 @@ import torch
 import torchvision
 from torch import nn
 
-from pdc_fx.export.inspection import constraints, frozen_rows, group_rows, layer_rows, summary
+from pdc_fx.export.inspection import layer_rows, summary
 from pdc_fx.export.pages.drawing import hues, spoken, stripes
 from pdc_fx.export.pages.graph_files import to_dot, to_graphml
 from pdc_fx.export.pages.model_graph import ModelGraph
+from pdc_fx.export.pages.network import constraints, frozen_rows, group_rows
 from pdc_fx.pipeline import inspect
 from pdc_fx.words import quantity
 
