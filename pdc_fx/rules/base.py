@@ -6,7 +6,6 @@ which axis of which tensor produces, reads or rides on which channels; analysis,
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -133,11 +132,13 @@ class Flow:
 
     def made_together(self, labels: Tensor) -> bool:
         """Whether all these are channels that were minted at once."""
-        first, last = int(labels.min()), int(labels.max())
-        if first == FIXED:
-            return False
-        makers = {bisect_right(self.makers, label, key=lambda maker: maker[0]) for label in (first, last)}
-        return len(makers) == 1
+        makers = self.makers_of(labels.reshape(-1))
+        return bool((labels != FIXED).all()) and bool((makers == makers[0]).all())
+
+    def makers_of(self, labels: Tensor) -> Tensor:
+        """The number of who minted each label; 0 for what is no channel."""
+        starts = torch.tensor([start for start, *_ in self.makers], dtype=torch.int64)
+        return torch.searchsorted(starts, labels.contiguous(), right=True)
 
     def freeze(self, labels: Tensor, reason: str, module: str) -> None:
         labels = labels.reshape(-1)

@@ -86,7 +86,8 @@ def met(site: Site, shape: Shape, operands: list[Channels]) -> Channels:
         raise Declined("works on an empty tensor")
     carriers = [set(value.varying) for value in operands if value.varying]
     common = set.intersection(*carriers) if carriers else set()
-    if common:  # channels that differ only along axes along which others do not vary are versions of one channel
+    # channels that differ only along axes along which others do not vary are versions of one channel
+    if common - _branches(site, operands):
         operands = [site.without(value, set(value.varying) - common) for value in operands]
     varying = {d for value in operands for d in value.varying}
     sizes = [size if d in varying else 1 for d, size in enumerate(shape)]
@@ -118,6 +119,17 @@ def met(site: Site, shape: Shape, operands: list[Channels]) -> Channels:
     if joined is None:
         return Channels.fixed(shape)
     return Channels(shape, joined.expand(sizes), path.expand(sizes))
+
+
+def _branches(site: Site, operands: list[Channels]) -> set[int]:
+    """Axes along which channels of several layers lie side by side, as ``stack`` lays them, beside an axis of each layer's own."""
+    found = set()
+    for value in operands:
+        if len(value.varying) > 1:
+            maker = site.flow.makers_of(value.label)
+            apart = {dim for dim in value.varying if bool((maker.diff(dim=dim) != 0).all())}
+            found |= apart if apart < set(value.varying) else set()
+    return found
 
 
 def _meet(site: Site, a: Tensor, b: Tensor) -> None:
