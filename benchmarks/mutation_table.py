@@ -287,6 +287,15 @@ FAULTS: tuple[Fault, ...] = (
         rules("layer_norm"),
         "merge",
     ),
+    Fault(
+        "rows-of-a-table-may-go",
+        "pdc_fx/rules/indexing.py",
+        '    site.hold(table, 0, "channelwise")\n',
+        "",
+        "the rows of an embedding table that is read as a weight elsewhere are taken for channels",
+        rules("table_that_reads_as_well"),
+        "merge",
+    ),
     # ----------------------------------------------------------------------------------------------- dependency analysis
     Fault(
         "shared-weight-missed",
@@ -359,6 +368,30 @@ FAULTS: tuple[Fault, ...] = (
         "what a rule declines, or no rule knows, freezes nothing",
         rules("softmax_over_channels", "sorted_channels", "spatial_transformer"),
         "merge",
+    ),
+    Fault(
+        "state-between-calls-missed",
+        "passes/analysis.py",
+        "    if _remembers(model, example_inputs):",
+        "    if False:",
+        "what a forward pass keeps for the next is lost in a graph",
+        tests("what_models_do", "what_a_forward_pass_keeps_for_the_next_is_kept_by_the_compact_network"),
+    ),
+    Fault(
+        "closure-over-the-model-missed",
+        "pdc_fx/trace/copies.py",
+        "    _require_own_layers(model)\n",
+        "",
+        "a copy whose lambda runs the layers of the original is taken for a copy",
+        tests("what_models_do", "a_function_that_reaches_the_model_itself_is_named"),
+    ),
+    Fault(
+        "places-that-are-not-there",
+        "pdc_fx/ir.py",
+        "            if len(places) != group.channels or places.max(initial=-1) >= shape[member.dim]:",
+        "            if len(places) != group.channels:",
+        "a recipe that names channels beyond an axis is read",
+        tests("damaged_files", "groups_that_make_no_sense"),
     ),
     # --------------------------------------------------------------------------------------------- clustering and budget
     Fault(
@@ -895,7 +928,7 @@ FAULTS: tuple[Fault, ...] = (
         "        if (np.isfinite(other) & ~finite).any():",
         "        if value is None:",
         "values that are not finite are not noticed as such",
-        tests("export", "not_finite_is_a_failure_on_either_side"),
+        tests("export", "what_a_model_leaves_out_is_not_finite_in_both"),
     ),
     Fault(
         "first-node-is-not-the-first",
