@@ -60,7 +60,23 @@ class Axis:
 
 @dataclass
 class Flow:
-    """Everything the rules find out: the state of one analysis."""
+    """Everything the rules find out: the state of one analysis. A label is a number that stands for one channel at one place.
+
+    Attributes:
+        recording: the calls that are analysed.
+        values: what is known of the result of each call.
+        axes: (tensor, axis) -> the labels along it, one an entry, and in which role.
+        pairs: labels that are one channel, two tensors of one shape each: position by position.
+        frozen: labels that must stay, the reason, and the module at which it arose.
+        makers: the first label of each set that was minted at once, ascending; the module; the axis that holds them, or nothing.
+        bundles: ``channels x places``: the labels of a row are places of one channel, told apart by their columns.
+        spreads: ``channels x places``: the labels of a row from the second on are copies of the first.
+        meetings: labels and paths of positions that met, for what tells places apart.
+        balanced: labels whose clusters must be of one size, and the module that asks for it.
+        sites: where multiply-accumulates happen; fixed_macs: those that no merge changes.
+        unheld: (module, reason) -> channels that no parameter holds, and which stay.
+        labels: how many labels there are.
+    """
 
     recording: Recording
     values: dict[fx.Node, Value] = field(default_factory=dict)
