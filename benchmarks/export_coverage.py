@@ -65,32 +65,17 @@ def compact_form(name: str, seed: int = 0) -> tuple[Any, Any]:
     import torch
 
     from pdc_fx.models import build_model, example_inputs
-    from pdc_fx.passes.analysis import AnalyzeDependencies
-    from pdc_fx.passes.check import calibrate, randomize_statistics
-    from pdc_fx.passes.compare import in_precision, random_inputs, run, varies
-    from pdc_fx.passes.random_plans import random_halves
-    from pdc_fx.passes.rewrite import merge_channels
-    from pdc_fx.passes.tied import tie_once
+    from pdc_fx.passes.check import merged_halves
+    from pdc_fx.passes.compare import random_inputs, run, varies
 
     torch.manual_seed(seed)
     size = next(size for pattern, size in SIZES if re.fullmatch(pattern, name))
     loaded = build_model(f"torchvision:{name}")
     example = example_inputs(loaded, [size] if size else ())
-    outputs: tuple[str, ...] = ()
-    for gain in GAINS:
-        model, inputs = in_precision(loaded.model, random_inputs(example, seed))
-        model.requires_grad_(False)
-        randomize_statistics(model, seed)
-        for parameter in outputs:
-            model.get_parameter(parameter).mul_(gain)
-        calibrate(model, inputs, seed)
-        analysis = AnalyzeDependencies(inputs)(model)
-        plan = random_halves(analysis.groups, seed)
-        tie_once(model, plan)
-        compact = merge_channels(model, plan, inputs, analysis).float().eval()
+    for made in merged_halves(loaded.model, example, seed, gains=GAINS):
+        compact = made.compact.float().eval()
         if varies(run(compact, random_inputs(example, seed))):
             return compact, example
-        outputs = analysis.solution.frozen_producers()
     raise SystemExit("the outputs are empty or constant")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from pdc_fx.errors import ExactnessError, InputError, NothingToMergeError
-from pdc_fx.ir import Certificate
+from pdc_fx.ir import Certificate, ClusterPlan
 from pdc_fx.passes.analysis import AnalyzeDependencies
 from pdc_fx.passes.axes import named_tensors
 from pdc_fx.passes.compare import EXACT, called, compare, in_precision, lively
@@ -99,6 +100,64 @@ def _amplify(model: nn.Module, names: tuple[str, ...], gain: float) -> None:
         tensors[name].mul_(gain)
 
 
+@dataclass(frozen=True)
+class HalfMerge:
+    """A network with random statistics, a tied copy of it, what is left of that when it is merged, and what they were made of."""
+
+    original: nn.Module
+    tied: nn.Module
+    compact: nn.Module
+    inputs: tuple[Any, ...]
+    plan: ClusterPlan
+
+
+def merged_halves(
+    model: nn.Module,
+    example_inputs: Inputs,
+    seed: int,
+    *,
+    dtype: torch.dtype = torch.float64,
+    frozen: str | Iterable[str] = (),
+    gains: Iterable[float] = GAINS,
+    seconds: dict[str, float] | None = None,
+) -> Iterator[HalfMerge]:
+    """Half of the channels of a copy, merged at random: once for each gain, until who asks is content.
+
+    Args:
+        gains: of the layers whose channels are frozen.
+        seconds: takes how long the parts of the last one took.
+
+    Raises:
+        NothingToMergeError: no two channels may be merged.
+        TraceError, InputError, RewriteError: as for :func:`check`.
+    """
+    seconds = {} if seconds is None else seconds
+    outputs: tuple[str, ...] = ()
+    for gain in gains:
+        original, inputs = in_precision(model, example_inputs, dtype)
+        inputs, _ = lively(original.requires_grad_(False), inputs, seed)
+        randomize_statistics(original, seed)
+        _amplify(original, outputs, gain)
+        calibrate(original, inputs, seed)
+        with _timed(seconds, "trace"):
+            recording = record(original, inputs)
+        with _timed(seconds, "analyze"):
+            analysis = AnalyzeDependencies(inputs, frozen, recording)(original)
+        groups, outputs = analysis.groups, analysis.solution.frozen_producers()
+        if not groups.groups:
+            reasons = "; ".join(f"{f.channels} channels of '{f.module}': {f.reason}" for f in groups.frozen[:3])
+            raise NothingToMergeError(
+                "no two channels of this model may be merged", where=reasons, hint="'pdc-fx inspect' lists all reasons"
+            )
+        plan = random_halves(groups, seed)
+        with _timed(seconds, "tie"):
+            tied = copied(original)
+            tie_once(tied, plan)
+        with _timed(seconds, "rewrite"):
+            compact = merge_channels(tied, plan, inputs, analysis)
+        yield HalfMerge(original, tied, compact, inputs, plan)
+
+
 def check(
     model: nn.Module,
     example_inputs: Inputs,
@@ -139,42 +198,21 @@ def check(
     require_usable(model)
     require_values(as_arguments(example_inputs))
     seconds: dict[str, float] = {}
-    outputs: tuple[str, ...] = ()
     tolerance = TOLERANCES[dtype_name]
-    for gain in GAINS:
-        original, inputs = in_precision(model, example_inputs, dtype)
-        inputs, _ = lively(original.requires_grad_(False), inputs, seed)
-        randomize_statistics(original, seed)
-        _amplify(original, outputs, gain)
-        calibrate(original, inputs, seed)
-        with _timed(seconds, "trace"):
-            recording = record(original, inputs)
-        with _timed(seconds, "analyze"):
-            analysis = AnalyzeDependencies(inputs, frozen, recording)(original)
-        groups, outputs = analysis.groups, analysis.solution.frozen_producers()
-        if not groups.groups:
-            reasons = "; ".join(f"{f.channels} channels of '{f.module}': {f.reason}" for f in groups.frozen[:3])
-            raise NothingToMergeError(
-                "no two channels of this model may be merged", where=reasons, hint="'pdc-fx inspect' lists all reasons"
-            )
-        plan = random_halves(groups, seed)
-        with _timed(seconds, "tie"):
-            tied = copied(original)
-            tie_once(tied, plan)
-        with _timed(seconds, "rewrite"):
-            compact = merge_channels(tied, plan, inputs, analysis)
+    for made in merged_halves(model, example_inputs, seed, dtype=dtype, frozen=frozen, seconds=seconds):
         with _timed(seconds, "compare"):
-            found = compare(tied, compact, inputs, tolerance=tolerance, seed=seed)
-            felt = compare(original, tied, inputs, tolerance=tolerance, seed=seed)
+            found = compare(made.tied, made.compact, made.inputs, tolerance=tolerance, seed=seed)
+            felt = compare(made.original, made.tied, made.inputs, tolerance=tolerance, seed=seed)
         if felt.max_rel_error > 100 * tolerance and not found.constant:
             if found.passed:
-                require_other_sizes(tied, compact, inputs, tolerance)
+                require_other_sizes(made.tied, made.compact, made.inputs, tolerance)
             break
     else:
         raise ExactnessError(
             "the check says nothing: the outputs do not depend on the merged channels, or are constant",
             hint="give example inputs on which the model is alive, or another --seed",
         )
+    plan, groups = made.plan, made.plan.groups
     return Certificate(
         model=name or type(model).__name__,
         passed=found.passed,
@@ -186,14 +224,14 @@ def check(
         macs_before=plan.macs_before,
         macs_after=plan.macs_after,
         params_before=plan.params_before,
-        params_after=sum(p.numel() for p in compact.parameters()),
+        params_after=sum(p.numel() for p in made.compact.parameters()),
         channels=groups.channels,
         mergeable_channels=groups.mergeable_channels,
         groups=len(groups.groups),
         frozen=groups.frozen,
         unreached=groups.unreached,
         seconds=seconds,
-        result_type=describe(compact),
+        result_type=describe(made.compact),
         first_difference=found.first_difference,
         mergeable_macs=groups.mergeable_macs(),
     )
