@@ -62,7 +62,7 @@ def replace_file(path: Path, *parts: bytes | memoryview) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Let no other process be here with the same folder; where there are no such locks, or no such folder can be, let it."""
+    """Hold an exclusive lock on a folder, which is made where it is missing; without effect where the system has no such locks."""
     with ExitStack() as stack:
         if sys.platform != "win32":
             import fcntl

@@ -44,7 +44,11 @@ def percent(share: float) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """A part of a whole, in per cent."""
+    """A part of a whole, in per cent.
+
+    >>> share(1, 8), share(1, 0)
+    ('12.5%', '-')
+    """
     return f"{part / whole:.1%}" if whole else "-"
 
 

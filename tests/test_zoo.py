@@ -44,12 +44,10 @@ def test_activations_agree_inside_clusters(entry: Entry) -> None:
         assert found.pairs
 
 
-@pytest.mark.parametrize("entry", ZOO, ids=str)
+@pytest.mark.parametrize("entry", [e for e in ZOO if e.merges], ids=str)
 def test_predictions_are_measured(entry: Entry) -> None:
     model, inputs = entry.made()
     groups = analyze(model, inputs)
-    if not entry.merges:
-        return
     assert groups.mergeable_channels >= entry.merges
     plan, tied = random_partition(groups, 3), copy.deepcopy(model)
     Tying(tied, plan, "hard").snap()
