@@ -450,10 +450,16 @@ def test_a_function_that_reaches_the_model_itself_is_named(how: str) -> None:
     model = closing_over_itself(how)
     with pytest.raises(TraceError, match=r"reaches the model through 'model'.*\[module '1'\]; make it a method"):
         pdc_fx.check(model, X)
+
+    def later() -> object:
+        return unset
+
     met: list[nn.Module] = []
     plain = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 6, 1))
     plain[0].register_forward_hook(lambda module, args, output: met.append(module))  # it closes over a list
+    plain.later = later  # type: ignore[assignment]  # and this over what has no value yet
     assert pdc_fx.check(plain, X).passed
+    unset = None
 
 
 class Average(nn.Sequential):

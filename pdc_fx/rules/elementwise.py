@@ -105,9 +105,8 @@ def met(site: Site, shape: Shape, operands: list[Channels]) -> Channels:
             continue
         # not every channel has a position of its own here: a gate, a scalar, a constant
         site.flow.freeze(value.label, "is shared by channels that vary in another direction", site.module)
-        places = differing - set(
-            value.varying
-        )  # along which it tells positions apart, and no channels that lie along others
+        # along these it tells positions apart, and no channels that lie along others
+        places = differing - set(value.varying)
         for other in operands:
             if places and other.varying and places.issuperset(other.varying):
                 site.flow.freeze(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -57,14 +58,21 @@ def _require_own_layers(model: nn.Module) -> None:
     for path, module in model.named_modules():
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         for function in (*vars(module).values(), *hooks):
-            cells = function.__closure__ or () if isinstance(function, FunctionType) else ()
-            for name, cell in zip(function.__code__.co_freevars if cells else (), cells, strict=True):
-                if id(cell.cell_contents) in modules:
+            for name, value in _closed_over(function):
+                if id(value) in modules:
                     raise TraceError(
                         f"'{function.__qualname__}' reaches the model through '{name}': in a copy it would run the layers of the original",
                         where=f"module '{path}'",
                         hint="make it a method, which is copied with its module",
                     )
+
+
+def _closed_over(function: object) -> Iterator[tuple[str, object]]:
+    """The variables of a function that are of the function around it, by name, as far as they have a value."""
+    if isinstance(function, FunctionType):
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            with suppress(ValueError):  # an empty cell
+                yield name, cell.cell_contents
 
 
 def fresh(args: tuple[Any, ...]) -> tuple[Any, ...]:
