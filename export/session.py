@@ -222,7 +222,8 @@ def make_session(
 
     name = choose_provider(provider).name
     threads = default_threads() if threads is None else threads
-    if not 1 <= threads <= (most := THREADS * default_threads()):  # to start more would take all memory, and hours
+    most = THREADS * default_threads()  # to start more would take all memory, and hours
+    if not 1 <= threads <= most:
         raise InputError(
             f"the number of threads must be from 1 to {most}",
             where=f"threads={threads}",
