@@ -584,7 +584,7 @@ SAMPLES = (
     # a number for each branch, and places told apart by those that they meet
     Sample("constants_of_branches", between(lambda m, x: (torch.stack([x, m.a(x)], -1) * torch.tensor([0.3, 0.7], dtype=x.dtype)).sum(-1), a=conv(8, 8)), 8),
     Sample("attended_branches", between(lambda m, x: (torch.stack([x, m.a(x)], -1) * m.w.softmax(0)).sum(-1), a=conv(8, 8), w=weight(2)), 8),
-    Sample("weighted_branches", between(lambda m, x: (torch.stack([x, m.a(x)]) * m.w.relu().view(2, 1, 1, 1, 1)).sum(0), a=conv(8, 8), w=weight(2)), 8),
+    Sample("weighted_branches", between(lambda m, x: (torch.stack([x, m.a(x)]) * m.w.exp().view(2, 1, 1, 1, 1)).sum(0), a=conv(8, 8), w=weight(2)), 8),
     Sample("plainly_weighted_branches", between(lambda m, x: (torch.stack([x, m.a(x)], -1) * m.w).sum(-1), a=conv(8, 8), w=weight(2)), 8),
     Sample("multiplied_and_chunked", between(lambda m, x: gated(m.a(x).chunk(2, 1)), a=conv(8, 16, groups=8)), 4),
     Sample("selected_kernels", between(lambda m, x: (p := torch.stack([m.a(x), m.b(x)], 1), (p * m.c(p.sum(1).mean((2, 3), keepdim=True)).unflatten(1, (2, -1)).softmax(1)).sum(1))[1], a=conv(8, 8, groups=4), b=conv(8, 8, groups=4), c=conv(8, 16)), 4),
