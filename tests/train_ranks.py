@@ -55,6 +55,8 @@ def main(directory: str, mode: str, start: str) -> None:
         "written": sorted(p.name for p in Path(directory).iterdir()),
     }
     os.write(1, f"{json.dumps(found)}\n".encode())  # at once, since both processes write into one pipe
+    if torch.distributed.is_initialized():  # threads of the group that are there when Python ends may abort it
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
