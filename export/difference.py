@@ -179,7 +179,15 @@ def relative_error(value: NDArray[Any], reference: NDArray[Any], *, scale: float
     (1.0, inf)
     """
     error, size = distance(torch.as_tensor(reference), torch.as_tensor(value))
-    scale = size if scale is None else scale
+    return ratio(error, size if scale is None else scale)
+
+
+def ratio(error: float, scale: float) -> float:
+    """An error as a part of what was to come out; infinite where that is zero and the error is not.
+
+    >>> ratio(1.0, 4.0), ratio(0.0, 0.0), ratio(1.0, 0.0)
+    (0.25, 0.0, inf)
+    """
     return error / scale if scale else (0.0 if error == 0.0 else float("inf"))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pdc_fx.directory import PRECISION_KEY
 from pdc_fx.errors import ArtifactError, InputError, TraceError, VerificationError
 from pdc_fx.export.call import BATCH, WIDTH
-from pdc_fx.export.difference import first_difference, relative_error
+from pdc_fx.export.difference import first_difference, ratio, relative_error
 from pdc_fx.export.inputs import (
     batch_size,
     call_arguments,
@@ -282,8 +282,8 @@ def _output(name: str, batch: int, expected: NDArray[Any], actual: NDArray[Any],
             return _failed(name, batch, actual, f"{side} returns no finite number")
         if (np.isfinite(other) & ~finite).any():
             return _failed(name, batch, actual, f"{side} returns values that are not finite")
-    error, _ = distance(torch.as_tensor(expected), torch.as_tensor(actual))
-    return OutputComparison(name, batch, actual.shape, error, relative_error(actual, expected), moved=moved)
+    error, size = distance(torch.as_tensor(expected), torch.as_tensor(actual))
+    return OutputComparison(name, batch, actual.shape, error, ratio(error, size), moved=moved)
 
 
 def _failed(name: str, batch: int, value: NDArray[Any], problem: str) -> OutputComparison:
