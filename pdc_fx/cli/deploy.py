@@ -19,6 +19,7 @@ from pdc_fx.cli.options import (
     Shapes,
     Weights,
     choose,
+    open_images,
     open_model,
     open_recipe,
     reported,
@@ -280,17 +281,3 @@ def _accuracies(
         err.print(f"note: the classes of {spec} are not those of the run", soft_wrap=True, markup=False)
     found = {"compact": accuracy(compact, images.test, images), "onnx": onnx_accuracy(images, provider)(onnx)}
     return found, images.test
-
-
-def open_images(spec: str, shape: tuple[int, ...], *, download: bool = False) -> Any:
-    """Data, its images brought to the shape of the model's input where a set may hold several; says where colours are lost or made up."""
-    from pdc_fx.cli.render import err
-    from pdc_fx.data import open_data
-
-    several = spec.startswith(("folder:", "parquet:"))
-    images = open_data(spec, input_shape=shape if several else None, download=download)  # type: ignore[arg-type]
-    stored, channels = images.train.stored_shape[0], images.image_shape[0]
-    if stored != channels:
-        kinds = {1: "grey", 3: "colour"}
-        err.print(f"images: {kinds[stored]} ones are made {kinds[channels]}, as the model's input is", markup=False)
-    return images

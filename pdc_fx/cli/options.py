@@ -231,3 +231,17 @@ def open_image_model(
     if size is None and otherwise is not None and not says_its_input(loaded):
         size = (1, *otherwise())
     return loaded, zeros(size or default_input(loaded))
+
+
+def open_images(spec: str, shape: tuple[int, ...], *, download: bool = False) -> Any:
+    """Data, its images brought to the shape of the model's input where a set may hold several; says where colours are lost or made up."""
+    from pdc_fx.cli.render import err
+    from pdc_fx.data import open_data
+
+    several = spec.startswith(("folder:", "parquet:"))
+    images = open_data(spec, input_shape=shape if several else None, download=download)  # type: ignore[arg-type]
+    stored, channels = images.train.stored_shape[0], images.image_shape[0]
+    if stored != channels:
+        kinds = {1: "grey", 3: "colour"}
+        err.print(f"images: {kinds[stored]} ones are made {kinds[channels]}, as the model's input is", markup=False)
+    return images
