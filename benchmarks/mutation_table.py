@@ -884,7 +884,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "average-of-positions",
-        "pdc_fx/distill/training.py",
+        "pdc_fx/distill/optim.py",
         "        if averages[0].is_floating_point() or averages[0].is_complex():",
         "        if True:",
         "an average of weights cuts off tables of integers",

@@ -6,9 +6,10 @@ from pdc_fx.distill.checkpoints import Checkpoints, CheckpointWarning
 from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
 from pdc_fx.distill.features import FEATURE_LOSSES, cut_points
 from pdc_fx.distill.loss import LOGIT_LOSSES, distillation_loss, logits_of
+from pdc_fx.distill.observing import Observer, StepReport, require_board
 from pdc_fx.distill.optim import learning_rate, optimizer_for
 from pdc_fx.distill.processes import Processes
-from pdc_fx.distill.training import Observer, StepReport, TiedTraining, require_board
+from pdc_fx.distill.training import TiedTraining
 from pdc_fx.options import TrainOptions
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate."""
+"""The optimizer, its learning rate, and the moving average of what it makes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pdc_fx.distill.muon import Muon
 from pdc_fx.options import TrainOptions
 from pdc_fx.passes.statistics import Watch, run_watched
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 def optimizer_for(model: nn.Module, options: TrainOptions, example: Tensor, *, final: bool) -> torch.optim.Optimizer:
@@ -51,6 +54,19 @@ def learning_rate(options: TrainOptions, steps_per_epoch: int) -> Callable[[int]
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
     return factor
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average; what are no numbers on a scale (a table of positions, counts) is taken as it is."""
+    moved = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    def update(averages: Tensors, current: Tensors, steps: Any) -> None:
+        if averages[0].is_floating_point() or averages[0].is_complex():
+            moved(averages, current, steps)
+        else:
+            torch._foreach_copy_(averages, current)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 def _scale_free(model: nn.Module, example: Tensor) -> dict[str, int]:

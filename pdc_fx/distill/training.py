@@ -9,21 +9,18 @@ model draws. So a run that goes on from a checkpoint is, on a CPU, bit for bit t
 from __future__ import annotations
 
 import hashlib
-import importlib
-import io
 import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext, redirect_stderr
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pdc_fx.data import ImageData, ImageSet, batches_per_epoch, training_batches
 from pdc_fx.data.augment import AUGMENTATIONS
@@ -35,8 +32,10 @@ from pdc_fx.distill.compact import Compact, Untrainable, as_it_is, compact_for_t
 from pdc_fx.distill.evaluation import accuracy, reestimate_batch_norm
 from pdc_fx.distill.features import captured, compared, feature_loss
 from pdc_fx.distill.interruption import Interruption
+from pdc_fx.distill.layout import laid_out, lay_out
 from pdc_fx.distill.loss import distillation_loss, logits_of
-from pdc_fx.distill.optim import learning_rate, optimizer_for
+from pdc_fx.distill.observing import Observer, Silent, StepReport, tensorboard
+from pdc_fx.distill.optim import averaged, learning_rate, optimizer_for
 from pdc_fx.distill.precision import half_precision
 from pdc_fx.distill.processes import Processes
 from pdc_fx.errors import ArtifactError, InputError, Interrupted, PdcError
@@ -45,43 +44,7 @@ from pdc_fx.ir import ClusterPlan
 from pdc_fx.options import MIXED_FROM, TrainOptions
 from pdc_fx.passes.methods import Method, method_of
 from pdc_fx.passes.tie import Tying
-from pdc_fx.trace import evaluating, looking_at, seed_all
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """After a step: averages over the epoch so far, and where the run stands. ``accuracy`` is that on training images."""
-
-    epoch: int
-    step: int
-    steps: int
-    loss: float
-    accuracy: float
-    lr: float
-    macs: int
-    residual: float | None
-
-
-class Observer(Protocol):
-    """Who wants to see the run (a progress bar). ``on_start`` is given the records from before the first step."""
-
-    def on_start(self, records: Sequence[Mapping[str, Any]]) -> None: ...
-
-    def on_step(self, report: StepReport) -> None: ...
-
-    def on_epoch(self, record: dict[str, Any]) -> None: ...
-
-
-@dataclass
-class _Silent:
-    def on_start(self, records: Sequence[Mapping[str, Any]]) -> None:
-        return None
-
-    def on_step(self, report: StepReport) -> None:
-        return None
-
-    def on_epoch(self, record: dict[str, Any]) -> None:
-        return None
+from pdc_fx.trace import looking_at, seed_all
 
 
 @dataclass
@@ -123,7 +86,7 @@ class TiedTraining:
     options: TrainOptions = field(default_factory=TrainOptions)
     mode: str | Method = "pdc"
     directory: Path | None = None
-    observer: Observer = field(default_factory=_Silent)
+    observer: Observer = field(default_factory=Silent)
     processes: Processes | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
 
@@ -179,7 +142,10 @@ class _Run:
         if self.compact is not None:
             self.model, plan = self.compact.model, self.compact.separate(example)
         self.pairs = [(*pair, as_it_is) for pair in self.maps.modules] if self.compact is None else self.compact.maps
-        self.layout = self._layout(example)
+        networks = (self.model, self.teacher) if options.alpha > 0 else (self.model,)
+        self.layout, problem = lay_out(networks, example, channels_last=options.channels_last)
+        if problem:
+            self.position.metrics.append({"kind": "layout", "channels_last": False, "reason": problem})
         self.tying = Tying(self.model, plan, setting.mode, total_steps=self.steps * options.epochs)
         unused = self.processes.count > 1 and _some_lead_nowhere(self.model, laid_out(example, self.layout))
         self.student = self.processes.distributed(self.model, unused=unused)
@@ -190,8 +156,7 @@ class _Run:
         self.optimizer = optimizer_for(self.model, options, example, final=self._final())
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate(options, self.steps))
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.half == torch.float16)
-        average = _average(options.model_ema_decay)
-        self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if options.model_ema else None
+        self.ema = averaged(self.model, options.model_ema_decay) if options.model_ema else None
         self.checkpoints = None if setting.directory is None else Checkpoints(setting.directory / CHECKPOINT)
 
     def run(self, resume: bool) -> tuple[ClusterPlan, list[dict[str, Any]]]:
@@ -204,7 +169,8 @@ class _Run:
             self._start()
         if self.processes.first:
             self.setting.observer.on_start([r for r in self.position.metrics if r["kind"] != "epoch"])
-        with Interruption() as interruption, self._board() as board:
+        wanted = self.options.tensorboard and self.processes.first
+        with Interruption() as interruption, tensorboard(self.setting.directory if wanted else None) as board:
             while self.position.epoch < self.options.epochs:
                 self._epoch(interruption, board)
                 if self.processes.summed([interruption.requested])[0]:  # while the accuracy was measured, say
@@ -224,25 +190,6 @@ class _Run:
         """Whether clusters are final from the first step."""
         method = method_of(self.setting.mode)
         return method.held and not method.rounds
-
-    def _layout(self, example: Tensor) -> torch.memory_format:
-        """Channels last where it is wanted and both networks run so; ``view`` takes maps as they lie."""
-        networks = (self.model, self.teacher) if self.options.alpha > 0 else (self.model,)
-        if self.options.channels_last and _has_maps(self.model):
-            problem = ""
-            for network in networks:
-                try:
-                    network.to(memory_format=torch.channels_last)
-                    with evaluating(network), redirect_stderr(io.StringIO()):  # where a traced graph prints its code
-                        network(laid_out(example, torch.channels_last))
-                except RuntimeError as error:
-                    problem = str(error).partition(". ")[0]
-            if not problem:
-                return torch.channels_last
-            self.position.metrics.append({"kind": "layout", "channels_last": False, "reason": problem})
-        for network in networks:
-            network.to(memory_format=torch.contiguous_format)
-        return torch.contiguous_format
 
     def _compact(self, example: Tensor) -> Compact | None:
         """The network to train where clusters are final from the first step, unless it cannot be trained in place of the tied one."""
@@ -442,15 +389,6 @@ class _Run:
             for _, (images, _) in zip(range(self.options.calibration_batches), inputs, strict=False):
                 yield laid_out(images, self.layout)
 
-    def _board(self) -> Any:
-        """Where TensorBoard's figures go; a stand-in that ignores them where nobody asked."""
-        if not self.options.tensorboard or not self.processes.first or self.setting.directory is None:
-            return nullcontext(_NoBoard())
-        require_board(self.options)
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self.setting.directory / "tensorboard"))
-
     def _signature(self) -> dict[str, str]:
         """What a checkpoint must agree with to be continued, by name."""
         plan = self.setting.plan
@@ -521,42 +459,6 @@ def _some_lead_nowhere(model: nn.Module, example: Tensor) -> bool:
     with looking_at(model, example) as args, torch.enable_grad():
         logits = logits_of(model(*args))
     return any(g is None for g in torch.autograd.grad(logits.sum(), trained, allow_unused=True))
-
-
-def require_board(options: TrainOptions) -> None:
-    """Raise :class:`InputError` where figures for TensorBoard are asked for and cannot be written."""
-    try:
-        if options.tensorboard:
-            importlib.import_module("torch.utils.tensorboard")
-    except ImportError as error:
-        raise InputError("--tensorboard needs a package", hint="pip install tensorboard") from error
-
-
-def _average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """An exponential moving average; what are no numbers on a scale (a table of positions, counts) is taken as it is."""
-    moved = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-
-    def update(averages: list[Tensor], current: list[Tensor], steps: Any) -> None:
-        if averages[0].is_floating_point() or averages[0].is_complex():
-            moved(averages, current, steps)
-        else:
-            torch._foreach_copy_(averages, current)
-
-    return update
-
-
-class _NoBoard:
-    def add_scalar(self, *_: Any) -> None:
-        return None
-
-
-def laid_out(images: Tensor, layout: torch.memory_format) -> Tensor:
-    """A copy that lies so. ``contiguous`` takes grey images for both: their strides may say one and their successors' the other."""
-    return torch.empty_like(images, memory_format=layout).copy_(images)
-
-
-def _has_maps(model: nn.Module) -> bool:
-    return any(p.dim() == 4 for p in model.parameters())
 
 
 def _hint_after(error: Exception) -> str:
