@@ -396,25 +396,7 @@ def compress(
     method = method_of(mode or "hard")
     if start is None:
         start = "calibrate" if method == HARD else "model"
-    if start not in get_args(Start):
-        raise InputError(f"unknown start {start!r}", hint=f"use {', '.join(map(repr, get_args(Start)))}")
-    if start == "model" and options.epochs == 0:
-        raise InputError("training takes at least one epoch", hint="start 'calibrate' or 'fold' needs none")
-    if start != "model" and method.rounds:
-        raise InputError(
-            f"mode '{method.name}' forms clusters of its own and cannot keep those of start '{start}'",
-            hint="use 'hard'",
-        )
-    if calibration_images is not None and start != "calibrate":
-        raise InputError(
-            f"calibration_images are for start 'calibrate', and this is '{start}'", hint="leave one of them out"
-        )
-    if resume and not options.epochs and directory is not None and Checkpoints(directory / CHECKPOINT).files():
-        raise InputError(
-            "an interrupted training lies here, and without epochs it would be thrown away",
-            where=str(directory / CHECKPOINT),
-            hint="resume it with the epochs it was begun with, or begin anew (--overwrite)",
-        )
+    _require_agreeing(options, method, start, calibration_images, directory if resume else None)
     require_board(options)
     require_classes(model, as_arguments(example_inputs), train_data)
     if teacher is not None:
@@ -487,6 +469,31 @@ def compress(
         source=source or {},
         original=model,
     )
+
+
+def _require_agreeing(
+    options: TrainOptions, method: Method, start: str, calibration_images: int | None, resumed: Path | None
+) -> None:
+    """Raise :class:`InputError` where what was asked of :func:`compress` does not go together."""
+    if start not in get_args(Start):
+        raise InputError(f"unknown start {start!r}", hint=f"use {', '.join(map(repr, get_args(Start)))}")
+    if start == "model" and options.epochs == 0:
+        raise InputError("training takes at least one epoch", hint="start 'calibrate' or 'fold' needs none")
+    if start != "model" and method.rounds:
+        raise InputError(
+            f"mode '{method.name}' forms clusters of its own and cannot keep those of start '{start}'",
+            hint="use 'hard'",
+        )
+    if calibration_images is not None and start != "calibrate":
+        raise InputError(
+            f"calibration_images are for start 'calibrate', and this is '{start}'", hint="leave one of them out"
+        )
+    if resumed is not None and not options.epochs and Checkpoints(resumed / CHECKPOINT).files():
+        raise InputError(
+            "an interrupted training lies here, and without epochs it would be thrown away",
+            where=str(resumed / CHECKPOINT),
+            hint="resume it with the epochs it was begun with, or begin anew (--overwrite)",
+        )
 
 
 SHORT = 1000
