@@ -9,6 +9,7 @@ hold for the next input, and ends the trace.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,6 +87,13 @@ class _Value(fx.Proxy):
             return _Method(self, name)
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # ``callable`` says yes of every proxy, so code that takes a value or a function calls what is a value
+        return super().__call__(*args, **kwargs) if callable(self.value) else self
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
     def __len__(self) -> int:
         return int(self.tracer.length(self))  # type: ignore[attr-defined]
 
@@ -111,8 +119,18 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, args: tuple[Any, ...]) -> None:
         super().__init__()
-        self._inputs = iter(args)
+        self._args = args
         self._running = False
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """The arguments that are given, and no others: defaults, and what a decorator does with them, are part of what is traced."""
+        names = _argument_names(root_fn, len(self._args))
+        inputs = [self.create_proxy("placeholder", name, (), {}) for name in names]
+        for proxy, value in zip(inputs, self._args, strict=True):
+            proxy.value = value
+        return root_fn, [self.root, *inputs]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if leaf_class(m) is not None:
@@ -128,10 +146,6 @@ class _Tracer(fx.Tracer):
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any) -> Any:
         proxy: Any = super().create_proxy(kind, target, args, kwargs, *rest, **named)
         if kind == "placeholder":
-            proxy.value = next(self._inputs, self)
-            if proxy.value is self:  # an argument that was not given: its default is part of what is traced
-                self.graph.erase_node(proxy.node)
-                return args[0] if args else None
             return proxy
         values = fx.node.map_aggregate((tuple(args), dict(kwargs)), _value_of)  # slices included
         proxy.node.meta["source"] = user_frame()
@@ -181,7 +195,11 @@ class _Tracer(fx.Tracer):
         def length(values: Any) -> Any:
             return self.length(values) if isinstance(values, _Value) else len(values)
 
+        def checked(kind: Any, condition: Any, message: Any) -> None:
+            check(kind, bool(condition) if isinstance(condition, _Value) else condition, message)
+
         originals = {name: getattr(torch, name) for name in _CREATION}
+        check = torch._check_with
 
         # an __index__ of proxies would do, but torch asks it of arguments that it takes as they are
         def numbers(*bounds: Any) -> range:
@@ -191,6 +209,7 @@ class _Tracer(fx.Tracer):
         patched = [(space, name) for space in _namespaces(model) for name in own if name not in space]
         for name, function in originals.items():
             setattr(torch, name, guarded(function))
+        setattr(torch, "_check_with", checked)  # noqa: B010 - of which torch._check and its kind are made
         for space, name in patched:
             space[name] = own[name]
         try:
@@ -198,19 +217,19 @@ class _Tracer(fx.Tracer):
         finally:
             for name, function in originals.items():
                 setattr(torch, name, function)
+            torch._check_with = check
             for space, name in patched:
                 del space[name]
 
     def settled(self, proxy: _Value) -> Any:
         """The value of a number that does not depend on the data, with an assertion that it stays what it is.
 
-        A question about dtypes has no answer, either: the proof runs in double precision, the network that is delivered in its own.
+        Nor may it depend on the precision: the proof runs in double precision, the network that is delivered in its own.
         """
         value = proxy.value
         if isinstance(value, Tensor):
             raise TraceError("the forward pass depends on the data, not only on its sizes")
-        asked = [a.meta.get("value") if isinstance(a, fx.Node) else a for a in proxy.node.args]
-        if any(isinstance(a, torch.dtype) for a in asked):
+        if any(answer != value for answer in _in_other_precisions(proxy.node)):
             raise TraceError("the forward pass asks for a dtype, which is another one where exactness is measured")
         self.create_proxy(
             "call_function",
@@ -239,6 +258,39 @@ class _Tracer(fx.Tracer):
     def keys(self, obj: fx.Proxy) -> Any:
         assert isinstance(obj, _Value)
         return list(obj.value.keys())
+
+
+def _argument_names(forward: Callable[..., Any], count: int) -> list[str]:
+    """The names of the first arguments of a method."""
+    names: list[str] = []
+    for parameter in list(inspect.signature(forward).parameters.values())[1:]:
+        if parameter.kind == parameter.VAR_POSITIONAL:
+            names += [f"{parameter.name}_{number}" for number in range(count - len(names))]
+        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            names.append(parameter.name)
+    return names[:count]
+
+
+def _in_other_precisions(asked: fx.Node) -> list[Any]:
+    """What a question about the dtypes of tensors is answered where their floating-point numbers have another precision."""
+    held = {a: a.meta.get("value") for a in asked.args if isinstance(a, fx.Node)}
+    if not any(isinstance(a, torch.dtype) for a in (*held.values(), *asked.args)):
+        return []
+    if asked.kwargs or None in held.values() or not callable(asked.target):
+        return [None]
+    return [
+        asked.target(*(_at(precision, held[a]) if isinstance(a, fx.Node) else a for a in asked.args))
+        for precision in _PRECISIONS
+    ]
+
+
+_PRECISIONS = ((torch.float32, torch.complex64), (torch.float64, torch.complex128))
+
+
+def _at(precision: tuple[torch.dtype, torch.dtype], dtype: Any) -> torch.dtype:
+    plain, complex_ = precision
+    found: torch.dtype = complex_ if dtype.is_complex else plain if dtype.is_floating_point else dtype
+    return found
 
 
 def _namespaces(model: nn.Module) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten_with_path
+from torch.utils._pytree import SUPPORTED_NODES, tree_flatten_with_path
 
 from pdc_fx.errors import TraceError
 
@@ -32,7 +32,7 @@ def named_outputs(output: Any) -> dict[str, Tensor]:
     seen: set[int] = set()
 
     def search(name: str, value: Any) -> None:
-        for path, leaf in tree_flatten_with_path(value)[0]:
+        for path, leaf in tree_flatten_with_path(value, is_leaf=_nameless)[0]:
             place = name + "".join(map(str, path))
             if isinstance(leaf, Tensor):
                 found[place] = leaf
@@ -48,6 +48,12 @@ def named_outputs(output: Any) -> dict[str, Tensor]:
 
     search("output", output)
     return found
+
+
+def _nameless(value: Any) -> bool:
+    """Whether pytree was told how to take this container apart, but not what its parts are called."""
+    known = SUPPORTED_NODES.get(type(value))
+    return known is not None and known.flatten_with_keys_fn is None
 
 
 def _parts(value: Any) -> dict[Any, Any] | list[Any]:
