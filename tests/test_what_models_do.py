@@ -6,6 +6,7 @@ Each is tied and rewritten, and must give what the tied model gives, on the exam
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import threading
 import warnings
@@ -27,7 +28,7 @@ from torch.nn.functional import (
     unfold,
 )
 from torch.nn.utils import prune, weight_norm
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import register_pytree_node, tree_leaves
 from torchvision.ops import roi_align
 
 import pdc_fx
@@ -624,13 +625,95 @@ def test_calibration_in_another_precision_is_refused() -> None:
         pdc_fx.calibrate(model, groups, torch.randn(4, 3, 8, 8), flops_reduction=0.3)
 
 
-@pytest.mark.parametrize("written", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_branch_by_dtype_is_that_of_the_network_itself(dtype: torch.dtype, written: bool) -> None:
+def with_options(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """As transformers decorates forward passes: what the wrapper takes out of the options, the inner function does not see."""
+
+    @functools.wraps(forward)
+    def wrapper(self: Net, *args: Any, **kwargs: Any) -> Any:
+        doubled = kwargs.pop("doubled", True)
+        return forward(self, *args, **kwargs) * (2 if doubled else 1)
+
+    return wrapper
+
+
+class Decorated(Net):
+    @with_options
+    def forward(self, x: Tensor, scale: float = 0.5, **kwargs: Any) -> Tensor:
+        return super().forward(x) * scale
+
+
+class OfSeveral(Net):
+    def forward(self, *inputs: Tensor, scale: float = 0.5) -> Tensor:
+        return super().forward(inputs[0] + inputs[1]) * scale
+
+
+def half_only(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def cleared(net: Net, x: Tensor) -> Tensor:
+    x = x.clone()
+    x[..., 0] = 0.5
+    x[:, :, 1:3] = 2 * x[:, :, 3:5]
+    return x
+
+
+def ensured(net: Net, x: Tensor) -> Tensor:
+    """As transformers asks: for a value, or for a function that gives it."""
+    holds = x.shape[2] > 4
+    torch._check(holds() if callable(holds) else holds, lambda: "too small")
+    return x
+
+
+EDITED: dict[str, tuple[Callable[[], Net], Inputs]] = {
+    "decorated": (lambda: Decorated(written=True), X),
+    "several_inputs": (lambda: OfSeveral(written=True), (X, X.flip(0))),
+    "asks_for_half_precision": (lambda: Net(lambda _, x: half_only(x), written=True), X),
+    "assigns_to_parts": (lambda: Net(cleared, written=True), X),
+    "checks_a_size": (lambda: Net(ensured, written=True), X),
+}
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_a_written_size_is_edited_whatever_else_the_forward_pass_does(name: str) -> None:
     torch.manual_seed(0)
-    model = Net(lambda _, x: x * 3 if x.dtype == torch.float32 else x / 3, written=written).to(dtype)
+    make, example = EDITED[name]
+    model = make()
+    assert [group.channels for group in pdc_fx.analyze(model, example).groups] == [16, 16]
+    tied, compact = compressed(model, example)
+    assert isinstance(compact, fx.GraphModule)
+    torch.testing.assert_close(outputs(compact, example), outputs(tied, example))
+
+
+class Unnamed(dict[str, Tensor]):
+    """What a model returns, as diffusers makes it known to torch: without a word on what its parts are called."""
+
+
+register_pytree_node(
+    Unnamed, lambda d: (list(d.values()), list(d)), lambda values, keys: Unnamed(zip(keys, values, strict=True))
+)
+
+
+def test_outputs_that_torch_cannot_name_are_found() -> None:
+    assert list(named_outputs([Unnamed(sample=torch.zeros(1))])) == ["output[0]['sample']"]
+
+
+@pytest.mark.parametrize("written", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "asked"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)],
+)
+def test_a_branch_by_dtype_is_that_of_the_network_itself(dtype: torch.dtype, asked: torch.dtype, written: bool) -> None:
+    torch.manual_seed(0)
+    model = Net(lambda _, x: x * 3 if x.dtype == asked else x / 3, written=written).to(dtype)
     tied, compact = compressed(model, X.to(dtype))
     torch.testing.assert_close(outputs(compact, X.to(dtype)), outputs(tied, X.to(dtype)), atol=1e-2, rtol=2e-2)
+
+
+def test_a_branch_that_half_precision_alone_takes_is_not_edited() -> None:
+    model = Net(lambda _, x: x * 3 if x.dtype == torch.bfloat16 else x / 3, written=True).to(torch.bfloat16)
+    with pytest.raises(RewriteError, match="its channel groups differ"):  # in double precision, where it is proved
+        compressed(model, X.bfloat16())
 
 
 @pytest.mark.parametrize("anew", [True, False])
