@@ -315,7 +315,7 @@ OTHER = (
     Entry("dict_output", Heads, merges=8, keeps_class=True),
     Entry("audio", Audio, ((2, 1, 20),), 44, True),
     Entry("video", Video, ((2, 3, 4, 6, 6),), 14, True),
-    Entry("temporal_shift", lambda: TemporalShift(4), ((8, 3, 8, 8),), 0),
+    Entry("temporal_shift", lambda: TemporalShift(4), ((8, 3, 8, 8),), 8),
     Entry("conv_lstm", ConvLSTM, ((2, 1, 16, 12),), 6, True),
     Entry("functional", Functional, merges=8, keeps_class=True),
     Entry("early_exit_not_taken", lambda: EarlyExit(1.0), merges=20, keeps_class=True),
