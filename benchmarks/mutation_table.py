@@ -883,6 +883,22 @@ FAULTS: tuple[Fault, ...] = (
         tests("security", "code_that_comes_with_a_directory_is_not_run"),
     ),
     Fault(
+        "dtype-asked-and-answered",
+        "pdc_fx/symbolic.py",
+        "        if any(answer != value for answer in _in_other_precisions(proxy.node)):",
+        "        if False:",
+        "a branch by dtype is traced as double precision takes it",
+        tests("what_models_do", "a_branch_by_dtype_is_that_of_the_network_itself"),
+    ),
+    Fault(
+        "outputs-without-names",
+        "pdc_fx/trace/outputs.py",
+        "tree_flatten_with_path(value, is_leaf=_nameless)",
+        "tree_flatten_with_path(value)",
+        "outputs whose parts have no names for torch end in a traceback",
+        tests("what_models_do", "outputs_that_torch_cannot_name_are_found"),
+    ),
+    Fault(
         "average-of-positions",
         "pdc_fx/distill/optim.py",
         "        if averages[0].is_floating_point() or averages[0].is_complex():",

@@ -168,7 +168,7 @@ def analysis_for(model: nn.Module, plan: ClusterPlan, example_inputs: Inputs) ->
     if analysis.groups.digest() != plan.groups.digest():
         raise RewriteError(
             "the plan was made for another model: its channel groups differ",
-            hint="analyse this model, with these example inputs, and plan again",
+            hint="analyse this model, with these example inputs, and plan again; one that branches on its dtype can be merged in float32",
         )
     return analysis
 

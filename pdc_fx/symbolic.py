@@ -39,6 +39,9 @@ _OPEN = (nn.ChannelShuffle, nn.Flatten, nn.Unflatten, nn.ConstantPad1d, nn.Const
 # Functions that torch calls without asking proxies among their arguments, which are sizes.
 _CREATION = ["zeros", "ones", "full", "empty", "arange", "linspace", "eye", "rand", "randn", "tensor"]
 
+# Those in which a network is delivered and proved: of real and of complex numbers.
+_PRECISIONS = ((torch.float32, torch.complex64), (torch.float64, torch.complex128))
+
 
 def symbolic_trace(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
     """The module in eval mode as a graph that can be edited; it shares its tensors with ``model``.
@@ -178,7 +181,8 @@ class _Tracer(fx.Tracer):
 
     @contextmanager
     def welcomed(self, model: nn.Module) -> Iterator[None]:
-        """Make functions take proxies that know nothing of them: those that create tensors, ``len``, ``isinstance`` and ``range``."""
+        """Make functions take proxies that know nothing of them: those that create tensors or check a
+        condition, ``len``, ``isinstance`` and ``range``."""
 
         def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             def create(*args: Any, **kwargs: Any) -> Any:
@@ -198,8 +202,9 @@ class _Tracer(fx.Tracer):
         def checked(kind: Any, condition: Any, message: Any) -> None:
             check(kind, bool(condition) if isinstance(condition, _Value) else condition, message)
 
-        originals = {name: getattr(torch, name) for name in _CREATION}
-        check = torch._check_with
+        check = torch._check_with  # of which torch._check and its kind are made
+        stand_ins = {name: guarded(getattr(torch, name)) for name in _CREATION} | {"_check_with": checked}
+        originals = {name: getattr(torch, name) for name in stand_ins}
 
         # an __index__ of proxies would do, but torch asks it of arguments that it takes as they are
         def numbers(*bounds: Any) -> range:
@@ -207,9 +212,8 @@ class _Tracer(fx.Tracer):
 
         own = {"isinstance": is_instance, "len": length, "range": numbers}
         patched = [(space, name) for space in _namespaces(model) for name in own if name not in space]
-        for name, function in originals.items():
-            setattr(torch, name, guarded(function))
-        setattr(torch, "_check_with", checked)  # noqa: B010 - of which torch._check and its kind are made
+        for name, function in stand_ins.items():
+            setattr(torch, name, function)
         for space, name in patched:
             space[name] = own[name]
         try:
@@ -217,7 +221,6 @@ class _Tracer(fx.Tracer):
         finally:
             for name, function in originals.items():
                 setattr(torch, name, function)
-            torch._check_with = check
             for space, name in patched:
                 del space[name]
 
@@ -273,7 +276,7 @@ def _argument_names(forward: Callable[..., Any], count: int) -> list[str]:
 
 def _in_other_precisions(asked: fx.Node) -> list[Any]:
     """What a question about the dtypes of tensors is answered where their floating-point numbers have another precision."""
-    held = {a: a.meta.get("value") for a in asked.args if isinstance(a, fx.Node)}
+    held: dict[fx.Node, Any] = {a: a.meta.get("value") for a in asked.args if isinstance(a, fx.Node)}
     if not any(isinstance(a, torch.dtype) for a in (*held.values(), *asked.args)):
         return []
     if asked.kwargs or None in held.values() or not callable(asked.target):
@@ -284,13 +287,10 @@ def _in_other_precisions(asked: fx.Node) -> list[Any]:
     ]
 
 
-_PRECISIONS = ((torch.float32, torch.complex64), (torch.float64, torch.complex128))
-
-
-def _at(precision: tuple[torch.dtype, torch.dtype], dtype: Any) -> torch.dtype:
-    plain, complex_ = precision
-    found: torch.dtype = complex_ if dtype.is_complex else plain if dtype.is_floating_point else dtype
-    return found
+def _at(precision: tuple[torch.dtype, torch.dtype], dtype: torch.dtype) -> torch.dtype:
+    if dtype.is_complex:
+        return precision[1]
+    return precision[0] if dtype.is_floating_point else dtype
 
 
 def _namespaces(model: nn.Module) -> list[dict[str, Any]]:

@@ -685,6 +685,13 @@ def test_a_written_size_is_edited_whatever_else_the_forward_pass_does(name: str)
     torch.testing.assert_close(outputs(compact, example), outputs(tied, example))
 
 
+def test_a_check_of_a_size_still_holds_in_an_edited_graph() -> None:
+    _, compact = compressed(Net(ensured, written=True), X)
+    outputs(compact, torch.randn(3, 3, 6, 6))
+    with pytest.raises(AssertionError, match="fit for no other"):
+        outputs(compact, torch.randn(3, 3, 4, 4))
+
+
 class Unnamed(dict[str, Tensor]):
     """What a model returns, as diffusers makes it known to torch: without a word on what its parts are called."""
 
