@@ -891,6 +891,22 @@ FAULTS: tuple[Fault, ...] = (
         tests("what_models_do", "a_branch_by_dtype_is_that_of_the_network_itself"),
     ),
     Fault(
+        "buffers-are-constants",
+        "pdc_fx/symbolic.py",
+        "    proxy_buffer_attributes = True",
+        "    proxy_buffer_attributes = False",
+        "channels that meet statistics kept as buffers stay in an edited graph",
+        tests("what_models_do", "a_written_size_is_edited_whatever_else_the_forward_pass_does"),
+    ),
+    Fault(
+        "answered-buffers-stay",
+        "pdc_fx/symbolic.py",
+        "            if node in self._answered and not node.users:",
+        "            if False:",
+        "a size that is kept in a buffer counts as two channels",
+        tests("what_models_do", "a_written_size_is_edited_whatever_else_the_forward_pass_does"),
+    ),
+    Fault(
         "outputs-without-names",
         "pdc_fx/trace/outputs.py",
         "tree_flatten_with_path(value, is_leaf=_nameless)",

@@ -70,6 +70,7 @@ def symbolic_trace(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
                 raise TraceError(f"torch.fx cannot trace the model: {type(error).__name__}: {error}") from error
         if changed:
             raise TraceError(f"the forward pass changes '{min(changed)}', which a graph would not go on to do")
+        tracer.drop_answered(graph)
         return fx.GraphModule(twin, graph, type(model).__name__)
 
 
@@ -120,10 +121,13 @@ class _Method:
 class _Tracer(fx.Tracer):
     """Runs every call on the values as it is traced."""
 
+    proxy_buffer_attributes = True  # what is computed from statistics has their channels, too
+
     def __init__(self, args: tuple[Any, ...]) -> None:
         super().__init__()
         self._args = args
         self._running = False
+        self._answered: set[fx.Node] = set()
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -225,13 +229,17 @@ class _Tracer(fx.Tracer):
                 del space[name]
 
     def settled(self, proxy: _Value) -> Any:
-        """The value of a number that does not depend on the data, with an assertion that it stays what it is.
+        """The value of a number that does not depend on the data, with an assertion that it stays what it is; of what buffers say, none.
 
         Nor may it depend on the precision: the proof runs in double precision, the network that is delivered in its own.
         """
         value = proxy.value
         if isinstance(value, Tensor):
-            raise TraceError("the forward pass depends on the data, not only on its sizes")
+            behind = self._of_buffers(proxy.node)
+            if not behind:
+                raise TraceError("the forward pass depends on the data, not only on its sizes")
+            self._answered |= behind
+            return value
         if any(answer != value for answer in _in_other_precisions(proxy.node)):
             raise TraceError("the forward pass asks for a dtype, which is another one where exactness is measured")
         self.create_proxy(
@@ -241,6 +249,23 @@ class _Tracer(fx.Tracer):
             {},
         )
         return value
+
+    def _of_buffers(self, node: fx.Node) -> set[fx.Node]:
+        """The calls behind a value that is computed from buffers and nothing else, which no image changes and no training; else none."""
+        todo, seen = [node], {node}
+        while todo:
+            inputs = (now := todo.pop()).all_input_nodes
+            if not inputs and (now.op != "get_attr" or isinstance(self._run(now.op, now.target, (), {}), nn.Parameter)):
+                return set()
+            todo += [n for n in inputs if n not in seen]
+            seen.update(inputs)
+        return seen
+
+    def drop_answered(self, graph: fx.Graph) -> None:
+        """Remove what was only asked for an answer that is part of the graph now: a buffer that nothing else reads has no channels."""
+        for node in reversed(graph.nodes):
+            if node in self._answered and not node.users:
+                graph.erase_node(node)
 
     def length(self, proxy: _Value) -> Any:
         """How many there are: a proxy where that may change. How many axes a tensor has does not."""

@@ -22,6 +22,7 @@ from torch.nn.functional import (
     adaptive_avg_pool2d,
     dropout,
     group_norm,
+    interpolate,
     layer_norm,
     relu,
     scaled_dot_product_attention,
@@ -665,11 +666,33 @@ def ensured(net: Net, x: Tensor) -> Tensor:
     return x
 
 
+def frozen_norm(net: Net, x: Tensor) -> Tensor:
+    """A batch norm whose statistics and weights are buffers, as detectors have it."""
+    scale = net.weight * (net.variance + 1e-5).rsqrt()
+    return x * scale.reshape(1, -1, 1, 1) + (net.bias - net.mean * scale).reshape(1, -1, 1, 1)
+
+
+def normed() -> Net:
+    return holding(
+        Net(frozen_norm, written=True),
+        **{name: torch.rand(16) + 0.5 for name in ("weight", "variance", "bias", "mean")},
+    )
+
+
+def resized(net: Net, x: Tensor) -> Tensor:
+    return interpolate(x, size=[int(side) for side in net.sides]) if net.wanted and (net.sides > 1).all() else x
+
+
 EDITED: dict[str, tuple[Callable[[], Net], Inputs]] = {
     "decorated": (lambda: Decorated(written=True), X),
     "several_inputs": (lambda: OfSeveral(written=True), (X, X.flip(0))),
     "asks_for_half_precision": (lambda: Net(lambda _, x: half_only(x), written=True), X),
     "assigns_to_parts": (lambda: Net(cleared, written=True), X),
+    "frozen_batch_norm": (normed, X),
+    "numbers_in_buffers": (
+        lambda: holding(Net(resized, written=True), wanted=torch.tensor(True), sides=torch.tensor([4, 4])),
+        X,
+    ),
     "checks_a_size": (lambda: Net(ensured, written=True), X),
 }
 
