@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import inspect
 import operator
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
@@ -36,8 +38,15 @@ from pdc_fx.trace import (
 # Modules without parameters whose sizes may have to follow the channels: traced through, so that a node of the graph holds them.
 _OPEN = (nn.ChannelShuffle, nn.Flatten, nn.Unflatten, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 
-# Functions that torch calls without asking proxies among their arguments, which are sizes.
-_CREATION = ["zeros", "ones", "full", "empty", "arange", "linspace", "eye", "rand", "randn", "tensor"]
+# Functions that torch calls without asking proxies among their arguments, which are sizes or values.
+_CREATION = ("zeros", "ones", "full", "empty", "arange", "linspace", "eye", "rand", "randn")
+_CONVERSION = ("tensor", "as_tensor", "asarray")
+
+# What a tensor is asked for the number of its axes.
+_RANK = {"ndim", "dim", "ndimension"}
+
+# Packages whose code asks nothing of proxies that it does not know, or is ours.
+_LEFT_ALONE = {"torch", "pdc_fx", "builtins", *sys.stdlib_module_names} - {"__main__"}
 
 # Those in which a network is delivered and proved: of real and of complex numbers.
 _PRECISIONS = ((torch.float32, torch.complex64), (torch.float64, torch.complex128))
@@ -87,7 +96,10 @@ class _Value(fx.Proxy):
         self.value: Any = None
 
     def __getattr__(self, name: str) -> Any:
-        if callable(getattr(self.value, name)):
+        attribute = getattr(self.value, name)
+        if isinstance(self.value, Tensor) and name in _RANK:  # no input changes it, and it is an index at times
+            return attribute
+        if callable(attribute):
             return _Method(self, name)
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
@@ -101,11 +113,37 @@ class _Value(fx.Proxy):
     def __len__(self) -> int:
         return int(self.tracer.length(self))  # type: ignore[attr-defined]
 
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self.tracer.settled(self), digits)  # type: ignore[attr-defined]
+
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self // other, self % other
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return np.asarray(self.tracer.settled(self), dtype)  # type: ignore[attr-defined]
+
     def __int__(self) -> int:
         return int(self.tracer.settled(self))  # type: ignore[attr-defined]
 
     def __float__(self) -> float:
         return float(self.tracer.settled(self))  # type: ignore[attr-defined]
+
+
+class _Numbers(type):
+    """Makes a stand-in for ``range``, the function and the type, that takes proxies.
+
+    An ``__index__`` of proxies would do, but torch asks it of arguments that it takes as they are.
+    """
+
+    def __call__(cls, *bounds: Any) -> range:
+        return range(*(int(bound) if isinstance(bound, _Value) else bound for bound in bounds))
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, range)
+
+
+class _Range(metaclass=_Numbers):
+    """What ``range`` means while a model is traced."""
 
 
 class _Method:
@@ -169,7 +207,9 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        return forward(*args, **kwargs) if self._running else super().call_module(m, forward, args, kwargs)
+        if self._running or m not in (self.submodule_paths or ()):  # a slice of a sequence has no name; its parts have
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         return attr_val if self._running else super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -185,8 +225,8 @@ class _Tracer(fx.Tracer):
 
     @contextmanager
     def welcomed(self, model: nn.Module) -> Iterator[None]:
-        """Make functions take proxies that know nothing of them: those that create tensors or check a
-        condition, ``len``, ``isinstance`` and ``range``."""
+        """Make functions take proxies that know nothing of them: those of torch that create tensors, check a condition or ask
+        what is a tensor, and ``len``, ``isinstance`` and ``range``."""
 
         def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             def create(*args: Any, **kwargs: Any) -> Any:
@@ -207,26 +247,19 @@ class _Tracer(fx.Tracer):
             check(kind, bool(condition) if isinstance(condition, _Value) else condition, message)
 
         check = torch._check_with  # of which torch._check and its kind are made
-        stand_ins = {name: guarded(getattr(torch, name)) for name in _CREATION} | {"_check_with": checked}
-        originals = {name: getattr(torch, name) for name in stand_ins}
-
-        # an __index__ of proxies would do, but torch asks it of arguments that it takes as they are
-        def numbers(*bounds: Any) -> range:
-            return range(*(int(bound) if isinstance(bound, _Value) else bound for bound in bounds))
-
-        own = {"isinstance": is_instance, "len": length, "range": numbers}
-        patched = [(space, name) for space in _namespaces(model) for name in own if name not in space]
-        for name, function in stand_ins.items():
-            setattr(torch, name, function)
-        for space, name in patched:
-            space[name] = own[name]
-        try:
+        is_instance_of = torch.jit.isinstance
+        in_torch: dict[str, Callable[..., Any]] = {
+            name: guarded(getattr(torch, name)) for name in (*_CREATION, *_CONVERSION)
+        }
+        in_torch |= {"_check_with": checked, "is_tensor": lambda value: is_instance(value, Tensor)}
+        in_jit = {"isinstance": lambda value, kinds: is_instance_of(_value_of(value), kinds)}  # type: ignore[no-untyped-call]
+        own = {"isinstance": is_instance, "len": length, "range": _Range}
+        with ExitStack() as stack:
+            for space, stand_ins in ((vars(torch), in_torch), (vars(torch.jit), in_jit)):
+                stack.enter_context(_replaced(space, stand_ins))
+            for space in _namespaces(model):
+                stack.enter_context(_replaced(space, {name: own[name] for name in own.keys() - space.keys()}))
             yield
-        finally:
-            for name, function in originals.items():
-                setattr(torch, name, function)
-            for space, name in patched:
-                del space[name]
 
     def settled(self, proxy: _Value) -> Any:
         """The value of a number that does not depend on the data, with an assertion that it stays what it is; of what buffers say, none.
@@ -318,10 +351,26 @@ def _at(precision: tuple[torch.dtype, torch.dtype], dtype: torch.dtype) -> torch
     return precision[0] if dtype.is_floating_point else dtype
 
 
+@contextmanager
+def _replaced(space: dict[str, Any], stand_ins: dict[str, Any]) -> Iterator[None]:
+    """Let names of a file mean something else for a while."""
+    hidden = {name: space[name] for name in stand_ins if name in space}
+    space.update(stand_ins)
+    try:
+        yield
+    finally:
+        space.update(hidden)
+        for name in stand_ins.keys() - hidden.keys():
+            del space[name]
+
+
 def _namespaces(model: nn.Module) -> list[dict[str, Any]]:
-    """The global names of the files in which the forward passes of a model are written, but for torch's own."""
-    written = [getattr(type(module).forward, "__globals__", {}) for module in model.modules()]
-    return list({id(names): names for names in written if not str(names.get("__name__")).startswith("torch.")}.values())
+    """The global names that code of a forward pass, and what it calls, may look up: those of every module, but for some packages."""
+    forwards = [type(module).forward for module in model.modules()]  # which may be of a file that is no module
+    loaded = list(sys.modules.values())  # and of what tools put there as well
+    spaces = [getattr(f, "__globals__", None) for f in forwards] + [getattr(m, "__dict__", None) for m in loaded]
+    names = {id(space): space for space in spaces if isinstance(space, dict)}.values()
+    return [space for space in names if str(space.get("__name__")).partition(".")[0] not in _LEFT_ALONE]
 
 
 def _value_of(leaf: Any) -> Any:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import helper
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -683,6 +685,26 @@ def resized(net: Net, x: Tensor) -> Tensor:
     return interpolate(x, size=[int(side) for side in net.sides]) if net.wanted and (net.sides > 1).all() else x
 
 
+class Sliced(Net):
+    """Runs parts of a sequence, and an activation that is made on the spot: modules that the model does not hold."""
+
+    def __init__(self) -> None:
+        super().__init__(written=True)
+        self.sequence = nn.Sequential(nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2))
+
+    def features(self, x: Tensor) -> Tensor:
+        return nn.Hardtanh(0, 3)(self.sequence[:2](super().features(x)))
+
+
+def asking(net: Net, x: Tensor) -> Tensor:
+    """What tensors and sizes are asked, also by functions of another file."""
+    if not (torch.is_tensor(x) and torch.jit.isinstance(x, Tensor)):  # type: ignore[no-untyped-call]
+        x = x[0]
+    x = torch.as_tensor(helper.one_of(x)).flatten(1).view(-1, int(np.prod(x.shape[1:]))).view(x.shape)
+    half, rest = divmod(x.shape[3], 2)
+    return {4: x[..., : round(half / 1.5) + rest]}[x.ndim]
+
+
 EDITED: dict[str, tuple[Callable[[], Net], Inputs]] = {
     "decorated": (lambda: Decorated(written=True), X),
     "several_inputs": (lambda: OfSeveral(written=True), (X, X.flip(0))),
@@ -694,6 +716,8 @@ EDITED: dict[str, tuple[Callable[[], Net], Inputs]] = {
         X,
     ),
     "checks_a_size": (lambda: Net(ensured, written=True), X),
+    "slices_of_a_sequence": (Sliced, X),
+    "asks_of_tensors_and_sizes": (lambda: Net(asking, written=True), X),
 }
 
 

@@ -7,9 +7,11 @@ tensor has as many channels as this one, all alike: ``zeros_like(x)`` shrinks wi
 from __future__ import annotations
 
 import torch
+from torch import fx
 
 from pdc_fx.rules.base import Site, Value, fixed_result
 from pdc_fx.rules.channels import Channels
+from pdc_fx.rules.elementwise import same_values
 from pdc_fx.rules.registry import rule
 
 _SEQUENCES = """
@@ -40,7 +42,13 @@ def one_value_like(site: Site) -> Value:
     return Channels(site.shape, label, constant.path.expand(label.shape), constant.same)
 
 
-@rule("tensor as_tensor asarray new_tensor", traits=("arithmetic",))
+@rule("tensor as_tensor asarray", traits=("arithmetic",))
+def made_of(site: Site) -> Value:
+    """The values of one tensor, where it is handed one; else those that are written into the program."""
+    return same_values(site) if isinstance(site.argument(0, "data"), fx.Node) else sequence(site)
+
+
+@rule("new_tensor", traits=("arithmetic",))
 @rule(*(getattr(torch, name) for name in _SEQUENCES.split()))
 def sequence(site: Site) -> Value:
     """Values that are written into the program; tensors among them become part of one that has no channels."""
