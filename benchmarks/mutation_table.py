@@ -901,10 +901,26 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "answered-buffers-stay",
         "pdc_fx/symbolic.py",
-        "            if node in self._answered and not node.users:",
+        "            if node in self._droppable and not node.users:",
         "            if False:",
         "a size that is kept in a buffer counts as two channels",
         tests("what_models_do", "a_written_size_is_edited_whatever_else_the_forward_pass_does"),
+    ),
+    Fault(
+        "sizes-in-between-hold",
+        "passes/analysis.py",
+        "        calls[node] = found or {node}",
+        "        calls[node] = found if node in program.calls else {node}",
+        "a channel shuffle that reads the sizes of what lies in between keeps its channels",
+        tests("rules", "merges_what_it_should_and_exactly"),
+    ),
+    Fault(
+        "other-memory-unseen",
+        "pdc_fx/trace/recorder.py",
+        '        if node is not None and node.meta["shape"] == tensor.shape:  # else it was given other memory unseen',
+        "        if node is not None:",
+        "a model that copies a tensor by copy.copy ends in a traceback",
+        tests("what_models_do", "models_are_rewritten_and_left_alone"),
     ),
     Fault(
         "slices-need-a-name",

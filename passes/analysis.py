@@ -198,10 +198,18 @@ def _remembers(model: nn.Module, example_inputs: Inputs) -> bool:
 
 
 def _users(program: Program) -> dict[fx.Node, set[fx.Node]]:
-    """Recorded call -> the recorded calls that use its result in the program; one that was not recorded stands for itself."""
+    """Recorded call -> the recorded calls that use its result in the program, or numbers that are computed from its sizes.
+
+    What was not recorded and leads to no call stands for itself.
+    """
     users: dict[fx.Node, set[fx.Node]] = defaultdict(set)
-    for node, call in program.calls.items():
-        users[call] |= {program.calls.get(user, user) for user in node.users}
+    calls: dict[fx.Node, set[fx.Node]] = {}
+    for node in reversed(program.graph.nodes):
+        found = {c for user in node.users for c in calls[user]}
+        if node in program.calls:
+            users[program.calls[node]] |= found
+            found = {program.calls[node]}
+        calls[node] = found or {node}
     return users
 
 

@@ -68,7 +68,7 @@ def gathers(
     """Chains at which channels are spread over several axes in between, as gathers; and the nodes in between.
 
     Args:
-        users: a recorded node -> the nodes that use it in the program to be edited, as recorded nodes.
+        users: a recorded node -> the nodes that use it or its sizes in the program to be edited, as recorded nodes.
     """
     ragged = {node for node, value in flow.values.items() if len(spread(value, unit))}
     fine: set[fx.Node] = set()

@@ -79,7 +79,7 @@ def symbolic_trace(model: nn.Module, example_inputs: Inputs) -> fx.GraphModule:
                 raise TraceError(f"torch.fx cannot trace the model: {type(error).__name__}: {error}") from error
         if changed:
             raise TraceError(f"the forward pass changes '{min(changed)}', which a graph would not go on to do")
-        tracer.drop_answered(graph)
+        tracer.drop_unused(graph)
         return fx.GraphModule(twin, graph, type(model).__name__)
 
 
@@ -165,7 +165,7 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self._args = args
         self._running = False
-        self._answered: set[fx.Node] = set()
+        self._droppable: set[fx.Node] = set()  # numbers, and what is behind an answer that is part of the graph
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -202,6 +202,8 @@ class _Tracer(fx.Tracer):
             self._running = False
         if isinstance(proxy.value, torch.dtype):
             proxy.node.meta["value"] = proxy.value
+        if isinstance(proxy.value, (int, torch.Size)):
+            self._droppable.add(proxy.node)
         return proxy
 
     def call_module(
@@ -271,7 +273,7 @@ class _Tracer(fx.Tracer):
             behind = self._of_buffers(proxy.node)
             if not behind:
                 raise TraceError("the forward pass depends on the data, not only on its sizes")
-            self._answered |= behind
+            self._droppable |= behind
             return value
         if any(answer != value for answer in _in_other_precisions(proxy.node)):
             raise TraceError("the forward pass asks for a dtype, which is another one where exactness is measured")
@@ -294,10 +296,13 @@ class _Tracer(fx.Tracer):
             seen.update(inputs)
         return seen
 
-    def drop_answered(self, graph: fx.Graph) -> None:
-        """Remove what was only asked for an answer that is part of the graph now: a buffer that nothing else reads has no channels."""
+    def drop_unused(self, graph: fx.Graph) -> None:
+        """Remove sizes that nothing reads, and what was only asked for an answer that is part of the graph now.
+
+        A buffer that nothing else reads has no channels.
+        """
         for node in reversed(graph.nodes):
-            if node in self._answered and not node.users:
+            if node in self._droppable and not node.users:
                 graph.erase_node(node)
 
     def length(self, proxy: _Value) -> Any:

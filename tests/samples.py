@@ -6,6 +6,7 @@ Each sample is a stem, something in the middle, and a head that reads it; ``merg
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -101,6 +102,13 @@ def joined_parts(a: Tensor, b: Tensor) -> Tensor:
 def shuffled(x: Tensor, groups: int) -> Tensor:
     n, c, h, w = x.shape
     return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def regrouped(x: Tensor) -> tuple[Tensor, int]:
+    """A shuffle that reads the sizes of what lies in between, as einops does; and one of these sizes."""
+    n, c, *rest = x.shape
+    parts = x.reshape(n, 4, c // 4, *rest).transpose(1, 2)
+    return parts.reshape(n, parts.shape[1] * parts.shape[2], *rest), parts.shape[1]
 
 
 def modulated(m: Net, x: Tensor) -> Tensor:
@@ -389,6 +397,8 @@ SAMPLES = (
     Sample("channel_shuffle", between(lambda m, x: shuffled(x, 4)), 8),
     Sample("channel_shuffle_of_parts", between(lambda m, x: shuffled(torch.cat([x, m.a(x)], 1), 2), a=conv(8, 8), head=16), 16),
     Sample("shuffled_and_activated_between", between(lambda m, x: x.view(2, 4, 2, 8, 8).relu().transpose(1, 2).reshape(x.shape)), 0),
+    Sample("shuffled_by_sizes_in_between", between(lambda m, x: regrouped(x)[0]), 8),
+    Sample("scaled_by_a_size_in_between", between(lambda m, x: operator.mul(*regrouped(x))), 0),
     Sample("list_of_chunks", between(grown, a=conv(4, 4), head=16), 8),
     Sample("padded_where_needed", between(padded_same, a=conv(8, 6), head=6), 14),
     Sample("literal_in_a_branch_on_the_data", between(lambda m, x: by_data(x)), 0),

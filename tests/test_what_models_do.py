@@ -186,6 +186,7 @@ MASK = (torch.arange(16) % 3 > 0).view(1, -1, 1, 1)
 BOXES = torch.tensor([[0.0, 1, 1, 6, 6], [0.0, 0, 2, 7, 5]])
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
+    "copied": (lambda: Net(lambda _, x: copy.copy(x)), X),
     "complex_parameter": (Spectral, X),
     "complex_buffer": (
         lambda: holding(Net(lambda net, x: relu(torch.fft.ifft2(torch.fft.fft2(x) * net.turn).real)), turn=torch.polar(

@@ -302,11 +302,12 @@ class Recorder(TorchFunctionMode):
 
     def node_of(self, tensor: Tensor) -> fx.Node:
         """The node that made ``tensor``."""
-        if (node := self._nodes.get(tensor)) is not None:
+        node = self._nodes.get(tensor)
+        if node is not None and node.meta["shape"] == tensor.shape:  # else it was given other memory unseen
             return node  # type: ignore[no-any-return]
         name = self._names.get(tensor)
         if name is None:
-            known = [self.node_of(t) for t in self._sharing(tensor)]
+            known = [self.node_of(t) for t in self._sharing(tensor) if t is not tensor]
             self._note_bypass(memory_of, known)
             return self._bind_unknown(tensor)
         node = self.graph.create_node("get_attr", name, name=name.replace(".", "_"))
