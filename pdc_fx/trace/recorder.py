@@ -303,7 +303,7 @@ class Recorder(TorchFunctionMode):
     def node_of(self, tensor: Tensor) -> fx.Node:
         """The node that made ``tensor``."""
         node = self._nodes.get(tensor)
-        if node is not None and node.meta["shape"] == tensor.shape:  # else it was given other memory unseen
+        if node is not None and _of_shape(tensor, node.meta["shape"]):  # else it was given other memory unseen
             return node  # type: ignore[no-any-return]
         name = self._names.get(tensor)
         if name is None:
@@ -382,6 +382,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     return list(value) if isinstance(value, range) else value
+
+
+def _of_shape(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    with torch._C.DisableTorchFunction():  # it is not the model that asks; and TorchScript traces sizes as tensors
+        return torch._C._get_tracing_state() is not None or tensor.shape == shape
 
 
 def _version(tensor: Tensor) -> int:
