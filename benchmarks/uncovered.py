@@ -71,7 +71,7 @@ REASONS: dict[tuple[str, str], str] = {
     ("pdc_fx/rules/base.py", "Site.own"): AUTHORS,
     ("pdc_fx/rules/base.py", "Site.channels"): AUTHORS,
     ("pdc_fx/rules/base.py", "Site.freeze_value"): AUTHORS,
-    ("pdc_fx/rules/base.py", "_require_sense"): KEPT,
+    ("pdc_fx/rules/application.py", "_require_sense"): KEPT,
     ("pdc_fx/rules/contraction.py", "contract"): KEPT,
     ("pdc_fx/rules/contraction.py", "plus"): KEPT,
     ("pdc_fx/rules/contraction.py", "_multiplied"): KEPT,

@@ -329,7 +329,7 @@ def trial(compact: nn.Module, prediction: Prediction, inputs: Inputs) -> Mismatc
             return Mismatch(before, f"is not reached: {function_name(now.target)} is called instead")
     if len(calls) != len(planned):
         return Mismatch(planned[min(len(calls), len(planned) - 1)], "is reached another number of times")
-    return prediction.difference(zip(planned, calls, strict=True), flow_of(recording))
+    return prediction.difference(zip(planned, calls, strict=True), flow_of(recording, prediction.solution.flow))
 
 
 def calls_of(recording: Recording) -> list[fx.Node]:

@@ -52,9 +52,13 @@ class Solution:
         return tuple(found)
 
 
-def flow_of(recording: Recording) -> Flow:
-    """Run every rule over the recording."""
-    flow = Flow(recording)
+def flow_of(recording: Recording, like: Flow | None = None) -> Flow:
+    """Run every rule over the recording.
+
+    Args:
+        like: the analysis of the network before channels went, where the recording is of the smaller one.
+    """
+    flow = Flow(recording, like=like)
     for key, node in enumerate(recording.graph.nodes):
         site = Site(flow, node, key)
         if node.op == "placeholder":
@@ -66,6 +70,7 @@ def flow_of(recording: Recording) -> Flow:
             site.freeze(list(node.args), "is an output of the model")
         else:
             flow.values[node] = apply_rule(site, rule_for(node.target))
+    flow.settle()
     for (tensor, dim), axis in list(flow.axes.items()):
         if (reason := recording.overlapping.get(tensor)) is not None:
             flow.freeze(axis.label, reason, tensor.rpartition(".")[0])

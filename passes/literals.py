@@ -98,7 +98,7 @@ def edited(
         ran = [by_name[name] for name in names[: names.index(error.node) + 1] if name in by_name]
         return Mismatch(ran[-1], f"cannot be edited: {error}")
     pairs = [(by_name[node.name], call) for node, call in calls.items() if node.name in by_name]
-    return prediction.difference(pairs, flow_of(recording)) or module
+    return prediction.difference(pairs, flow_of(recording, prediction.solution.flow)) or module
 
 
 def _edit(node: fx.Node, call: fx.Node, prediction: Prediction, written_as: Written) -> None:

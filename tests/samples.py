@@ -9,6 +9,7 @@ import copy
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -109,6 +110,25 @@ def regrouped(x: Tensor) -> tuple[Tensor, int]:
     n, c, *rest = x.shape
     parts = x.reshape(n, 4, c // 4, *rest).transpose(1, 2)
     return parts.reshape(n, parts.shape[1] * parts.shape[2], *rest), parts.shape[1]
+
+
+def tokens(x: Tensor) -> Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+def image(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).unflatten(2, (8, 8))
+
+
+def behind_learnt_ones(m: Net, x: Tensor) -> Tensor:
+    """What vision transformers do: tokens that were learnt come first, and each place has an embedding."""
+    return image((torch.cat([m.a.expand(len(x), -1, -1), tokens(x)], 1) + m.b)[:, m.a.shape[1] :])
+
+
+def added_twice(m: Net, x: Tensor, *, turned: bool) -> Tensor:
+    """A table, seen from two sides, lies under channels along the same axis of it, or along another one."""
+    one, other = m.b * 2, m.b.t() * 2
+    return m.a(x + one[:, :, None]) + (other if turned else other.t())[:, :, None]
 
 
 def modulated(m: Net, x: Tensor) -> Tensor:
@@ -399,6 +419,15 @@ SAMPLES = (
     Sample("shuffled_and_activated_between", between(lambda m, x: x.view(2, 4, 2, 8, 8).relu().transpose(1, 2).reshape(x.shape)), 0),
     Sample("shuffled_by_sizes_in_between", between(lambda m, x: regrouped(x)[0]), 8),
     Sample("scaled_by_a_size_in_between", between(lambda m, x: operator.mul(*regrouped(x))), 0),
+    Sample("token_learnt", between(behind_learnt_ones, a=weight(1, 1, 8), b=weight(1, 65, 8)), 8),
+    Sample("tokens_learnt", between(behind_learnt_ones, a=weight(1, 3, 8), b=weight(1, 67, 8)), 8),
+    Sample("some_of_the_embeddings", between(lambda m, x: image(tokens(x) + m.a[:, 1:]), a=weight(1, 65, 8)), 8),
+    Sample("embeddings_resized", between(lambda m, x: x + F.interpolate(m.a.view(1, 4, 4, 8).permute(0, 3, 1, 2), (8, 8)), a=weight(1, 16, 8)), 8),
+    Sample("embeddings_normalised", between(lambda m, x: x + m.a.softmax(0)[:, :, None], a=weight(8, 8)), 0),
+    Sample("rows_of_a_table", between(lambda m, x: x * m.a[0] + m.a[1], a=weight(2, 8, 1, 1)), 8),
+    Sample("parts_of_a_table", between(lambda m, x: torch.addcmul(*[part[0] for part in m.a.chunk(2)], x), a=weight(2, 8, 1, 1)), 8),
+    Sample("table_from_two_sides", between(partial(added_twice, turned=False), a=conv(8, 8), b=weight(8, 8)), 8),
+    Sample("table_in_two_directions", between(partial(added_twice, turned=True), a=conv(8, 8), b=weight(8, 8)), 0),
     Sample("list_of_chunks", between(grown, a=conv(4, 4), head=16), 8),
     Sample("padded_where_needed", between(padded_same, a=conv(8, 6), head=6), 14),
     Sample("literal_in_a_branch_on_the_data", between(lambda m, x: by_data(x)), 0),

@@ -310,7 +310,7 @@ def between(*middle: nn.Module, width: int = 8, head: Sequence[nn.Module] = ()) 
 OTHER = (
     Entry("map_attention", lambda: between(MapAttention(8)), merges=6),
     Entry("non_local", lambda: between(NonLocal(8, 4)), merges=18),
-    Entry("vit", ViT, merges=24, keeps_class=True),
+    Entry("vit", ViT, merges=32),
     Entry("siamese", Siamese, ((2, 3, 16, 16), (2, 3, 16, 16)), 26, True),
     Entry("dict_output", Heads, merges=8, keeps_class=True),
     Entry("audio", Audio, ((2, 1, 20),), 44, True),

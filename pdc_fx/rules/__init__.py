@@ -12,11 +12,13 @@ from pdc_fx.rules import (
     places,
     spatial,
 )
-from pdc_fx.rules.base import Declined, Flow, Site, Value, Weight, apply_rule
+from pdc_fx.rules.application import apply_rule
+from pdc_fx.rules.base import Declined, Flow, Site, Value
 from pdc_fx.rules.channels import Channels, mix
 from pdc_fx.rules.literals import Edit, literal
 from pdc_fx.rules.registry import registered, rule
 from pdc_fx.rules.resize import resize_rule
+from pdc_fx.rules.weights import Weight
 
 __all__ = [
     "Channels",

@@ -6,7 +6,7 @@ which axis of which tensor produces, reads or rides on which channels; analysis,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -16,27 +16,10 @@ from torch import Tensor, fx, nn
 
 from pdc_fx.ir import MacSite, Role
 from pdc_fx.rules.channels import FIXED, Channels, Shape, mix
+from pdc_fx.rules.weights import View, Weight
 from pdc_fx.trace import Recording, function_name
 
-
-@dataclass(frozen=True)
-class Weight:
-    """A parameter or buffer of the model, used as it is or with its axes in another ``order``."""
-
-    name: str
-    shape: Shape
-    order: Shape | None = None
-
-    def axis(self, dim: int) -> int:
-        """The axis of the stored tensor that is axis ``dim`` here."""
-        return dim if self.order is None else self.order[dim]
-
-    def permuted(self, order: Sequence[int]) -> Weight:
-        """The same parameter with its axes in another order: ``w.t()``."""
-        return Weight(self.name, tuple(self.shape[d] for d in order), tuple(self.axis(d) for d in order))
-
-
-Value = Channels | Weight | tuple[Any, ...] | list[Any] | None
+Value = Channels | Weight | View | tuple[Any, ...] | list[Any] | None
 
 
 @dataclass
@@ -75,7 +58,10 @@ class Flow:
         balanced: labels whose clusters must be of one size, and the module that asks for it.
         sites: where multiply-accumulates happen; fixed_macs: those that no merge changes.
         unheld: (module, reason) -> channels that no parameter holds, and which stay.
+        settled: parameter -> the axis of it that turned out to hold channels, where views of it were followed along several.
         labels: how many labels there are.
+        like: the analysis of the network that this one was made of by a merge: parameters hold channels along the same axes, even where a
+            single one is left.
     """
 
     recording: Recording
@@ -90,8 +76,10 @@ class Flow:
     balanced: list[tuple[Tensor, str]] = field(default_factory=list)
     sites: list[MacSite] = field(default_factory=list)
     unheld: dict[tuple[str, str], int] = field(default_factory=dict)
+    settled: dict[str, int] = field(default_factory=dict)
     fixed_macs: int = 0
     labels: int = 0
+    like: Flow | None = None
 
     def first(self, call: fx.Node) -> Value:
         """The abstract value of the tensor that a call is given first; None where it is given none."""
@@ -161,6 +149,27 @@ class Flow:
         labels = labels[labels != FIXED]
         if len(labels):
             self.frozen.append((labels, reason, module))
+
+    def holds(self, weight: Weight, dim: int) -> bool:
+        """Whether channels were found along an axis of a parameter."""
+        axis = self.axes.get((weight.name, weight.axis(dim)))
+        return axis is not None and bool((axis.label != FIXED).any())
+
+    def settle(self) -> None:
+        """Say of views of parameters, now that all is known, where their channels lie."""
+
+        def found(value: Value) -> Value:
+            if isinstance(value, (list, tuple)):
+                return type(value)(map(found, value))
+            if not isinstance(value, View):
+                return value
+            axis = self.settled.get(value.weight.name)
+            dim = next((dim for dim in value.along if value.weight.axis(dim) == axis), None)
+            if dim is None or axis is None:
+                return Channels.fixed(value.shape)
+            return value.holding(dim, self.axes[value.weight.name, axis].label)
+
+        self.values = {node: found(value) for node, value in self.values.items()}
 
     def is_frozen(self, labels: Tensor) -> bool:
         """Whether all these labels are known to stay by now."""
@@ -250,17 +259,49 @@ class Site:
         value = self.value(argument)
         if isinstance(value, Channels):
             return value
-        if isinstance(value, Weight):
-            return self.riding(value, [d for d, size in enumerate(value.shape) if size > 1])
+        if (view := self.view(value)) is not None:
+            return self.riding(view, list(view.along))
         raise Declined(f"expects a tensor and got {type(argument).__name__}")
 
-    def riding(self, weight: Weight, dims: Sequence[int]) -> Channels:
-        """A channel-wise parameter as an abstract value with channels along its only axis in ``dims``."""
-        if len(dims) != 1:
+    def view(self, value: Value) -> View | None:
+        """A parameter, or what was made of one, with the axes of it that might hold channels: those of more than one entry."""
+        if not isinstance(value, Weight):
+            return value if isinstance(value, View) else None
+        like, dims = self.flow.like, range(len(value.shape))
+        return View.of(value, value.wide if like is None else [dim for dim in dims if like.holds(value, dim)])
+
+    def meeting(self, argument: Any, varying: Collection[int], beside: Collection[int] = ()) -> Channels:
+        """As :meth:`channels`, but of a parameter that axis holds channels which lies where what it meets has some.
+
+        Args:
+            varying: axes along which what it meets has channels.
+            beside: those to leave aside where several fit: along them channels of several layers lie.
+        """
+        view = self.view(self.value(argument))
+        if view is None or not varying:
+            return self.channels(argument)
+        fits = [dim for dim, along in view.along.items() if along.varying and set(along.varying) <= set(varying)]
+        if len(fits) > 1:
+            fits = [dim for dim in fits if not set(view.along[dim].varying) <= set(beside)]
+        if fits:
+            return self.riding(view, fits)
+        for dim in view.weight.wide:
+            self.hold(view.weight, dim, "channelwise")
+        everywhere = frozenset(range(0 if view.weight.wide else len(view.shape)))
+        repeated = [along.same for along in view.along.values()] or [everywhere]
+        return Channels.fixed(view.shape, frozenset.intersection(*repeated))
+
+    def riding(self, view: View, dims: Sequence[int]) -> Channels:
+        """A channel-wise parameter as an abstract value with channels along its only axis in ``dims``; others hold none."""
+        weight = view.weight
+        axis = weight.axis(dims[0]) if len(dims) == 1 else None
+        if axis is None or (view.moved and self.flow.settled.setdefault(weight.name, axis) != axis):
             self.freeze_weight(weight, "is used as a whole")
-            return Channels.fixed(weight.shape)
-        label = self.ride_new(weight, dims[0])
-        return self.laid(label, torch.zeros_like(label), dims[0], weight.shape)
+            return Channels.fixed(view.shape)
+        for dim in weight.wide:
+            if dim not in dims:
+                self.hold(weight, dim, "channelwise")
+        return view.holding(dims[0], self.ride_new(weight, dims[0]))
 
     def ride_new(self, weight: Weight, dim: int) -> Tensor:
         """Labels of a channel-wise parameter that meets channels only later."""
@@ -363,6 +404,8 @@ class Site:
             self.flow.freeze(value.label, reason, self.module)
         elif isinstance(value, Weight):
             self.freeze_weight(value, reason)
+        elif isinstance(value, View):
+            self.freeze_weight(value.weight, reason)
         elif isinstance(value, (tuple, list)):
             for item in value:
                 self.freeze_value(item, reason)
@@ -409,57 +452,6 @@ def beside_first(call: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call, by position and by name, but for the tensor that it is given first."""
     first = argument_of(call, 0, "input")
     return call.args[1:], {name: value for name, value in call.kwargs.items() if value is not first}
-
-
-def apply_rule(site: Site, rule: Rule | None) -> Value:
-    """Run the rule of a call; without one, or where it declines, freeze all that the call touches and say why."""
-    own = site.node.meta.get("own", {})
-    value: Value = None
-    try:
-        if site.node.meta.get("bypass"):
-            raise Declined(
-                "runs or hands out memory where it cannot be followed (TorchScript, a C++ extension, dlpack)"
-            )
-        if rule is None:
-            raise Declined("has no rule")
-        if any(
-            alias.op == "get_attr" or max(alias.users, default=alias) > site.node
-            for alias in site.node.meta.get("aliased", ())
-        ):
-            raise Declined("changes in place a tensor that other views share")
-        value = rule(site)
-        _require_sense(site, value)
-        return value
-    except Declined as reason:
-        name, where = function_name(site.node.target), site.node.meta.get("source", "")
-        text = f"{name} {reason} ({where})"
-        if reason.made:
-            site.flow.unheld[site.module, text] = reason.made
-        site.freeze([list(site.node.args), dict(site.node.kwargs), site.node.meta.get("aliased", []), own], text)
-        site.freeze_value(value, text)
-        for alias in site.node.meta.get("aliased", ()):  # what held one value all along may do so no longer
-            if isinstance(known := site.flow.values.get(alias), Channels):
-                site.flow.values[alias] = replace(known, same=frozenset())
-        return fixed_result(site.node)
-
-
-def _require_sense(site: Site, value: Value) -> None:
-    """What every rule for a call must do, its author being somebody else."""
-    shape = site.node.meta.get("shape")
-    if value is None and shape is not None:
-        raise Declined("has a rule that says nothing about its result")
-    if isinstance(value, Channels) and value.shape != shape:
-        raise Declined(f"has a rule that gives the shape {value.shape} for {shape}")
-    for name, node in site.node.meta.get("own", {}).items():
-        weight, tensor = site.weight(node), node.meta["shape"]
-        if weight is not None and weight.name not in site.flow.recording.parameters:
-            continue
-        if (
-            weight is not None
-            and max(tensor, default=1) > 1
-            and not any(key[0] == weight.name for key in site.flow.axes)
-        ):
-            raise Declined(f"has a rule that says nothing about the parameter '{name}'")
 
 
 def fixed_result(node: fx.Node) -> Value:

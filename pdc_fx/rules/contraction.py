@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from pdc_fx.rules.base import Declined, Site, Value, Weight, weightless
+from pdc_fx.rules.base import Declined, Site, Value, weightless
 from pdc_fx.rules.channels import Channels, Shape
 from pdc_fx.rules.elementwise import aligned, met
 from pdc_fx.rules.registry import rule
+from pdc_fx.rules.weights import Weight
 
 Letters = tuple[Hashable, ...]
 Operand = tuple[Any, Letters]

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pdc_fx.rules.base import Site, Value, Weight, weightless
+from pdc_fx.rules.base import Site, Value, weightless
 from pdc_fx.rules.channels import Channels, mix
 from pdc_fx.rules.literals import Edit, literal
 from pdc_fx.rules.places import in_a_row, spread
 from pdc_fx.rules.registry import rule
+from pdc_fx.rules.weights import Weight
 
 
 def _weight(site: Site, positions: int) -> Weight:

@@ -7,10 +7,12 @@ gives every channel the same and couples nothing; which gate it was goes into th
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, fx
 
-from pdc_fx.rules.base import Declined, Site, Value, Weight
+from pdc_fx.rules.base import Declined, Site, Value
 from pdc_fx.rules.channels import Channels, Shape, mix
 from pdc_fx.rules.registry import getter, rule
 
@@ -75,9 +77,10 @@ def prelu(site: Site) -> Value:
 def combine(site: Site, nodes: list[fx.Node]) -> Channels:
     """The element-wise combination of tensors that broadcast against each other."""
     rank = len(site.shape)
-    values = [site.value(node) for node in nodes]
-    varying = {d + rank - len(v.shape) for v in values if isinstance(v, Channels) for d in v.varying}
-    return met(site, site.shape, [aligned(site, node, rank, varying) for node in nodes])
+    known = [lifted(v, rank - len(v.shape)) for v in map(site.value, nodes) if isinstance(v, Channels)]
+    varying = {d for value in known for d in value.varying}
+    branches = _branches(site, known)
+    return met(site, site.shape, [aligned(site, node, rank, varying, branches) for node in nodes])
 
 
 def met(site: Site, shape: Shape, operands: list[Channels]) -> Channels:
@@ -121,12 +124,19 @@ def met(site: Site, shape: Shape, operands: list[Channels]) -> Channels:
 
 
 def _branches(site: Site, operands: list[Channels]) -> set[int]:
-    """Axes along which channels of several layers lie side by side, as ``stack`` lays them, beside an axis of each layer's own."""
+    """Axes along which channels of several layers lie side by side, as ``stack`` lays them, beside an axis of each layer's own.
+
+    Some of them may follow each other, as the tokens of an image do behind one that was learnt.
+    """
     found = set()
     for value in operands:
         if len(value.varying) > 1:
             maker = site.flow.makers_of(value.label)
-            apart = {dim for dim in value.varying if bool((maker.diff(dim=dim) != 0).all())}
+            apart = {
+                dim
+                for dim in value.varying
+                if bool(((maker.diff(dim=dim) != 0) | (value.label.diff(dim=dim) == 0)).all())
+            }
             found |= apart if apart < set(value.varying) else set()
     return found
 
@@ -140,19 +150,11 @@ def _meet(site: Site, a: Tensor, b: Tensor) -> None:
         site.flow.unify(a, b, site.module, "is combined with")
 
 
-def aligned(site: Site, node: fx.Node, rank: int, varying: set[int]) -> Channels:
+def aligned(site: Site, node: fx.Node, rank: int, varying: Collection[int], beside: Collection[int] = ()) -> Channels:
     """The operand with as many axes as the result; a parameter takes part along the axis in which channels vary."""
-    value = site.value(node)
     missing = rank - len(node.meta["shape"])
-    if isinstance(value, Weight) and varying:
-        own = [d for d, size in enumerate(value.shape) if size > 1 and d + missing in varying]
-        for d, size in enumerate(value.shape):
-            if size > 1 and d not in own:
-                site.hold(value, d, "channelwise")
-        value = site.riding(value, own) if own else Channels.fixed(value.shape, same=range(len(value.shape)))
-    else:
-        value = site.channels(node)
-    return lifted(value, missing)
+    inner, aside = ({d - missing for d in axes} for axes in (varying, beside))
+    return lifted(site.meeting(node, inner, aside), missing)
 
 
 def lifted(value: Channels, missing: int) -> Channels:

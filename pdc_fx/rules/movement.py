@@ -124,9 +124,10 @@ def permute(site: Site) -> Value:
 @rule("cat concat concatenate")
 def cat(site: Site) -> Value:
     """``cat(tensors, dim)``."""
-    parts = [site.channels(node) for node in site.argument(0, "tensors")]
+    nodes = site.argument(0, "tensors")
     dim = int(site.argument(1, "dim", 0)) % len(site.shape)
-    return joined(site, parts, dim)
+    varying = {d for v in map(site.value, nodes) if isinstance(v, Channels) for d in v.varying}
+    return joined(site, [site.meeting(node, varying, {dim}) for node in nodes], dim)
 
 
 @rule("stack")
