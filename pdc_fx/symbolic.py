@@ -38,9 +38,10 @@ from pdc_fx.trace import (
 # Modules without parameters whose sizes may have to follow the channels: traced through, so that a node of the graph holds them.
 _OPEN = (nn.ChannelShuffle, nn.Flatten, nn.Unflatten, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 
-# Functions that torch calls without asking proxies among their arguments, which are sizes or values.
+# Functions that torch calls without asking proxies among their arguments, which are sizes, values or dtypes.
 _CREATION = ("zeros", "ones", "full", "empty", "arange", "linspace", "eye", "rand", "randn")
 _CONVERSION = ("tensor", "as_tensor", "asarray")
+_PRECISION = ("finfo", "iinfo")
 
 # What a tensor is asked for the number of its axes.
 _RANK = {"ndim", "dim", "ndimension"}
@@ -251,7 +252,7 @@ class _Tracer(fx.Tracer):
         check = torch._check_with  # of which torch._check and its kind are made
         is_instance_of = torch.jit.isinstance
         in_torch: dict[str, Callable[..., Any]] = {
-            name: guarded(getattr(torch, name)) for name in (*_CREATION, *_CONVERSION)
+            name: guarded(getattr(torch, name)) for name in (*_CREATION, *_CONVERSION, *_PRECISION)
         }
         in_torch |= {"_check_with": checked, "is_tensor": lambda value: is_instance(value, Tensor)}
         in_jit = {"isinstance": lambda value, kinds: is_instance_of(_value_of(value), kinds)}  # type: ignore[no-untyped-call]

@@ -718,6 +718,10 @@ EDITED: dict[str, tuple[Callable[[], Net], Inputs]] = {
     ),
     "checks_a_size": (lambda: Net(ensured, written=True), X),
     "slices_of_a_sequence": (Sliced, X),
+    "asks_for_the_least_number": (
+        lambda: Net(lambda _, x: x.masked_fill(x == 0, torch.finfo(x.dtype).min).clamp(min=-1), written=True),
+        X,
+    ),
     "asks_of_tensors_and_sizes": (lambda: Net(asking, written=True), X),
 }
 
