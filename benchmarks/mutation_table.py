@@ -917,8 +917,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "views-used-as-wholes",
         "pdc_fx/rules/application.py",
-        "    if view is None or not (view.moved or len(view.weight.wide) > 1):",
-        "    if view is None or True:",
+        "    if not (view.moved or len(view.weight.wide) > 1):",
+        "    if True:",
         "a part of a table of embeddings keeps the channels that it is added to",
         tests("rules", "merges_what_it_should_and_exactly"),
     ),
@@ -933,7 +933,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "mixed-entries-are-apart",
         "pdc_fx/rules/application.py",
-        "    return result if flow == untouched else None",
+        "    return result if flow == Flow(site.flow.recording, values, labels=labels) else None",
         "    return result",
         "a softmax over the entries of a table counts as none of their channels mixing",
         tests("rules", "merges_what_it_should_and_exactly"),

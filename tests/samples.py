@@ -426,6 +426,7 @@ SAMPLES = (
     Sample("embeddings_normalised", between(lambda m, x: x + m.a.softmax(0)[:, :, None], a=weight(8, 8)), 0),
     Sample("rows_of_a_table", between(lambda m, x: x * m.a[0] + m.a[1], a=weight(2, 8, 1, 1)), 8),
     Sample("parts_of_a_table", between(lambda m, x: torch.addcmul(*[part[0] for part in m.a.chunk(2)], x), a=weight(2, 8, 1, 1)), 8),
+    Sample("table_and_constants", between(lambda m, x: x + (m.a * torch.ones(3, 1) + 1)[torch.tensor([2, 0])].mean(0)[:, None, None], a=weight(3, 8)), 8),
     Sample("table_from_two_sides", between(partial(added_twice, turned=False), a=conv(8, 8), b=weight(8, 8)), 8),
     Sample("table_in_two_directions", between(partial(added_twice, turned=True), a=conv(8, 8), b=weight(8, 8)), 0),
     Sample("list_of_chunks", between(grown, a=conv(4, 4), head=16), 8),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import fx
+
 from pdc_fx.rules.base import Declined, Flow, Rule, Site, Value, fixed_result
-from pdc_fx.rules.channels import Channels
+from pdc_fx.rules.channels import FIXED, Channels
 from pdc_fx.rules.weights import View, Weight
 from pdc_fx.trace import function_name
 
@@ -44,15 +46,24 @@ def apply_rule(site: Site, rule: Rule | None) -> Value:
 
 
 def _viewed(site: Site, rule: Rule) -> Value:
-    """What a call makes of one parameter alone, of which several axes might hold channels; None of any other call."""
-    inputs = site.node.all_input_nodes
-    value = site.value(inputs[0]) if len(inputs) == 1 and "own" not in site.node.meta else None
-    view = site.view(value)
-    if view is None or not (view.moved or len(view.weight.wide) > 1):
+    """What a call makes of one parameter, of which several axes might hold channels, and of what holds none; None of any other call."""
+    if "own" in site.node.meta:
         return None
-    if isinstance(value, Weight) and isinstance(moved := _alone(site, rule, value, 0), Weight):
+    values = {node: site.value(node) for node in site.node.all_input_nodes}
+    seen = {node: view for node, value in values.items() if (view := site.view(value)) is not None}
+    rest = [value for node, value in values.items() if node not in seen]
+    if len(seen) != 1 or not all(isinstance(v, Channels) and bool((v.label == FIXED).all()) for v in rest):
+        return None
+    [(given, view)] = seen.items()
+    if not (view.moved or len(view.weight.wide) > 1):
+        return None
+
+    def alone(value: Value, labels: int = 0) -> Value:
+        return _alone(site, rule, {**values, given: value}, labels)
+
+    if isinstance(values[given], Weight) and isinstance(moved := alone(values[given]), Weight):
         return moved
-    tried = {dim: _alone(site, rule, along, view.weight.shape[dim]) for dim, along in view.along.items()}
+    tried = {dim: alone(along, view.weight.shape[dim]) for dim, along in view.along.items()}
     found = {dim: result for dim, result in tried.items() if result is not None}
     if not found:
         return None
@@ -66,15 +77,14 @@ def _viewed(site: Site, rule: Rule) -> Value:
     return views if isinstance(next(iter(found.values())), (list, tuple)) else views[0]
 
 
-def _alone(site: Site, rule: Rule, value: Value, labels: int) -> Value:
-    """The result of a rule that only moves ``value``, a stand-in for what its call is given; None if it states anything of channels."""
-    flow = Flow(site.flow.recording, {site.node.all_input_nodes[0]: value}, labels=labels)
+def _alone(site: Site, rule: Rule, values: dict[fx.Node, Value], labels: int) -> Value:
+    """The result of a rule where arguments have these values, so many labels among them; None if it states anything of channels."""
+    flow = Flow(site.flow.recording, values, labels=labels)
     try:
         result = rule(replace(site, flow=flow))
     except Declined:
         return None
-    untouched = Flow(site.flow.recording, flow.values, labels=labels)
-    return result if flow == untouched else None
+    return result if flow == Flow(site.flow.recording, values, labels=labels) else None
 
 
 def _require_sense(site: Site, value: Value) -> None:
