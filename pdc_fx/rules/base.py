@@ -260,7 +260,7 @@ class Site:
         if isinstance(value, Channels):
             return value
         if (view := self.view(value)) is not None:
-            return self.riding(view, list(view.along))
+            return self.riding(view, [] if view.moved else list(view.along))
         raise Declined(f"expects a tensor and got {type(argument).__name__}")
 
     def view(self, value: Value) -> View | None:
@@ -294,10 +294,11 @@ class Site:
     def riding(self, view: View, dims: Sequence[int]) -> Channels:
         """A channel-wise parameter as an abstract value with channels along its only axis in ``dims``; others hold none."""
         weight = view.weight
-        axis = weight.axis(dims[0]) if len(dims) == 1 else None
-        if axis is None or (view.moved and self.flow.settled.setdefault(weight.name, axis) != axis):
+        if len(dims) != 1:
             self.freeze_weight(weight, "is used as a whole")
             return Channels.fixed(view.shape)
+        if view.moved:  # what is moved otherwise another time holds channels along an axis that is held here, and stays
+            self.flow.settled.setdefault(weight.name, weight.axis(dims[0]))
         for dim in weight.wide:
             if dim not in dims:
                 self.hold(weight, dim, "channelwise")
