@@ -965,8 +965,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "helpers-do-not-know-proxies",
         "pdc_fx/symbolic.py",
-        "    loaded = list(sys.modules.values())",
-        "    loaded: list[Any] = []",
+        "    for name, module in list(sys.modules.items()):",
+        "    for name, module in list[Any]():",
         "functions of other files take a proxy for no tensor",
         tests("what_models_do", "a_written_size_is_edited_whatever_else_the_forward_pass_does"),
     ),

@@ -46,9 +46,6 @@ _PRECISION = ("finfo", "iinfo")
 # What a tensor is asked for the number of its axes.
 _RANK = {"ndim", "dim", "ndimension"}
 
-# Packages whose code asks nothing of proxies that it does not know, or is ours.
-_LEFT_ALONE = {"torch", "pdc_fx", "builtins", *sys.stdlib_module_names} - {"__main__"}
-
 # Those in which a network is delivered and proved: of real and of complex numbers.
 _PRECISIONS = ((torch.float32, torch.complex64), (torch.float64, torch.complex128))
 
@@ -372,11 +369,12 @@ def _replaced(space: dict[str, Any], stand_ins: dict[str, Any]) -> Iterator[None
 
 def _namespaces(model: nn.Module) -> list[dict[str, Any]]:
     """The global names that code of a forward pass, and what it calls, may look up: those of every module, but for some packages."""
-    forwards = [type(module).forward for module in model.modules()]  # which may be of a file that is no module
-    loaded = list(sys.modules.values())  # and of what tools put there as well
-    spaces = [getattr(f, "__globals__", None) for f in forwards] + [getattr(m, "__dict__", None) for m in loaded]
+    spaces: list[Any] = [getattr(type(module).forward, "__globals__", None) for module in model.modules()]
+    for name, module in list(sys.modules.items()):  # where tools put other things as well
+        if name.partition(".")[0] not in sys.stdlib_module_names:
+            spaces.append(getattr(module, "__dict__", None))
     names = {id(space): space for space in spaces if isinstance(space, dict)}.values()
-    return [space for space in names if str(space.get("__name__")).partition(".")[0] not in _LEFT_ALONE]
+    return [space for space in names if str(space.get("__name__")).partition(".")[0] not in ("torch", "pdc_fx")]
 
 
 def _value_of(leaf: Any) -> Any:

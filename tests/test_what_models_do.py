@@ -726,6 +726,13 @@ EDITED: dict[str, tuple[Callable[[], Net], Inputs]] = {
 }
 
 
+def test_a_file_may_be_called_like_one_of_python() -> None:
+    names: dict[str, Any] = {"__name__": "statistics", "Net": Net, "Tensor": Tensor}
+    forward = "def forward(self, x): return Net.forward(self, x if isinstance(x, Tensor) else x[0])"
+    exec(f"class Named(Net):\n    {forward}", names)
+    assert [group.channels for group in pdc_fx.analyze(names["Named"](written=True), X).groups] == [16, 16]
+
+
 @pytest.mark.parametrize("name", EDITED)
 def test_a_written_size_is_edited_whatever_else_the_forward_pass_does(name: str) -> None:
     torch.manual_seed(0)
